@@ -1,0 +1,77 @@
+"""Every error that cgal raises on purpose; each says which, why, where and what to do.
+
+One root, so that a caller can tell "the user can mend this" (`CgalError`) from a defect (anything else).
+"""
+
+__all__ = [
+    "BackmappingError",
+    "BadCheckpoint",
+    "BadFile",
+    "BadParams",
+    "BadStructure",
+    "BadTrajectory",
+    "CampaignLocked",
+    "CgalError",
+    "DatasetChanged",
+    "EmptyTrajectory",
+    "OracleError",
+    "PreflightFailed",
+    "QuorumMissed",
+    "VersioningError",
+]
+
+
+class CgalError(Exception):
+    """Something the user can mend; the message says how."""
+
+
+class BadParams(CgalError):
+    """`params.yaml` has an unknown key, a wrong type or a value outside its bounds."""
+
+
+class BadFile(CgalError):
+    """A file is missing, truncated, of another format, or could not be written."""
+
+
+class BadStructure(CgalError):
+    """A sequence or structure that the force field or the bead mapping cannot take."""
+
+
+class BadTrajectory(CgalError):
+    """An imported trajectory does not fit its topology, lacks forces, is not finite, or is wrapped."""
+
+
+class BadCheckpoint(CgalError):
+    """A model checkpoint belongs to another protein, another format or another architecture."""
+
+
+class DatasetChanged(CgalError):
+    """A shard's bytes are not those that the manifest records."""
+
+
+class EmptyTrajectory(CgalError):
+    """No usable frame is left to work on."""
+
+
+class PreflightFailed(CgalError):
+    """The trained model predicts held-out forces no better than the prior alone."""
+
+
+class BackmappingError(CgalError):
+    """A coarse-grained frame could not be rebuilt to a sound all-atom structure."""
+
+
+class OracleError(CgalError):
+    """All-atom labelling of one frame failed."""
+
+
+class QuorumMissed(CgalError):
+    """Too few of a round's frames could be labelled."""
+
+
+class CampaignLocked(CgalError):
+    """Another process runs a campaign in this working copy."""
+
+
+class VersioningError(CgalError):
+    """DVC or git could not record or restore a round."""

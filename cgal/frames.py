@@ -1,0 +1,321 @@
+"""The nouns of the pipeline, frozen, and the files that hold them.
+
+Axes are `frames x beads x 3` (or atoms for beads); positions in nm, forces in kJ/mol/nm, times in ps.
+Coordinates and forces are float32. Every `take` returns a new object and leaves the old one as it was.
+"""
+
+import json
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, Self
+
+import mdtraj
+import numpy as np
+from jaxtyping import Float32, Float64, Int32, Shaped
+from mdtraj.formats.hdf5 import HDF5TrajectoryFile
+
+from cgal.errors import BadStructure
+from cgal.files import decode, read_hdf5, write_hdf5
+
+__all__ = [
+    "RESIDUE_NAMES",
+    "AtomFrames",
+    "CGTrajectory",
+    "LabelledFrames",
+    "ReplicaFate",
+    "bead_topology",
+    "check_sequence",
+]
+
+RESIDUE_NAMES = {
+    "A": "ALA", "R": "ARG", "N": "ASN", "D": "ASP", "C": "CYS", "Q": "GLN", "E": "GLU", "G": "GLY", "H": "HIS", "I": "ILE",
+    "L": "LEU", "K": "LYS", "M": "MET", "F": "PHE", "P": "PRO", "S": "SER", "T": "THR", "W": "TRP", "Y": "TYR", "V": "VAL",
+}  # fmt: skip
+"""The twenty amino acids, one letter to three."""
+
+
+def check_sequence(sequence: str) -> str:
+    """Return the sequence if every letter is one of the twenty amino acids; raises BadStructure naming the first that is not."""
+    for position, letter in enumerate(sequence, start=1):
+        if letter not in RESIDUE_NAMES:
+            raise BadStructure(
+                f"sequence {sequence!r}: letter {letter!r} at position {position} is no amino acid; "
+                f"use the one-letter codes {''.join(sorted(RESIDUE_NAMES))}"
+            )
+    if len(sequence) < 4:
+        raise BadStructure(f"sequence {sequence!r}: a model needs at least 4 residues (one dihedral)")
+    return sequence
+
+
+def bead_topology(sequence: str) -> mdtraj.Topology:
+    """Topology of one C-alpha bead a residue, bonded along the chain."""
+    topology = mdtraj.Topology()
+    chain = topology.add_chain()
+    for number, letter in enumerate(check_sequence(sequence), start=1):
+        residue = topology.add_residue(RESIDUE_NAMES[letter], chain, resSeq=number)
+        topology.add_atom("CA", mdtraj.element.carbon, residue)
+    atoms = list(topology.atoms)
+    for first, second in zip(atoms, atoms[1:], strict=False):
+        topology.add_bond(first, second)
+    return topology
+
+
+@dataclass(frozen=True)
+class ReplicaFate:
+    """How a simulated replica ended: `cause` is "completed", "exploded", "imploded" or "not finite"."""
+
+    replica: int
+    last_step: int
+    cause: str
+
+    @property
+    def lost(self) -> bool:
+        """Whether the replica was quarantined before its last step."""
+        return self.cause != "completed"
+
+
+@dataclass(frozen=True, eq=False)
+class CGTrajectory:
+    """Frames of a coarse-grained trajectory: a model's simulation, or a projected all-atom reference.
+
+    `replica` tells which replica (or all-atom trajectory) a frame belongs to; frames of one replica are in order of time.
+    `weights` are statistical weights that sum to one, equal unless a reference brings its own.
+    `fates` is empty for a reference. On disk: HDF5 that `mdtraj.load` opens.
+    """
+
+    sequence: str
+    positions: Float32[np.ndarray, "frames beads 3"]
+    time_ps: Float64[np.ndarray, " frames"]
+    replica: Int32[np.ndarray, " frames"]
+    weights: Float64[np.ndarray, " frames"]
+    fates: tuple[ReplicaFate, ...] = ()
+
+    @classmethod
+    def from_positions(
+        cls,
+        sequence: str,
+        positions: Shaped[np.ndarray, "frames beads 3"],
+        time_ps: Shaped[np.ndarray, " frames"],
+        replica: Shaped[np.ndarray, " frames"],
+        fates: tuple[ReplicaFate, ...] = (),
+    ) -> Self:
+        """Build with equal weights, converting to the dtypes of the contract."""
+        return cls(
+            sequence,
+            np.ascontiguousarray(positions, dtype=np.float32),
+            np.asarray(time_ps, dtype=np.float64),
+            np.asarray(replica, dtype=np.int32),
+            np.full(len(positions), 1.0 / max(len(positions), 1)),
+            fates,
+        )
+
+    def __len__(self) -> int:
+        """Give the number of frames."""
+        return len(self.positions)
+
+    def take(self, indices: Shaped[np.ndarray, " picked"]) -> Self:
+        """Give the frames at `indices` (or where a boolean mask holds), weights renormalised."""
+        weights = self.weights[indices]
+        total = weights.sum()
+        return replace(
+            self,
+            positions=self.positions[indices],
+            time_ps=self.time_ps[indices],
+            replica=self.replica[indices],
+            weights=weights / total if total > 0 else weights,
+        )
+
+    def to_mdtraj(self) -> mdtraj.Trajectory:
+        """Give an mdtraj trajectory of C-alpha beads, without a box."""
+        return mdtraj.Trajectory(self.positions, bead_topology(self.sequence), time=self.time_ps)
+
+    def save(self, path: Path) -> None:
+        """Write HDF5 that `mdtraj.load` opens, with replica, weights and fates beside the coordinates."""
+        topology = HDF5TrajectoryFile.convert_topology_to_dict(bead_topology(self.sequence))
+        write_hdf5(
+            path,
+            {
+                "coordinates": self.positions,
+                "time": self.time_ps,
+                "replica": self.replica,
+                "weights": self.weights,
+                "topology": np.array([json.dumps(topology).encode("ascii")]),
+                "fates": json.dumps([[fate.replica, fate.last_step, fate.cause] for fate in self.fates]),
+            },
+            {
+                "cgal_kind": "cg-trajectory",
+                "conventions": "Pande",
+                "conventionVersion": "1.1",
+                "program": "cgal",
+                "programVersion": "0",
+                "application": "cgal",
+                "sequence": self.sequence,
+            },
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote; raises BadFile."""
+        with read_hdf5(path, "cg-trajectory") as handle:
+            return cls(
+                decode(handle.attrs["sequence"]),
+                handle["coordinates"][:],
+                handle["time"][:],
+                handle["replica"][:],
+                handle["weights"][:],
+                tuple(ReplicaFate(*fate) for fate in json.loads(decode(handle["fates"][()]))),
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledFrames:
+    """Bead positions with their projected forces: what a shard holds and what a network is trained on.
+
+    `trajectory` numbers the source trajectory of each frame, so that validation can hold out whole blocks of one.
+    `provenance` says where the frames come from (JSON-able).
+    """
+
+    sequence: str
+    positions: Float32[np.ndarray, "frames beads 3"]
+    forces: Float32[np.ndarray, "frames beads 3"]
+    trajectory: Int32[np.ndarray, " frames"]
+    time_ps: Float64[np.ndarray, " frames"]
+    provenance: dict[str, Any]
+
+    def __len__(self) -> int:
+        """Give the number of frames."""
+        return len(self.positions)
+
+    def take(self, indices: Shaped[np.ndarray, " picked"]) -> Self:
+        """Give the frames at `indices` (or where a boolean mask holds)."""
+        return replace(
+            self,
+            positions=self.positions[indices],
+            forces=self.forces[indices],
+            trajectory=self.trajectory[indices],
+            time_ps=self.time_ps[indices],
+        )
+
+    def save(self, path: Path) -> None:
+        """Write a shard."""
+        write_hdf5(
+            path,
+            {
+                "positions": self.positions,
+                "forces": self.forces,
+                "trajectory": self.trajectory,
+                "time_ps": self.time_ps,
+            },
+            {
+                "cgal_kind": "labelled-frames",
+                "sequence": self.sequence,
+                "provenance": json.dumps(self.provenance, sort_keys=True),
+            },
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a shard; raises BadFile."""
+        with read_hdf5(path, "labelled-frames") as handle:
+            return cls(
+                decode(handle.attrs["sequence"]),
+                handle["positions"][:],
+                handle["forces"][:],
+                handle["trajectory"][:],
+                handle["time_ps"][:],
+                json.loads(decode(handle.attrs["provenance"])),
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class AtomFrames:
+    """All-atom positions and forces, before projection: the imported seed, or the oracle's labels.
+
+    `pdb` is the topology as PDB text (its coordinates are those of some frame). `forces` are as OpenMM reports them,
+    without constraint forces; either instantaneous or averaged over a run with held C-alpha (`provenance["forces"]`
+    is "instantaneous" or "mean").
+    """
+
+    pdb: str
+    positions: Float32[np.ndarray, "frames atoms 3"]
+    forces: Float32[np.ndarray, "frames atoms 3"]
+    trajectory: Int32[np.ndarray, " frames"]
+    time_ps: Float64[np.ndarray, " frames"]
+    provenance: dict[str, Any]
+
+    def __len__(self) -> int:
+        """Give the number of frames."""
+        return len(self.positions)
+
+    def take(self, indices: Shaped[np.ndarray, " picked"]) -> Self:
+        """Give the frames at `indices` (or where a boolean mask holds)."""
+        return replace(
+            self,
+            positions=self.positions[indices],
+            forces=self.forces[indices],
+            trajectory=self.trajectory[indices],
+            time_ps=self.time_ps[indices],
+        )
+
+    @cached_property
+    def topology(self) -> mdtraj.Topology:
+        """The atoms, as mdtraj sees them."""
+        return read_pdb_text(self.pdb).topology
+
+    def save(self, path: Path) -> None:
+        """Write all-atom frames."""
+        write_hdf5(
+            path,
+            {
+                "positions": self.positions,
+                "forces": self.forces,
+                "trajectory": self.trajectory,
+                "time_ps": self.time_ps,
+                "pdb": self.pdb,
+            },
+            {"cgal_kind": "atom-frames", "provenance": json.dumps(self.provenance, sort_keys=True)},
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read all-atom frames; raises BadFile."""
+        with read_hdf5(path, "atom-frames") as handle:
+            return cls(
+                decode(handle["pdb"][()]),
+                handle["positions"][:],
+                handle["forces"][:],
+                handle["trajectory"][:],
+                handle["time_ps"][:],
+                json.loads(decode(handle.attrs["provenance"])),
+            )
+
+
+def read_pdb_text(pdb: str) -> mdtraj.Trajectory:
+    """Parse PDB text with mdtraj (which wants a file), dropping any box."""
+    with NamedTemporaryFile("w", suffix=".pdb") as stream:
+        stream.write(pdb)
+        stream.flush()
+        trajectory = mdtraj.load_pdb(stream.name, standard_names=False)
+    trajectory.unitcell_vectors = None
+    return trajectory
+
+
+def sequence_of(topology: mdtraj.Topology) -> str:
+    """One-letter sequence of a protein topology; raises BadStructure for a residue that is no amino acid."""
+    letters: list[str] = []
+    for residue in topology.residues:
+        if residue.code is None:
+            raise BadStructure(f"residue {residue} is no amino acid; strip water, ions and ligands first")
+        letters.append(residue.code)
+    return check_sequence("".join(letters))
+
+
+def alpha_carbons(topology: mdtraj.Topology) -> Shaped[np.ndarray, " beads"]:
+    """Indices of the C-alpha atoms, one a residue and in order; raises BadStructure when a residue has none."""
+    indices = topology.select("name CA")
+    if len(indices) != topology.n_residues:
+        raise BadStructure(f"{topology.n_residues} residues but {len(indices)} C-alpha atoms: every residue needs one")
+    return np.asarray(indices)

@@ -1,0 +1,16 @@
+"""How a long stage tells its caller where it is, without knowing who draws the bar."""
+
+from typing import Protocol
+
+__all__ = ["Progress", "silent"]
+
+
+class Progress(Protocol):
+    """Called by a stage whenever it has got on: `done` of `total` units, and what is going on in a few words."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Report progress; must return at once and never raise."""
+
+
+def silent(done: int, total: int, note: str = "") -> None:
+    """Report nothing."""
