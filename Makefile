@@ -1,2 +1,38 @@
-lock:
-	.venv/bin/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.12 --all-extras --group dev pyproject.toml -o requirements.lock
+# The one vocabulary: hooks, CI and people call these.
+.PHONY: setup demo test check bench serve lock
+SHELL := /bin/bash
+PY := .venv/bin/python
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+setup: .venv/installed ## .venv (Python 3.12) from requirements.lock
+
+.venv/installed: requirements.lock pyproject.toml
+	@python3 -c 'import sys; sys.exit(None if (3, 12) <= sys.version_info[:2] < (3, 14) else "python3 is %d.%d; cgal needs 3.12 or 3.13" % sys.version_info[:2])'
+	test -x $(PY) || python3 -m venv .venv
+	sed -n '/^uv==/,/^[^ ]*$$/p' requirements.lock | sed '/^[^u ]/d' > .venv/uv.lock
+	$(PY) -m pip install --quiet --require-hashes -r .venv/uv.lock
+	.venv/bin/uv pip install --quiet --python $(PY) --require-hashes -r requirements.lock
+	.venv/bin/uv pip install --quiet --python $(PY) --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup ## one real chignolin campaign: 2 acquisition rounds and a closing one
+	cgal run $(if $(NEW),--new $(NEW))
+
+test: check ## everything a change must pass
+	dvc pull --quiet --remote bundled data
+	pytest
+
+check: setup ## format, lint, types, import direction
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+
+bench: setup ## speed, side by side with peers
+	$(PY) -m benchmarks
+
+serve: setup ## Prefect and MLflow pages on loopback
+	cgal serve
+
+lock: ## requirements.lock from pyproject.toml: names, versions and hashes only
+	.venv/bin/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.12 --group dev pyproject.toml -o requirements.lock

@@ -1,0 +1,51 @@
+"""The campaign: rounds of active learning until the last one, each published before the next begins."""
+
+from pathlib import Path
+from time import monotonic
+
+from prefect import flow
+
+from cgal.dataset import load_manifest, round_index
+from flows.round import run_round
+from flows.steps import append_task, prepare_task, publish_task, track_task
+from flows.terminal import console
+from flows.versioning import Repository
+from flows.workspace import Workspace
+
+__all__ = ["active_learning"]
+
+
+@flow(name="active-learning", flow_run_name="{campaign}")
+def active_learning(root: Path, campaign: str) -> int:
+    """Run a campaign from where it stands to its closing round, and give that round's index.
+
+    1. prepare: fit force map and prior, project the seed to shard 0 (once a campaign);
+    2. run the round's stages;
+    3. publish: DVC records the bytes, git tags them `<campaign>/round-<k>`;
+    4. track: MLflow shows how good the round is;
+    5. append the labels as shard k + 1, which opens the next round; or stop after the closing one.
+
+    A tag that exists means that steps 2 and 3 are done: that is how a killed campaign goes on.
+    """
+    workspace, repository = Workspace(root), Repository(root)
+    prepare_task(workspace)(root)
+    while True:
+        k = round_index(load_manifest(workspace.data))
+        if not repository.is_published(campaign, k):
+            _run_and_publish(workspace, k)
+        track_task(k, workspace)(root)
+        if k >= workspace.params.campaign.rounds:
+            return k
+        frames = append_task(k, workspace)(root)
+        console.print(f"[green]✓[/green] append-r{k:03d}: {frames} labelled frames open round {k + 1}")
+
+
+def _run_and_publish(workspace: Workspace, k: int) -> None:
+    started = monotonic()
+    before = workspace.timings(k)
+    console.rule(f"round {k} of {workspace.params.campaign.rounds}", align="left")
+    run_round(workspace.root, k)
+    stages = sum(seconds for stage, seconds in workspace.timings(k).items() if before.get(stage) != seconds)
+    workspace.add_timing(k, "overhead", monotonic() - started - stages)
+    tag = publish_task(k, workspace)(workspace.root)
+    console.print(f"[green]✓[/green] published {tag}")

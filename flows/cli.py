@@ -1,0 +1,176 @@
+"""The command line: `cgal ...`. Heavy packages are imported inside the commands, so that `cgal --help` is instant."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cgal.errors import CgalError
+
+app = typer.Typer(
+    help="Active learning for coarse-grained machine-learned molecular dynamics.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Root = Annotated[Path, typer.Option("--root", help="The project's folder.", file_okay=False)]
+HERE = Path()
+
+
+def main() -> None:
+    """Run the command line; an error that the user can mend is one message and exit code 1."""
+    try:
+        app()
+    except CgalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def run(
+    root: Root = HERE,
+    new: Annotated[str | None, typer.Option(help="Start a new campaign of this name from the seed.")] = None,
+) -> None:
+    """Run the campaign of params.yaml from where it stands to its closing round."""
+    root = _open(root)
+    from flows.campaign import campaign_state, continue_campaign, fetch_data, new_campaign
+    from flows.terminal import console
+    from flows.versioning import CampaignLock, Repository
+    from flows.workspace import Workspace
+
+    workspace, repository = Workspace(root), Repository(root)
+    with CampaignLock(root, new or workspace.params.campaign.name):
+        fetch_data(workspace, repository)
+        if new:
+            workspace = new_campaign(workspace, repository, new)
+        state = campaign_state(workspace, repository)
+        if state.complete:
+            console.print(f"Campaign {state.name} is complete (rounds 0 to {state.last_published}).")
+        else:
+            continue_campaign(workspace, repository, state)
+            console.print(_opening(state))
+            _run_flow(root, state.name)
+    _print_campaign(root, state.name)
+    if state.complete:
+        console.print(f"Start another from the seed: [bold]cgal run --new {_next_name(state.name)}[/bold]")
+
+
+def _opening(state: Any) -> str:
+    if state.last_published is None:
+        return f"Campaign {state.name}: {state.closing} acquisition rounds and a closing one."
+    return f"Campaign {state.name} goes on: rounds 0 to {state.last_published} are published."
+
+
+def _run_flow(root: Path, campaign: str) -> None:
+    from flows.terminal import console
+
+    with console.status("starting Prefect (first start takes some seconds)"):
+        from flows.active_learning import active_learning
+    active_learning(root, campaign)
+
+
+def _next_name(name: str) -> str:
+    stem = name.rstrip("0123456789")
+    number = name[len(stem) :]
+    return f"{stem}{int(number) + 1}" if number else f"{name}2"
+
+
+@app.command()
+def stage(name: Annotated[str, typer.Argument(help="train, simulate, benchmark, select or label.")], root: Root = HERE) -> None:
+    """Run one stage of the current round in place (this is what dvc.yaml calls)."""
+    root = _open(root)
+    from flows.stages import STAGES
+    from flows.terminal import console, describe, stage_bar
+    from flows.workspace import Workspace
+
+    if name not in STAGES:
+        raise typer.BadParameter(f"no stage {name!r}; the stages are {', '.join(STAGES)}")
+    with stage_bar(name) as progress:
+        summary = STAGES[name](Workspace(root), progress)
+    console.print(f"{name}: {describe(summary)}")
+
+
+@app.command()
+def rounds(
+    root: Root = HERE,
+    campaign: Annotated[str | None, typer.Option(help="Another campaign than that of params.yaml.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Show every published round: tag, commit, the five W1 with intervals, frames, oracle steps, lost replicas."""
+    root = _open(root)
+    from flows.records import campaign_rounds
+    from flows.versioning import Repository
+    from flows.workspace import Workspace
+
+    name = campaign or Workspace(root).params.campaign.name
+    if as_json:
+        print(json.dumps(campaign_rounds(Repository(root), name), indent=2))
+    else:
+        _print_campaign(root, name)
+
+
+@app.command()
+def checkout(
+    tag: Annotated[str, typer.Argument(help="A round's number, or its tag such as demo/round-001.")], root: Root = HERE
+) -> None:
+    """Restore the bytes of a published round: dataset, checkpoint, params and all stage outputs."""
+    root = _open(root)
+    from flows.terminal import console
+    from flows.versioning import CampaignLock, Repository
+    from flows.workspace import Workspace
+
+    name = Workspace(root).params.campaign.name
+    tag = f"{name}/round-{int(tag):03d}" if tag.isdecimal() else tag
+    with CampaignLock(root, name):
+        Repository(root).checkout_round(tag)
+    console.print(f"{tag} is restored; 'dvc repro' replays it.")
+
+
+@app.command()
+def report(root: Root = HERE) -> None:
+    """Draw W1 and RMSD histograms over all rounds of the campaign, and print its table."""
+    root = _open(root)
+    from flows.records import draw_campaign
+    from flows.terminal import console
+    from flows.versioning import Repository
+    from flows.workspace import Workspace
+
+    name = Workspace(root).params.campaign.name
+    folder = draw_campaign(Repository(root), name, root / "report" / name)
+    _print_campaign(root, name)
+    console.print(f"figures: {folder}")
+
+
+@app.command()
+def params() -> None:
+    """Print every key of params.yaml: default, bounds, meaning."""
+    from flows.terminal import console, params_table
+
+    console.print(params_table())
+
+
+def _print_campaign(root: Path, campaign: str) -> None:
+    from flows.records import campaign_rounds
+    from flows.terminal import campaign_table, console, next_lines
+    from flows.versioning import Repository
+
+    rounds = campaign_rounds(Repository(root), campaign)
+    if not rounds:
+        raise CgalError(f"campaign {campaign} has no published round yet; 'cgal run' makes the first")
+    console.print(campaign_table(campaign, rounds))
+    console.print(next_lines(campaign, rounds))
+
+
+def _open(root: Path) -> Path:
+    from flows.settings import use_project_settings
+
+    root = root.resolve()
+    use_project_settings(root)
+    return root
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Environment defaults of the embedded parts; whatever the user has set wins.
+
+Import this before Prefect, DVC or MLflow: they read their settings when they are imported.
+"""
+
+import os
+from pathlib import Path
+
+__all__ = ["use_project_settings"]
+
+
+def use_project_settings(root: Path) -> None:
+    """Keep the state of the embedded Prefect server in the project, wait for it under load, and switch telemetry off."""
+    defaults = {
+        "PREFECT_HOME": str(root / ".cgal" / "prefect"),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the terminal has its own lines; the web page gets all
+        "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DVC_NO_ANALYTICS": "true",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,176 @@
+"""The stages of a round as plain functions: load, call cgal, save.
+
+Both `cgal stage NAME` (the commands of `dvc.yaml`) and the Prefect tasks of `flows.steps` run these. Each returns a
+few numbers that say how it went.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import mdtraj
+import numpy as np
+import torch
+
+from cgal import oracle, training
+from cgal.backmapping import backmap
+from cgal.benchmark import benchmark as run_benchmark
+from cgal.benchmark import plot_benchmark
+from cgal.dataset import Manifest, load_manifest, load_shards, round_index
+from cgal.files import write_json
+from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
+from cgal.potential.checkpoint import Potential, initial_potential, load_checkpoint, save_checkpoint
+from cgal.potential.prior import Prior
+from cgal.progress import Progress
+from cgal.randomness import derive_seed
+from cgal.selection import Selection, plot_selection
+from cgal.selection import select as run_select
+from cgal.simulation import simulate as run_simulation
+from flows.workspace import Workspace
+
+__all__ = ["STAGES", "Summary"]
+
+type Summary = dict[str, float | int | str]
+
+
+def train(workspace: Workspace, progress: Progress) -> Summary:
+    """Shards 0..k -> `round/model.pt`."""
+    manifest, params = load_manifest(workspace.data), workspace.params
+    k = round_index(manifest)
+    result = training.train(
+        load_shards(workspace.data),
+        _initial(workspace, manifest),
+        params.training,
+        seed=derive_seed(params.seed, k, "train"),
+        scratch=workspace.scratch("train"),
+        progress=progress,
+    )
+    summary = {"best_epoch": result.best_epoch, **result.validation}
+    provenance = {"round": k, "seed": params.seed, "shards": {shard.name: shard.sha256 for shard in manifest.shards}}
+    save_checkpoint(workspace.round / "model.pt", result.potential, provenance | summary)
+    result.write_history_csv(workspace.round / "training.csv")
+    training.plot_training(result, workspace.round / "plots" / "training")
+    return summary
+
+
+def simulate(workspace: Workspace, progress: Progress) -> Summary:
+    """`round/model.pt` -> `round/trajectory.h5`."""
+    manifest, params = load_manifest(workspace.data), workspace.params
+    potential, _ = load_checkpoint(workspace.round / "model.pt", sequence=manifest.sequence)
+    trajectory = run_simulation(
+        potential,
+        _training_positions(workspace),
+        params.simulation,
+        temperature_K=params.temperature_K,
+        seed=derive_seed(params.seed, round_index(manifest), "simulate"),
+        device=_device(workspace),
+        progress=progress,
+    )
+    trajectory.save(workspace.round / "trajectory.h5")
+    return {"frames": len(trajectory), "lost_replicas": sum(fate.lost for fate in trajectory.fates)}
+
+
+def benchmark(workspace: Workspace, progress: Progress) -> Summary:
+    """`round/trajectory.h5` against `reference.h5` -> `round/metrics.json`, figures."""
+    manifest, params = load_manifest(workspace.data), workspace.params
+    k = round_index(manifest)
+    result = run_benchmark(
+        CGTrajectory.load(workspace.round / "trajectory.h5"),
+        CGTrajectory.load(workspace.data / "reference.h5"),
+        params.benchmark,
+        native=_native(workspace),
+        training_positions=_training_positions(workspace),
+        seed=derive_seed(params.seed, k, "benchmark"),
+        progress=progress,
+    )
+    dataset = {
+        "frames": sum(shard.frames for shard in manifest.shards),
+        "oracle_steps": sum(shard.oracle_steps for shard in manifest.shards),
+        "oracle_failed": sum(shard.oracle_failed for shard in manifest.shards),
+    }
+    write_json(workspace.round / "metrics.json", result.metrics | {"round": k, "dataset": dataset})
+    write_json(workspace.round / "histograms.json", result.histograms | {"round": k})
+    plot_benchmark(result, workspace.round / "plots" / "benchmark")
+    return {f"w1_{name}": score["value"] for name, score in result.metrics["w1"].items()}
+
+
+def select(workspace: Workspace, progress: Progress) -> Summary:
+    """`round/trajectory.h5` -> `round/selection.h5`; the closing round picks no frame."""
+    manifest, params = load_manifest(workspace.data), workspace.params
+    k = round_index(manifest)
+    selection = run_select(
+        CGTrajectory.load(workspace.round / "trajectory.h5"),
+        _training_positions(workspace),
+        _native(workspace),
+        params.selection,
+        count=params.selection.frames if k < params.campaign.rounds else 0,
+        seed=derive_seed(params.seed, k, "select"),
+    )
+    selection.save(workspace.round / "selection.h5")
+    plot_selection(selection, workspace.round / "plots" / "selection")
+    progress(1, 1, f"{len(selection.positions)} frames picked")
+    return {"picked": len(selection.positions), "dropped": sum(selection.dropped.values())}
+
+
+def label(workspace: Workspace, progress: Progress) -> Summary:
+    """`round/selection.h5` -> backmapped and labelled all-atom frames, `round/oracle.h5`."""
+    manifest, params = load_manifest(workspace.data), workspace.params
+    k = round_index(manifest)
+    selection = Selection.load(workspace.round / "selection.h5")
+    rebuild = partial(
+        backmap,
+        structure=workspace.structure,
+        params=params.backmapping,
+        force_field=params.force_field,
+        temperature_K=params.temperature_K,
+    )
+    result = oracle.label(
+        selection.positions,
+        workspace.structure,
+        rebuild=rebuild,
+        force_field=params.force_field,
+        params=params.oracle,
+        temperature_K=params.temperature_K,
+        seeds=[derive_seed(params.seed, k, "label", pick) for pick in range(len(selection.positions))],
+        workers=params.execution.oracle_workers,
+        scratch=workspace.scratch("label"),
+        progress=progress,
+    )
+    oracle.check_quorum(result, params.oracle)
+    result.save(workspace.round / "oracle.h5")
+    return {"labelled": len(result.labelled), "failed": len(result.failures), "steps": result.steps}
+
+
+STAGES: dict[str, Callable[[Workspace, Progress], Summary]] = {
+    "train": train,
+    "simulate": simulate,
+    "benchmark": benchmark,
+    "select": select,
+    "label": label,
+}
+"""The stages of a round, in the order in which data flows."""
+
+
+def _initial(workspace: Workspace, manifest: Manifest) -> Potential:
+    params = workspace.params
+    if params.training.warm_start:
+        return load_checkpoint(workspace.data / "warm_start.pt", sequence=manifest.sequence)[0]
+    prior = Prior.load(workspace.data / "prior.json")
+    seed = derive_seed(params.seed, round_index(manifest), "initialise")
+    return initial_potential(prior, manifest.sequence, params.network, seed)
+
+
+def _training_positions(workspace: Workspace) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.concatenate([shard.positions for shard in load_shards(workspace.data)])
+
+
+def _native(workspace: Workspace) -> np.ndarray[Any, np.dtype[np.float32]]:
+    structure: mdtraj.Trajectory = read_pdb_text(workspace.structure)
+    return np.asarray(structure.xyz[0, alpha_carbons(structure.topology)], dtype=np.float32)
+
+
+def _device(workspace: Workspace) -> str:
+    wanted = workspace.params.execution.device
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted

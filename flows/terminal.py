@@ -1,0 +1,108 @@
+"""What a person sees while a campaign runs: a bar for the stage at work, a line for each that is done, a table at the end."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from cgal.progress import Progress
+
+__all__ = ["METRICS", "campaign_table", "console", "describe", "stage_bar"]
+
+console = Console(highlight=False)
+
+METRICS = {
+    "tica": "TICA",
+    "reaction_coordinate": "RC [nm]",
+    "bond": "bond [nm]",
+    "angle": "angle [rad]",
+    "dihedral": "dihedral [rad]",
+}
+"""The five Wasserstein-1 distances, in the order of the paper's Table 1, with what heads their columns."""
+
+PLAIN_INTERVAL_S = 15.0
+
+
+@contextmanager
+def stage_bar(title: str) -> Iterator[Progress]:
+    """Show how far a stage is: a live bar on a terminal, a line now and then elsewhere (logs, CI)."""
+    if not console.is_terminal:
+        yield _plain(title)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<16}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bars(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task(title, total=None, note="")
+
+        def show(done: int, total: int, note: str = "") -> None:
+            bars.update(bar, completed=done, total=total, note=note)
+
+        yield show
+
+
+def _plain(title: str) -> Progress:
+    last = monotonic()
+    console.print(f"  {title} starts")
+
+    def show(done: int, total: int, note: str = "") -> None:
+        nonlocal last
+        if monotonic() - last > PLAIN_INTERVAL_S:
+            last = monotonic()
+            console.print(f"  {title} {done}/{total} {note}")
+
+    return show
+
+
+def describe(summary: Mapping[str, float | int | str]) -> str:
+    """Put a stage's few numbers on one line.
+
+    >>> describe({"frames": 40, "w1_tica": 1.23456})
+    'frames 40, w1 tica 1.235'
+    """
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+        for name, value in summary.items()
+    )
+
+
+def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a round: the five W1 with 95 % intervals, then what they cost; and the floor in the last row."""
+    table = Table(title=f"campaign {campaign}: Wasserstein-1 to the reference (95 % interval)")
+    for heading in ("round", *METRICS.values(), "frames", "AA steps", "lost", "failed", "wall", "overhead"):
+        table.add_column(heading, justify="right")
+    for entry in rounds:
+        table.add_row(
+            str(entry["round"]),
+            *(_interval(entry["w1"][name]) for name in METRICS),
+            str(entry["frames"]),
+            f"{entry['oracle_steps']:,}",
+            f"{entry['lost_replicas']}/{entry['replicas']}",
+            str(entry["oracle_failed"]),
+            f"{entry['wall_s']:.0f} s",
+            f"{entry['overhead_s']:.0f} s",
+        )
+    if rounds:
+        table.add_section()
+        table.add_row("floor", *(f"{rounds[-1]['floor'][name]:.3g}" for name in METRICS), *[""] * 6)
+    table.caption = (
+        "frames: training set; AA steps: all-atom MD steps of the oracle so far; lost: replicas that exploded, imploded or "
+        "went NaN; failed: frames the oracle could not label; overhead: everything that is no science; floor: reference "
+        "against reference"
+    )
+    return table
+
+
+def _interval(score: Mapping[str, float]) -> str:
+    return f"{score['value']:.3g}\n{score['low']:.3g}-{score['high']:.3g}"
