@@ -67,7 +67,9 @@ class MappingParams(Section):
     """How all-atom forces become bead forces (Xi_F)."""
 
     force_map: Literal["optimal", "constraint_aware", "slice"] = "optimal"
-    ridge: NonNegative = Field(1e-3, description="ridge of the optimal map, relative to the mean squared force")
+    ridge: NonNegative = Field(
+        0.03, description="draws the optimal map towards whole-residue sums; relative to the mean squared force"
+    )
 
 
 class PriorParams(Section):
@@ -132,6 +134,9 @@ class SelectionParams(Section):
     frames: Count = 24
     bins: Count = 40
     cutoff_nm: Positive = Field(1.0, description="a frame further than this from the reference frame is unphysical")
+    minimum_bond_nm: NonNegative = Field(0.27, description="a shorter CA-CA bond is unphysical (cis bonds have 0.29)")
+    maximum_bond_nm: Positive = Field(0.47, description="a longer CA-CA bond is unphysical")
+    minimum_distance_nm: NonNegative = Field(0.3, description="two unbonded beads closer than this overlap")
 
 
 class BackmappingParams(Section):
@@ -169,6 +174,11 @@ class BenchmarkParams(Section):
     )
     bootstrap: Count = Field(200, description="block-bootstrap resamples over replicas")
     maximum_frames: Count = Field(2000, description="frames per sample in the two-dimensional TICA transport problem")
+    blocks: Annotated[int, Field(ge=2)] = Field(
+        10, description="a lone replica or reference trajectory is cut into this many for the bootstrap"
+    )
+    folded_rmsd_nm: Positive = Field(0.2, description="a frame nearer than this to the native one counts as folded")
+    rmsd_bins: Count = 50
 
 
 class ExecutionParams(Section):
