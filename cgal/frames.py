@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, Self
+from typing import Any
 
 import mdtraj
 import numpy as np
@@ -101,7 +101,7 @@ class CGTrajectory:
         time_ps: Shaped[np.ndarray, " frames"],
         replica: Shaped[np.ndarray, " frames"],
         fates: tuple[ReplicaFate, ...] = (),
-    ) -> Self:
+    ) -> "CGTrajectory":
         """Build with equal weights, converting to the dtypes of the contract."""
         return cls(
             sequence,
@@ -116,7 +116,7 @@ class CGTrajectory:
         """Give the number of frames."""
         return len(self.positions)
 
-    def take(self, indices: Shaped[np.ndarray, " picked"]) -> Self:
+    def take(self, indices: Shaped[np.ndarray, " picked"]) -> "CGTrajectory":
         """Give the frames at `indices` (or where a boolean mask holds), weights renormalised."""
         weights = self.weights[indices]
         total = weights.sum()
@@ -157,7 +157,7 @@ class CGTrajectory:
         )
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> "CGTrajectory":
         """Read what `save` wrote; raises BadFile."""
         with read_hdf5(path, "cg-trajectory") as handle:
             return cls(
@@ -189,7 +189,7 @@ class LabelledFrames:
         """Give the number of frames."""
         return len(self.positions)
 
-    def take(self, indices: Shaped[np.ndarray, " picked"]) -> Self:
+    def take(self, indices: Shaped[np.ndarray, " picked"]) -> "LabelledFrames":
         """Give the frames at `indices` (or where a boolean mask holds)."""
         return replace(
             self,
@@ -217,7 +217,7 @@ class LabelledFrames:
         )
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> "LabelledFrames":
         """Read a shard; raises BadFile."""
         with read_hdf5(path, "labelled-frames") as handle:
             return cls(
@@ -250,7 +250,7 @@ class AtomFrames:
         """Give the number of frames."""
         return len(self.positions)
 
-    def take(self, indices: Shaped[np.ndarray, " picked"]) -> Self:
+    def take(self, indices: Shaped[np.ndarray, " picked"]) -> "AtomFrames":
         """Give the frames at `indices` (or where a boolean mask holds)."""
         return replace(
             self,
@@ -280,7 +280,7 @@ class AtomFrames:
         )
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> "AtomFrames":
         """Read all-atom frames; raises BadFile."""
         with read_hdf5(path, "atom-frames") as handle:
             return cls(
