@@ -1,10 +1,11 @@
 """How a long stage tells its caller where it is, without knowing who draws the bar."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 __all__ = ["Progress", "silent"]
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Called by a stage whenever it has got on: `done` of `total` units, and what is going on in a few words."""
 

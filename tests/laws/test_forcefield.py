@@ -1,0 +1,98 @@
+"""Laws of the all-atom physics, on real chignolin frames."""
+
+from pathlib import Path
+
+import numpy as np
+import openmm
+import pytest
+from openmm import app
+
+from cgal.forcefield import (
+    build_system,
+    forces_of,
+    load_forcefield,
+    make_context,
+    positions_of,
+    read_structure,
+    recompute_forces,
+)
+from cgal.frames import AtomFrames
+from cgal.params import ForceFieldParams
+
+FRAMES = AtomFrames.load(Path(__file__).parents[1] / "data" / "chignolin_small.h5")
+TOPOLOGY, _ = read_structure(FRAMES.pdb)
+CPU = ForceFieldParams(platform="CPU")
+REFERENCE = ForceFieldParams(platform="Reference")
+
+
+def energy(context: openmm.Context, positions: np.ndarray) -> float:
+    context.setPositions(positions)
+    return context.getState(energy=True).getPotentialEnergy()._value
+
+
+def context_of(system: openmm.System, params: ForceFieldParams) -> openmm.Context:
+    return make_context(system, params, temperature_K=350.0, timestep_ps=0.001, seed=1)
+
+
+def test_native_and_xml_obc2_forces_agree() -> None:
+    """The CPU platform computes in single precision: 1e-3 of the largest force is its error, not a model's."""
+    native = context_of(build_system(TOPOLOGY, CPU), CPU)
+    xml = load_forcefield("ff96", "obc2").createSystem(TOPOLOGY, constraints=app.HBonds, removeCMMotion=False)
+    reference = context_of(xml, CPU)
+    for frame in FRAMES.positions[:3].astype(np.float64):
+        native.setPositions(frame)
+        reference.setPositions(frame)
+        expected = forces_of(reference)
+        assert np.abs(forces_of(native) - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("solvent", ["obc2", "gbn2"])
+def test_forces_are_minus_the_gradient(solvent: str, hold: bool) -> None:
+    """Double precision (Reference platform), central differences of 1e-5 nm: 1e-5 of the largest force is ample."""
+    params = REFERENCE.model_copy(update={"solvent": solvent})
+    context = context_of(build_system(TOPOLOGY, params, hold_alpha_carbons=hold), params)
+    positions = FRAMES.positions[0].astype(np.float64)
+    context.setPositions(positions)
+    forces = forces_of(context)
+    step_nm = 1e-5
+    for atom, axis in [(0, 0), (4, 1), (5, 2), (60, 0), (100, 1)]:
+        shift = np.zeros_like(positions)
+        shift[atom, axis] = step_nm
+        gradient = (energy(context, positions + shift) - energy(context, positions - shift)) / (2 * step_nm)
+        assert forces[atom, axis] == pytest.approx(-gradient, abs=1e-5 * np.abs(forces).max())
+
+
+def test_recomputed_forces_are_those_that_the_run_stored() -> None:
+    """The fixture's forces come from a single-precision CPU run whose positions were rounded to float32."""
+    forces = recompute_forces(FRAMES.pdb, FRAMES.positions[:5], CPU)
+    assert np.abs(forces - FRAMES.forces[:5]).max() < 5e-3 * np.abs(FRAMES.forces[:5]).max()
+
+
+def test_held_alpha_carbons_do_not_move_and_the_rest_does() -> None:
+    context = context_of(build_system(TOPOLOGY, CPU, hold_alpha_carbons=True), CPU)
+    start = FRAMES.positions[0].astype(np.float64)
+    context.setPositions(start)
+    context.setVelocitiesToTemperature(350.0, 1)
+    context.getIntegrator().step(200)
+    moved = np.linalg.norm(positions_of(context) - start, axis=1)
+    held = np.array([atom.name == "CA" for atom in TOPOLOGY.atoms()])
+    assert moved[held].max() < 1e-6
+    assert np.median(moved[~held]) > 0.01
+
+
+def test_holding_alpha_carbons_adds_only_the_bonds_that_constraints_had_removed() -> None:
+    """Forces differ only on C-alpha and its hydrogens, and these differences cancel in each such group."""
+    free = context_of(build_system(TOPOLOGY, REFERENCE), REFERENCE)
+    held = context_of(build_system(TOPOLOGY, REFERENCE, hold_alpha_carbons=True), REFERENCE)
+    positions = FRAMES.positions[0].astype(np.float64)
+    positions += np.random.default_rng(1).normal(0, 0.002, positions.shape)
+    free.setPositions(positions)
+    held.setPositions(positions)
+    difference = forces_of(held) - forces_of(free)
+    touched = np.array([atom.name in {"CA", "HA", "HA2", "HA3"} for atom in TOPOLOGY.atoms()])
+    assert np.abs(difference[~touched]).max() < 1e-6
+    assert np.linalg.norm(difference[touched], axis=1).min() > 1.0
+    residues = np.array([atom.residue.index for atom in TOPOLOGY.atoms()])
+    for residue in range(10):
+        assert np.abs(difference[residues == residue].sum(axis=0)).max() < 1e-6
