@@ -9,9 +9,9 @@ setup: .venv/installed ## .venv (Python 3.12) from requirements.lock
 .venv/installed: requirements.lock pyproject.toml
 	@python3 -c 'import sys; sys.exit(None if (3, 12) <= sys.version_info[:2] < (3, 14) else "python3 is %d.%d; cgal needs 3.12 or 3.13" % sys.version_info[:2])'
 	test -x $(PY) || python3 -m venv .venv
-	sed -n '/^uv==/,/^[^ ]*$$/p' requirements.lock | sed '/^[^u ]/d' > .venv/uv.lock
+	awk '/^[^ ]/ {keep = /^uv==/} keep' requirements.lock > .venv/uv.lock
 	$(PY) -m pip install --quiet --require-hashes -r .venv/uv.lock
-	.venv/bin/uv pip install --quiet --python $(PY) --require-hashes -r requirements.lock
+	.venv/bin/uv pip install --quiet --python $(PY) --compile-bytecode --require-hashes -r requirements.lock
 	.venv/bin/uv pip install --quiet --python $(PY) --no-deps --no-build-isolation -e .
 	touch $@
 

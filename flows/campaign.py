@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from cgal.dataset import load_manifest, reset, round_index
 from ruamel.yaml import YAML
 
-from cgal.dataset import load_manifest, reset, round_index
 from cgal.errors import BadFile, BadParams, VersioningError
 from cgal.files import atomic_write
 from cgal.params import Params
@@ -54,9 +54,13 @@ def new_campaign(workspace: Workspace, repository: Repository, name: str) -> Wor
     Shards of another campaign leave the workspace; their published rounds keep them in the DVC cache. Raises
     VersioningError when the name is taken.
     """
-    Params.model_validate(workspace.params.model_dump() | {"campaign": workspace.params.campaign.model_dump() | {"name": name}})
+    Params.model_validate(
+        workspace.params.model_dump() | {"campaign": workspace.params.campaign.model_dump() | {"name": name}}
+    )
     if repository.published(name):
-        raise VersioningError(f"campaign {name} exists already; 'cgal rounds --campaign {name}' shows it: choose another name")
+        raise VersioningError(
+            f"campaign {name} exists already; 'cgal rounds --campaign {name}' shows it: choose another name"
+        )
     reset(workspace.data)
     _write_name(workspace.root / "params.yaml", name)
     return Workspace(workspace.root)

@@ -79,7 +79,9 @@ def _next_name(name: str) -> str:
 
 
 @app.command()
-def stage(name: Annotated[str, typer.Argument(help="train, simulate, benchmark, select or label.")], root: Root = HERE) -> None:
+def stage(
+    name: Annotated[str, typer.Argument(help="train, simulate, benchmark, select or label.")], root: Root = HERE
+) -> None:
     """Run one stage of the current round in place (this is what dvc.yaml calls)."""
     root = _open(root)
     from flows.stages import STAGES
@@ -142,6 +144,19 @@ def report(root: Root = HERE) -> None:
     folder = draw_campaign(Repository(root), name, root / "report" / name)
     _print_campaign(root, name)
     console.print(f"figures: {folder}")
+
+
+@app.command()
+def serve(
+    root: Root = HERE,
+    prefect_port: Annotated[int, typer.Option(min=1, max=65535)] = 4200,
+    mlflow_port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+) -> None:
+    """Show Prefect's runs and MLflow's rounds in the browser (loopback only), until Ctrl-C."""
+    root = _open(root)
+    from flows.serve import serve as serve_pages
+
+    serve_pages(root, prefect_port, mlflow_port)
 
 
 @app.command()

@@ -11,12 +11,12 @@ from typing import Any
 import mdtraj
 import numpy as np
 import torch
+from cgal.dataset import Manifest, load_manifest, load_shards, round_index
 
 from cgal import oracle, training
 from cgal.backmapping import backmap
 from cgal.benchmark import benchmark as run_benchmark
 from cgal.benchmark import plot_benchmark
-from cgal.dataset import Manifest, load_manifest, load_shards, round_index
 from cgal.files import write_json
 from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.potential.checkpoint import Potential, initial_potential, load_checkpoint, save_checkpoint

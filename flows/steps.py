@@ -6,17 +6,17 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from cgal.dataset import append, prepare
+from cgal.oracle import OracleResult
 from prefect import Task, task
 from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.tasks import exponential_backoff
 
-from cgal.dataset import append, prepare
 from cgal.errors import CgalError
-from cgal.oracle import OracleResult
 from flows.records import round_record
 from flows.stages import STAGES, Summary
 from flows.terminal import console, describe, stage_bar
-from flows.tracking import log_round
+from flows.tracking import TrackingUnavailable, log_round
 from flows.versioning import Repository
 from flows.workspace import Workspace
 
@@ -30,6 +30,8 @@ def _worth_retrying(task: Any, run: Any, state: Any) -> bool:
     """A fault that the user must mend fails at once; anything else is tried again."""
     try:
         state.result()
+    except TrackingUnavailable:
+        return True
     except CgalError:
         return False
     except Exception:

@@ -3,16 +3,25 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any
+from typing import Any, get_args
 
+from pydantic import BaseModel
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from cgal.params import Params
 from cgal.progress import Progress
 
-__all__ = ["METRICS", "campaign_table", "console", "describe", "stage_bar"]
+__all__ = ["METRICS", "campaign_table", "console", "describe", "next_lines", "params_table", "stage_bar"]
 
 console = Console(highlight=False)
 
@@ -106,3 +115,40 @@ def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
 
 def _interval(score: Mapping[str, float]) -> str:
     return f"{score['value']:.3g}\n{score['low']:.3g}-{score['high']:.3g}"
+
+
+def next_lines(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> str:
+    """Give the lines that a person would type next."""
+    last = rounds[-1]
+    return f"""
+[bold]Next[/bold]
+  figures over the rounds    cgal report
+  figures of this round      ls round/plots/*/*.png
+  MLflow and Prefect pages   cgal serve
+  restore round {last["round"]}            cgal checkout {last["round"]}      (git checkout {last["tag"]} -- data.dvc dvc.lock params.yaml && dvc checkout)
+  compare two rounds         dvc metrics diff {rounds[0]["tag"]} {last["tag"]}
+"""
+
+
+def params_table() -> Table:
+    """Every key of params.yaml with its default, bounds and meaning."""
+    table = Table(title="params.yaml")
+    for heading in ("key", "default", "bounds", "meaning"):
+        table.add_column(heading, overflow="fold")
+    for key, default, bounds, meaning in _parameters("", Params):
+        table.add_row(key, default, bounds, meaning)
+    return table
+
+
+def _parameters(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            yield f"[bold]{name}[/bold]", "", "", (type(field.default).__doc__ or "").strip()
+            yield from _parameters(f"{name}.", type(field.default))
+        else:
+            bounds = ", ".join(str(bound).removeprefix("annotated_types.") for bound in field.metadata)
+            yield f"{prefix}{name}", str(field.default), bounds or _choices(field.annotation), field.description or ""
+
+
+def _choices(annotation: Any) -> str:
+    return ", ".join(str(choice) for choice in get_args(annotation))
