@@ -66,7 +66,7 @@ def test_uniform_push_reaches_the_beads_whole() -> None:
 def test_optimal_map_is_the_least_noisy_on_held_out_frames() -> None:
     """Fitted on the first 30 frames (90 equations for 83 weights a bead), measured on the last 10.
 
-    A variance of 300 numbers is uncertain by sqrt(2/300) = 8 %, so an rms by 4 %: the optimal map must be lower by more.
+    A variance of 300 numbers is uncertain by sqrt(2/300) = 8 %, so an rms by 4 %: the optimal map must win by more.
     With 3000 frames it reaches half of the constraint-aware rms.
     """
     fitted = [force_map(kind, SMALL.take(np.arange(30))) for kind in KINDS]

@@ -1,0 +1,257 @@
+"""What may come in, and one clear error for each thing that may not (files made from 40 real chignolin frames)."""
+
+from pathlib import Path
+
+import h5py
+import mdtraj
+import numpy as np
+import pytest
+
+from cgal.errors import BadStructure, BadTrajectory, EmptyTrajectory
+from cgal.files import sha256
+from cgal.forcefield import read_structure
+from cgal.frames import AtomFrames, read_pdb_text
+from cgal.importing import as_reference, confine, import_reference, import_trajectory, medoid, structure_pdb
+from cgal.mapping import coordinate_map
+from cgal.params import ForceFieldParams
+
+SMALL = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
+N_ATOMS = 166
+
+
+@pytest.fixture
+def topology(tmp_path: Path) -> Path:
+    path = tmp_path / "topology.pdb"
+    path.write_text(SMALL.pdb)
+    return path
+
+
+def plain(path: Path, **changes: object) -> Path:
+    """Write the plain HDF5 layout; a change of None leaves the entry out."""
+    content: dict[str, object] = {
+        "positions": SMALL.positions,
+        "forces": SMALL.forces,
+        "stride_ps": 4.0,
+        "temperature_K": 350.0,
+    }
+    with h5py.File(path, "w") as handle:
+        for name, value in (content | changes).items():
+            if isinstance(value, np.ndarray):
+                handle[name] = value
+            elif value is not None:
+                handle.attrs[name] = value
+    return path
+
+
+def as_mdtraj(positions: np.ndarray = SMALL.positions, box_nm: float | None = None) -> mdtraj.Trajectory:
+    trajectory = mdtraj.Trajectory(positions, SMALL.topology, time=SMALL.time_ps)
+    if box_nm is not None:
+        trajectory.unitcell_lengths = np.full((len(positions), 3), box_nm)
+        trajectory.unitcell_angles = np.full((len(positions), 3), 90.0)
+    return trajectory
+
+
+def shifted(values: np.ndarray, frame: int, atom: int, by: float) -> np.ndarray:
+    changed = values.copy()
+    changed[frame, atom] += by
+    return changed
+
+
+def test_plain_layout_comes_in_with_its_forces_and_provenance(topology: Path, tmp_path: Path) -> None:
+    path = plain(tmp_path / "run.h5")
+    frames = import_trajectory(topology, [path], temperature_K=350.0)
+    np.testing.assert_array_equal(frames.positions, SMALL.positions)
+    np.testing.assert_array_equal(frames.forces, SMALL.forces)
+    np.testing.assert_array_equal(frames.time_ps, 4.0 * np.arange(40))
+    assert [atom.name for atom in frames.topology.atoms] == [atom.name for atom in SMALL.topology.atoms]
+    assert frames.provenance["trajectories"] == [{"name": "run.h5", "sha256": sha256(path)}]
+    assert frames.provenance["force_origin"] == "stored"
+    assert str(tmp_path) not in str(frames.provenance)
+
+
+def test_own_atom_frames_come_in_again(topology: Path, tmp_path: Path) -> None:
+    SMALL.save(tmp_path / "seed.h5")
+    frames = import_trajectory(topology, [tmp_path / "seed.h5"], temperature_K=350.0)
+    np.testing.assert_array_equal(frames.forces, SMALL.forces)
+    np.testing.assert_array_equal(frames.time_ps, SMALL.time_ps)
+
+
+def test_stride_and_window_choose_frames_by_number_and_time(topology: Path, tmp_path: Path) -> None:
+    path = plain(tmp_path / "run.h5")
+    frames = import_trajectory(topology, [path, path], temperature_K=350.0, stride=5, first_ps=20.0, last_ps=100.0)
+    np.testing.assert_array_equal(frames.time_ps, [20, 40, 60, 80, 100] * 2)
+    np.testing.assert_array_equal(frames.trajectory, [0] * 5 + [1] * 5)
+    np.testing.assert_array_equal(frames.forces[:5], SMALL.forces[5:26:5])
+
+
+@pytest.mark.parametrize("ending", ["xtc", "dcd", "nc", "trr", "h5"])
+def test_mdtraj_formats_give_the_same_forces_by_recomputing(topology: Path, tmp_path: Path, ending: str) -> None:
+    """XTC and NetCDF keep 1e-3 nm and 1e-6 nm; a bond of 3e5 kJ/mol/nm^2 moved by 1e-3 nm changes a force by 3e2."""
+    path = tmp_path / f"run.{ending}"
+    as_mdtraj()[:2].save(str(path))
+    frames = import_trajectory(
+        topology,
+        [path],
+        temperature_K=350.0,
+        forces="recompute",
+        force_field=ForceFieldParams(platform="Reference"),
+        frame_ps=4.0,
+    )
+    assert frames.provenance["force_field"]["name"] == "ff96"
+    tolerance = 600.0 if ending == "xtc" else 2.0
+    np.testing.assert_allclose(frames.forces, SMALL.forces[:2], atol=tolerance)
+
+
+def test_box_is_dropped(topology: Path, tmp_path: Path) -> None:
+    as_mdtraj(box_nm=50.0).save(str(tmp_path / "run.xtc"))
+    reference = import_reference(topology, [tmp_path / "run.xtc"], temperature_K=350.0)
+    assert reference.to_mdtraj().unitcell_vectors is None
+
+
+def test_reference_needs_no_forces_and_numbers_its_files(topology: Path, tmp_path: Path) -> None:
+    paths = [plain(tmp_path / "a.h5", forces=None), plain(tmp_path / "b.h5", forces=None)]
+    reference = import_reference(topology, paths, temperature_K=350.0)
+    assert reference.sequence == "YYDPETGTWY"
+    np.testing.assert_array_equal(reference.replica, np.repeat([0, 1], 40))
+    np.testing.assert_array_equal(reference.positions[:40], as_reference(SMALL).positions)
+
+
+def test_confined_frames_are_near_the_reference_and_the_medoid_is_among_them() -> None:
+    beads = coordinate_map(SMALL.topology)(SMALL.positions)
+    centre = medoid(beads)
+    inside = confine(SMALL, beads[centre], 0.08)
+    assert 1 < len(inside) < len(SMALL)
+    kept = mdtraj.Trajectory(coordinate_map(SMALL.topology)(inside.positions), None)
+    assert mdtraj.rmsd(kept, mdtraj.Trajectory(beads[centre][None], None)).max() <= 0.08 + 1e-6
+    assert SMALL.time_ps[centre] in inside.time_ps
+    with pytest.raises(EmptyTrajectory, match="no frame is within"):
+        confine(SMALL, beads[0] * 2, 0.01)
+
+
+def test_structure_of_a_frame_holds_its_coordinates_in_the_same_order() -> None:
+    """PDB keeps 1e-4 nm, so half of that is lost in rounding."""
+    text = structure_pdb(SMALL, 7)
+    assert read_pdb_text(text).topology == SMALL.topology
+    topology, positions = read_structure(text)
+    assert topology.getNumAtoms() == N_ATOMS
+    np.testing.assert_allclose(positions, SMALL.positions[7], atol=0.51e-4)
+
+
+# faults: file, frame and cure in one sentence
+
+
+def refuse(topology: Path, path: Path, message: str, **options: object) -> None:
+    with pytest.raises(BadTrajectory, match=message) as fault:
+        import_trajectory(topology, [path], temperature_K=350.0, **options)
+    assert path.name in str(fault.value)
+    assert "\n" not in str(fault.value)
+
+
+def test_wrong_atom_count(topology: Path, tmp_path: Path) -> None:
+    refuse(
+        topology, plain(tmp_path / "run.h5", positions=SMALL.positions[:, 1:]), "165 atoms, but the topology has 166"
+    )
+
+
+@pytest.mark.parametrize("ending", ["xtc", "dcd", "nc", "h5", "gro"])
+def test_wrong_atom_count_in_mdtraj_formats(topology: Path, tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"run.{ending}"
+    as_mdtraj().atom_slice(range(100)).save(str(path))
+    refuse(topology, path, "atoms.* topology", forces="recompute", frame_ps=4.0)
+
+
+def test_wrong_order_by_bond_lengths(topology: Path, tmp_path: Path) -> None:
+    order = np.arange(N_ATOMS)
+    order[[4, 8]] = [8, 4]  # CA and CB of the first residue
+    path = plain(tmp_path / "run.h5", positions=SMALL.positions[:, order])
+    refuse(topology, path, r"frame 0: .* are bonded but 0\.\d+ nm apart: the atoms are in another order")
+
+
+def test_wrong_order_by_names(topology: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    reordered = SMALL.topology.subset(range(N_ATOMS))
+    reordered.atom(0).element, reordered.atom(1).element = mdtraj.element.hydrogen, mdtraj.element.nitrogen
+    mdtraj.Trajectory(SMALL.positions, reordered).save(str(path))
+    refuse(topology, path, "another order of atoms", forces="recompute")
+
+
+def test_missing_forces(topology: Path, tmp_path: Path) -> None:
+    refuse(topology, plain(tmp_path / "run.h5", forces=None), "no forces stored .* --forces recompute")
+
+
+def test_position_that_is_no_number(topology: Path, tmp_path: Path) -> None:
+    path = plain(tmp_path / "run.h5", positions=shifted(SMALL.positions, 12, 30, np.nan))
+    refuse(topology, path, "frame 12: the position of atom 30 .* is not finite")
+
+
+def test_force_that_is_infinite_is_named_by_its_frame_in_the_file(topology: Path, tmp_path: Path) -> None:
+    path = plain(tmp_path / "run.h5", forces=shifted(SMALL.forces, 12, 30, np.inf))
+    refuse(topology, path, "frame 12: the force of atom 30 .* is not finite", stride=4)
+
+
+def test_molecule_wrapped_in_its_box(topology: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.xtc"
+    as_mdtraj(np.mod(SMALL.positions, 3.0).astype(np.float32), box_nm=3.0).save(str(path))
+    refuse(topology, path, "wrapped around the box: .*make_molecules_whole", forces="recompute")
+
+
+def test_molecule_that_breaks_later(topology: Path, tmp_path: Path) -> None:
+    path = plain(tmp_path / "run.h5", positions=shifted(SMALL.positions, 5, 50, 3.0))
+    refuse(topology, path, "frame 5: .* broken or wrapped: .*make_molecules_whole")
+
+
+def test_positions_in_angstrom(topology: Path, tmp_path: Path) -> None:
+    refuse(topology, plain(tmp_path / "run.h5", positions=SMALL.positions * 10), "median bond is 1.*angstrom")
+
+
+@pytest.mark.parametrize("factor", [0.0, 1 / 41.84])
+def test_forces_that_are_zero_or_in_other_units(topology: Path, tmp_path: Path, factor: float) -> None:
+    path = plain(tmp_path / "run.h5", forces=(SMALL.forces * factor).astype(np.float32))
+    refuse(topology, path, "some 850 kJ/mol/nm")
+
+
+def test_units_that_the_file_names(topology: Path, tmp_path: Path) -> None:
+    refuse(topology, plain(tmp_path / "run.h5", force_unit="kcal/mol/A"), "force_unit is 'kcal/mol/A'; convert")
+
+
+def test_other_temperature(topology: Path, tmp_path: Path) -> None:
+    refuse(topology, plain(tmp_path / "run.h5", temperature_K=300.0), "sampled at 300 K, but temperature_K is 350")
+
+
+def test_formats_without_times_must_be_told(topology: Path, tmp_path: Path) -> None:
+    as_mdtraj().save(str(tmp_path / "run.dcd"))
+    refuse(topology, tmp_path / "run.dcd", "hold no times", forces="recompute")
+
+
+@pytest.mark.parametrize("ending", ["xtc", "h5", "nc"])
+def test_truncated_file(topology: Path, tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"run.{ending}"
+    as_mdtraj().save(str(path))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refuse(topology, path, "not readable .* whole", forces="recompute")
+
+
+def test_missing_file(topology: Path, tmp_path: Path) -> None:
+    refuse(topology, tmp_path / "absent.xtc", "no such file")
+
+
+def test_empty_window(topology: Path, tmp_path: Path) -> None:
+    with pytest.raises(EmptyTrajectory, match="no frame lies in the window"):
+        import_trajectory(topology, [plain(tmp_path / "run.h5")], temperature_K=350.0, first_ps=1e6)
+
+
+def test_water_in_the_topology(tmp_path: Path) -> None:
+    solvated = SMALL.pdb.replace(
+        "END\n", "HETATM  167  O   HOH B  11      10.000  10.000  10.000  1.00  0.00           O  \nEND\n"
+    )
+    path = tmp_path / "solvated.pdb"
+    path.write_text(solvated)
+    with pytest.raises(BadStructure, match=r"solvated\.pdb: residue HOH11 is no amino acid; strip water"):
+        import_trajectory(path, [plain(tmp_path / "run.h5")], temperature_K=350.0)
+
+
+def test_topology_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "topology.pdb"
+    path.write_text("not a structure")
+    with pytest.raises(BadStructure, match=r"topology\.pdb"):
+        import_trajectory(path, [plain(tmp_path / "run.h5")], temperature_K=350.0)
