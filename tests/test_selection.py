@@ -1,0 +1,81 @@
+"""What selection drops, returns, stores and draws."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from cgal.errors import BadFile, EmptyTrajectory
+from cgal.params import SelectionParams
+from cgal.selection import STRATEGIES, Selection, plot_selection
+
+from .laws.test_selection import SEQUENCE, hairpins, pick
+
+SIMULATED = hairpins(np.linspace(0.0, 1.5, 60))
+TRAINING = hairpins([0.1] * 20, seed=3)
+
+
+def test_every_strategy_in_the_params_exists():
+    assert set(STRATEGIES) == set(SelectionParams.model_fields["strategy"].annotation.__args__)
+
+
+def test_unphysical_frames_are_dropped_for_one_stated_reason_each():
+    frames = np.concatenate([SIMULATED, np.repeat(SIMULATED[:1], 3, axis=0)])
+    frames[60, 3] = np.nan
+    frames[61, 7] += 0.5
+    frames[62, 4:] = frames[62, 3::-1] + np.float32([0.0, 0.28, 0.0])  # strands 0.28 nm apart
+    selection = pick(frames, TRAINING, strategy="random", count=100, cutoff_nm=0.35)
+    assert selection.dropped.keys() == {"not finite", "unphysical bond", "overlap", "beyond cutoff"}
+    assert selection.dropped["not finite"] == selection.dropped["unphysical bond"] == selection.dropped["overlap"] == 1
+    assert selection.candidates + sum(selection.dropped.values()) == 63
+    assert len(selection) == selection.candidates < 60
+    assert selection.rmsd_nm.max() <= 0.35
+    assert "1 not finite" in selection.note
+    assert "asked for 100" in selection.note
+
+
+def test_closing_round_picks_nothing_but_still_measures():
+    selection = pick(SIMULATED, TRAINING, count=0)
+    assert len(selection) == 0
+    assert selection.positions.shape == (0, 8, 3)
+    assert selection.coverage.simulated.sum() == pytest.approx(1.0)
+    assert "asked for" not in selection.note
+
+
+def test_no_physical_frame_is_an_error_that_counts_the_reasons():
+    with pytest.raises(EmptyTrajectory, match=r"none of 60 .*'unphysical bond': 60"):
+        pick(SIMULATED * np.float32(2), TRAINING)
+    with pytest.raises(EmptyTrajectory, match="no frame at all"):
+        pick(SIMULATED[:0], TRAINING)
+
+
+def test_training_frames_beyond_the_cutoff_are_counted_too():
+    selection = pick(SIMULATED, hairpins([1.5] * 20), cutoff_nm=0.1)
+    assert selection.coverage.edges[-1] > 0.1
+    assert selection.coverage.training.sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("count", [0, 7])
+def test_selection_survives_saving_and_same_content_gives_same_bytes(tmp_path, count):
+    selection = pick(SIMULATED, TRAINING, count=count)
+    selection.save(tmp_path / "a.h5")
+    loaded = Selection.load(tmp_path / "a.h5")
+    loaded.save(tmp_path / "b.h5")
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+    assert loaded.positions.tobytes() == selection.positions.tobytes()
+    assert (loaded.note, loaded.sequence, loaded.dropped) == (selection.note, SEQUENCE, selection.dropped)
+
+
+def test_damaged_file_is_named(tmp_path):
+    path = tmp_path / "selection.h5"
+    pick(SIMULATED, TRAINING).save(path)
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(BadFile, match=r"selection\.h5"):
+        Selection.load(path)
+
+
+@pytest.mark.parametrize("count", [0, 7])
+def test_figure_is_drawn_the_same_each_time(tmp_path, count):
+    selection = pick(SIMULATED, TRAINING, count=count)
+    first, second = (plot_selection(selection, tmp_path / name) for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+    assert matplotlib.image.imread(first).shape == (840, 960, 4)

@@ -1,0 +1,105 @@
+"""What simulation returns, and what it says when there is nothing to return."""
+
+import mdtraj
+import numpy as np
+import pytest
+import torch
+
+from cgal.errors import BadFile, EmptyTrajectory
+from cgal.frames import CGTrajectory
+from cgal.params import SimulationParams
+from cgal.simulation import export_trajectory, simulate
+
+from .laws.test_simulation import STARTS, Bomb, Wells
+
+RUN = SimulationParams(replicas=3, steps=25, stride=10, timestep_ps=0.01)
+
+
+def run(model=None, starts=STARTS, params=RUN, **options):
+    return simulate(model or Wells(), starts, params, temperature_K=350.0, seed=1, **options)
+
+
+def test_frames_come_ordered_by_replica_then_time_without_the_start():
+    trajectory = run()
+    assert trajectory.replica.tolist() == [0, 0, 1, 1, 2, 2]
+    assert trajectory.time_ps == pytest.approx([0.1, 0.2] * 3)
+    assert [(fate.replica, fate.last_step, fate.cause) for fate in trajectory.fates] == [
+        (replica, 25, "completed") for replica in range(3)
+    ]
+    assert trajectory.positions.shape == (6, 6, 3)
+
+
+def test_no_start_is_drawn_twice_while_there_are_enough():
+    """A start far from all wells stays recognisable after one short step."""
+    starts = (STARTS + np.arange(3)[:, None, None] * 100).astype(np.float32)
+    short = SimulationParams(replicas=3, steps=1, stride=1, timestep_ps=1e-6)
+    offsets = run(starts=starts, params=short).positions[:, 0, 0].round(-2)
+    assert sorted(offsets.tolist()) == [0.0, 100.0, 200.0]
+
+
+def test_progress_is_reported_at_every_save():
+    calls = []
+    run(progress=lambda done, total, note="": calls.append((done, total, note)))
+    assert calls == [(10, 25, "3 of 3 replicas sound"), (20, 25, "3 of 3 replicas sound")]
+
+
+def test_unsound_start_is_lost_at_step_zero():
+    starts = STARTS.copy()
+    starts[1, 3:] += 1.0
+    fates = run(starts=starts).fates
+    assert sorted((fate.last_step, fate.cause) for fate in fates) == [
+        (0, "exploded"), (25, "completed"), (25, "completed"),
+    ]  # fmt: skip
+
+
+def test_all_replicas_lost_stops_early_and_keeps_what_was_saved():
+    class Doomed(Bomb):
+        def energy_and_forces(self, positions):
+            energy, forces = Wells.energy_and_forces(self, positions)
+            self.calls += 1
+            return energy, forces * (torch.nan if self.calls > 15 else 1.0)
+
+    model = Doomed(torch.zeros(6, 3))
+    trajectory = run(model, params=RUN.model_copy(update={"steps": 1000}))
+    assert len(trajectory) == 3
+    assert {(fate.last_step, fate.cause) for fate in trajectory.fates} == {(16, "not finite")}
+    assert model.calls == 21
+
+
+def test_no_sound_frame_at_all_is_an_error_that_counts_the_causes():
+    torn = STARTS * np.float32(10)
+    with pytest.raises(EmptyTrajectory, match=r"3 replicas: 3 exploded, the last at step 0; lower simulation"):
+        run(starts=torn)
+    with pytest.raises(EmptyTrajectory, match="no start frame"):
+        run(starts=STARTS[:0])
+
+
+def test_result_survives_saving(tmp_path):
+    trajectory = run()
+    trajectory.save(tmp_path / "trajectory.h5")
+    loaded = CGTrajectory.load(tmp_path / "trajectory.h5")
+    assert loaded.fates == trajectory.fates
+    assert loaded.positions.tobytes() == trajectory.positions.tobytes()
+    assert mdtraj.load(tmp_path / "trajectory.h5").xyz == pytest.approx(trajectory.positions)
+
+
+@pytest.mark.parametrize("extension", ["xtc", "dcd"])
+def test_export_opens_in_mdtraj_with_the_topology_beside(tmp_path, extension):
+    """XTC keeps three decimals of a nanometre."""
+    trajectory = run()
+    topology = export_trajectory(trajectory, tmp_path / f"replicas.{extension}")
+    opened = mdtraj.load(tmp_path / f"replicas.{extension}", top=topology)
+    assert topology == tmp_path / "replicas.pdb"
+    assert opened.xyz == pytest.approx(trajectory.positions, abs=5.1e-4)
+    assert [atom.name for atom in opened.topology.atoms] == ["CA"] * 6
+    if extension == "xtc":
+        assert opened.time == pytest.approx(trajectory.time_ps)
+    assert {path.name for path in tmp_path.iterdir()} == {f"replicas.{extension}", "replicas.pdb"}
+
+
+def test_export_refuses_another_extension_and_an_empty_trajectory(tmp_path):
+    with pytest.raises(BadFile, match=r"\.xtc or \.dcd"):
+        export_trajectory(run(), tmp_path / "replicas.trr")
+    with pytest.raises(EmptyTrajectory):
+        export_trajectory(run().take(np.zeros(0, dtype=int)), tmp_path / "replicas.xtc")
+    assert not list(tmp_path.iterdir())
