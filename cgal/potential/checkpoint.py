@@ -1,0 +1,144 @@
+"""The potential of a protein, prior plus network, and the file that holds it."""
+
+import json
+from copy import deepcopy
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from cgal.errors import BadCheckpoint, BadFile
+from cgal.files import write_bytes
+from cgal.params import NetworkParams
+from cgal.potential.network import CGSchNet, bead_types, new_network
+from cgal.potential.prior import Prior
+
+__all__ = ["Potential", "initial_potential", "load_checkpoint", "save_checkpoint"]
+
+FORMAT = "cgal-potential-1"
+
+
+class Potential(nn.Module):
+    """U(x) = prior + network for the beads of one protein, in float32 (a copy of the prior is cast to it)."""
+
+    types: Tensor
+
+    def __init__(self, prior: Prior, network: CGSchNet, sequence: str) -> None:
+        super().__init__()
+        if prior.sequence != sequence:
+            raise BadCheckpoint(
+                f"prior of {prior.sequence} does not fit the protein {sequence}; prepare its dataset again"
+            )
+        self.sequence = sequence
+        self.prior = deepcopy(prior).float()
+        self.network = network
+        self.register_buffer("types", bead_types(sequence), persistent=False)
+
+    def energy(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, " frames"]:
+        """Energy [kJ/mol] of each frame; positions in nm."""
+        energies: Tensor = self.prior.energy(positions) + self.network(positions, self.types)
+        return energies
+
+    def energy_and_forces(
+        self, positions: Float[Tensor, "frames beads 3"]
+    ) -> tuple[Float[Tensor, " frames"], Float[Tensor, "frames beads 3"]]:
+        """Energies [kJ/mol] and forces [kJ/mol/nm], minus their gradient; both detached."""
+        with torch.enable_grad():
+            at = positions.detach().requires_grad_()
+            energies = self.energy(at)
+            (gradient,) = torch.autograd.grad(energies.sum(), at)
+        return energies.detach(), -gradient
+
+    def forces(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, "frames beads 3"]:
+        """Give the forces [kJ/mol/nm], detached."""
+        return self.energy_and_forces(positions)[1]
+
+
+def initial_potential(prior: Prior, sequence: str, params: NetworkParams, seed: int) -> Potential:
+    """Potential before any training: its network is fresh and gives zero, so that it equals the prior."""
+    return Potential(prior, new_network(params, seed), sequence)
+
+
+def save_checkpoint(path: Path, potential: Potential, metadata: dict[str, Any]) -> None:
+    """Write a checkpoint atomically: tensors and text only (no code), the same bytes for the same content.
+
+    `metadata` is JSON-able: seed, round, training history, dataset checksums.
+    """
+    buffer = BytesIO()
+    torch.save(
+        {
+            "format": FORMAT,
+            "sequence": potential.sequence,
+            "temperature_K": potential.prior.temperature_K,
+            "architecture": potential.network.params.model_dump_json(),
+            "prior": _plain(potential.prior),
+            "network": _plain(potential.network),
+            "metadata": json.dumps(metadata, sort_keys=True),
+        },
+        buffer,
+    )
+    write_bytes(path, buffer.getvalue())
+
+
+def _plain(module: nn.Module) -> dict[str, Tensor]:
+    """Tensors of a module on the CPU, each with storage of its own and no larger than itself."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+
+
+def load_checkpoint(
+    path: Path, *, sequence: str | None = None, architecture: NetworkParams | None = None
+) -> tuple[Potential, dict[str, Any]]:
+    """Read a checkpoint onto the CPU; returns the potential and its metadata.
+
+    Raises BadFile when there is no such file, BadCheckpoint when it is damaged or of another format, or is not for
+    `sequence` or of `architecture` (where given).
+    """
+    content = _read(path)
+    found = content["sequence"]
+    if sequence is not None and found != sequence:
+        raise BadCheckpoint(
+            f"{path}: trained for {found}, not for {sequence}; give this protein's checkpoint, or delete the file "
+            "to start from a fresh network"
+        )
+    try:
+        params = NetworkParams.model_validate_json(content["architecture"])
+        if architecture is not None and params != architecture:
+            raise BadCheckpoint(
+                f"{path}: its network has {_words(params)}, params.yaml asks for {_words(architecture)}; restore "
+                "section 'network', or set training.warm_start: false to start afresh"
+            )
+        network = CGSchNet(params)
+        network.load_state_dict(content["network"])
+        prior = Prior(found, content["temperature_K"], content["prior"])
+        return Potential(prior, network, found), json.loads(content["metadata"])
+    except (KeyError, TypeError, ValueError, RuntimeError, ValidationError) as error:
+        raise _damaged(path, error) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise BadFile(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        Exception
+    ) as error:  # torch raises whatever its parser met: RuntimeError, UnpicklingError, EOFError, KeyError
+        raise _damaged(path, error) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("sequence"), str):
+        raise BadCheckpoint(
+            f"{path}: no checkpoint of format {FORMAT!r}; give a model.pt that this version of cgal wrote"
+        )
+    return content
+
+
+def _damaged(path: Path, error: Exception) -> BadCheckpoint:
+    reason = " ".join(str(error).split()).split(". ")[0][:200]
+    return BadCheckpoint(f"{path}: damaged checkpoint ({reason}); restore it with 'dvc checkout --force'")
+
+
+def _words(params: NetworkParams) -> str:
+    return ", ".join(f"{name} {value}" for name, value in params.model_dump().items())

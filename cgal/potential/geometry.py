@@ -1,0 +1,65 @@
+"""Internal coordinates and pair distances of bead chains, differentiable and batched over frames."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+__all__ = ["Internal", "Pairs", "dihedral_angles", "internal_coordinates", "pair_distances", "pairs"]
+
+COLLINEAR_nm2 = 1e-5
+"""Cross products of neighbouring bonds are rounded off below this (0.01 degree from a straight line), and so are the
+forces, which would otherwise be singular there."""
+
+
+class Internal(NamedTuple):
+    """Internal coordinates of a chain; cosine and sine of a dihedral vanish smoothly where its bonds are collinear."""
+
+    bonds_nm: Float[Tensor, "frames bonds"]
+    angles_rad: Float[Tensor, "frames angles"]
+    dihedral_cosines: Float[Tensor, "frames dihedrals"]
+    dihedral_sines: Float[Tensor, "frames dihedrals"]
+
+
+def internal_coordinates(positions: Float[Tensor, "frames beads 3"]) -> Internal:
+    """Bond lengths [nm], angles [rad] and dihedrals (IUPAC sign) along the chain, with finite gradients everywhere."""
+    bonds = positions[:, 1:] - positions[:, :-1]
+    lengths = torch.linalg.vector_norm(bonds, dim=2)
+    normals = torch.linalg.cross(bonds[:, :-1], bonds[:, 1:])
+    sine = (normals.square().sum(2) + COLLINEAR_nm2**2).sqrt()
+    cosine = -(bonds[:, :-1] * bonds[:, 1:]).sum(2)
+    x = (normals[:, :-1] * normals[:, 1:]).sum(2)
+    y = lengths[:, 1:-1] * (bonds[:, :-2] * normals[:, 1:]).sum(2)
+    norm = sine[:, :-1] * sine[:, 1:]
+    return Internal(lengths, torch.atan2(sine, cosine), x / norm, y / norm)
+
+
+class Pairs(NamedTuple):
+    """Bead indices of each pair, first below second."""
+
+    first: Int64[Tensor, " pairs"]
+    second: Int64[Tensor, " pairs"]
+
+
+@lru_cache(maxsize=64)
+def pairs(beads: int, separation: int, device: torch.device) -> Pairs:
+    """All bead pairs at least `separation` apart along the chain."""
+    first, second = torch.triu_indices(beads, beads, separation, device=device)
+    return Pairs(first, second)
+
+
+def pair_distances(positions: Float[Tensor, "frames beads 3"], separation: int) -> Float[Tensor, "frames pairs"]:
+    """Distances [nm] of all pairs at least `separation` apart along the chain."""
+    first, second = pairs(positions.shape[1], separation, positions.device)
+    separations = positions.index_select(1, second) - positions.index_select(1, first)
+    distances: Tensor = torch.linalg.vector_norm(separations, dim=2)
+    return distances
+
+
+def dihedral_angles(coordinates: Internal) -> Float64[np.ndarray, "frames dihedrals"]:
+    """Dihedrals [rad] in (-pi, pi]."""
+    angles = torch.atan2(coordinates.dihedral_sines, coordinates.dihedral_cosines)
+    return np.asarray(angles.detach().cpu().double().numpy())

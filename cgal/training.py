@@ -1,0 +1,445 @@
+"""Force matching: fit the network to the projected forces that the prior leaves unexplained.
+
+Loss (Noid et al., J. Chem. Phys. 128, 244114 (2008); Husic et al., J. Chem. Phys. 153, 194101 (2020)) over M frames
+of n beads:
+
+    chi^2 = 1 / (3 n M) sum | F_prior(x) + F_network(x) - Xi_F f |^2
+
+The prior is fixed, so its forces are taken off the labels once and the network alone is trained. The noise of the
+labels is part of chi^2: the held-out error of a perfect model is that noise, not zero.
+"""
+
+import csv
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cgal.errors import BadTrajectory, EmptyTrajectory, PreflightFailed
+from cgal.files import atomic_write, write_bytes, write_text
+from cgal.frames import LabelledFrames
+from cgal.params import TrainingParams
+from cgal.potential.checkpoint import Potential
+from cgal.potential.network import CGSchNet, bead_types
+from cgal.potential.prior import Prior
+from cgal.progress import Progress, silent
+
+__all__ = [
+    "EpochRecord",
+    "TrainingResult",
+    "Validation",
+    "held_out_masks",
+    "plot_training",
+    "train",
+    "write_history_csv",
+]
+
+EVALUATION_BATCH = 256
+"""Frames evaluated at once when no weight gradient is wanted."""
+
+NOT_IN_FINGERPRINT = {"checkpoint_epochs", "preflight", "warm_start"}
+"""Training parameters that leave the course of a training as it is."""
+
+
+class EpochRecord(NamedTuple):
+    """Force errors (root mean square over frames, beads and axes) of one epoch; epoch 0 is the potential as given.
+
+    The training error is the mean over the epoch's batches, each before its step.
+    """
+
+    epoch: int
+    train_rmse_kJ_per_mol_nm: float
+    validation_rmse_kJ_per_mol_nm: float
+    learning_rate: float
+
+
+class Validation(NamedTuple):
+    """Force errors on the held-out blocks, of the prior alone and of the best model; both include the label noise."""
+
+    train_frames: int
+    held_out_frames: int
+    prior_rmse_kJ_per_mol_nm: float
+    model_rmse_kJ_per_mol_nm: float
+
+    @property
+    def explained_fraction(self) -> float:
+        """Share of the prior's mean squared held-out error that the network takes away."""
+        return 1.0 - (self.model_rmse_kJ_per_mol_nm / self.prior_rmse_kJ_per_mol_nm) ** 2
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingResult:
+    """The potential with the weights of the best epoch (lowest held-out error), and how they were found."""
+
+    potential: Potential
+    history: tuple[EpochRecord, ...]
+    validation: Validation
+    best_epoch: int
+
+    def summary(self) -> dict[str, float]:
+        """Numbers for a checkpoint's metadata and a round's metrics."""
+        return {
+            **self.validation._asdict(),
+            "explained_fraction": self.validation.explained_fraction,
+            "best_epoch": self.best_epoch,
+            "epochs": len(self.history) - 1,
+        }
+
+
+def train(
+    shards: Sequence[LabelledFrames],
+    initial: Potential,
+    params: TrainingParams,
+    *,
+    seed: int,
+    scratch: Path | None = None,
+    priors: Mapping[str, Prior] | None = None,
+    progress: Progress = silent,
+) -> TrainingResult:
+    """Train the network of `initial` (which stays as it was) on the labelled frames of all shards.
+
+    Blocks of consecutive frames are held out (see `held_out_masks`); training stops when the error on them has not
+    fallen for `params.patience_epochs`, and the weights of the best epoch are kept. Shards may be of several
+    proteins: `priors` then gives the prior of each sequence other than `initial.sequence`, and every batch is of
+    one protein. Runs on the device of `initial`. With a `scratch` folder a killed training continues from its last
+    checkpoint there and ends with the same weights, to the bit.
+
+    Raises BadTrajectory (a label is not finite, or a protein has no prior), EmptyTrajectory (nothing to train on or
+    to hold out), PreflightFailed (held-out error not below the prior's, unless `params.preflight` is false).
+    """
+    with _deterministic_algorithms():
+        training, held_out = _prepare(shards, {**(priors or {}), initial.sequence: initial.prior}, params)
+        run = _Run(deepcopy(initial.network), training, held_out, params, seed)
+        run.resume(scratch)
+        while not run.finished:
+            run.epoch()
+            run.save(scratch)
+            progress(run.epochs_done, params.epochs, run.note())
+    validation = Validation(_count(training), _count(held_out), run.prior_rmse, run.best_rmse)
+    if params.preflight:
+        _preflight(validation)
+    potential = deepcopy(initial)
+    potential.network.load_state_dict(run.best_weights)
+    return TrainingResult(potential, tuple(run.history), validation, run.best_epoch)
+
+
+def held_out_masks(shards: Sequence[LabelledFrames], params: TrainingParams) -> tuple[Bool[np.ndarray, "..."], ...]:
+    """For each shard, which frames are held out for validation.
+
+    Each trajectory of each shard is cut into blocks of `validation_block_frames` consecutive frames (neighbours in time
+    are alike, so single random frames would leak), and of all blocks in order a fixed share is taken at even
+    spacing. No random number enters, and a later shard changes nothing in earlier ones: a warm start
+    never sees its own validation frames as training frames of the round before.
+    """
+    masks = []
+    block = 0
+    for shard in shards:
+        mask = np.zeros(len(shard), dtype=bool)
+        for trajectory in np.unique(shard.trajectory):
+            frames = np.flatnonzero(shard.trajectory == trajectory)
+            for start in range(0, len(frames), params.validation_block_frames):
+                mask[frames[start : start + params.validation_block_frames]] = _is_held_out(block, params)
+                block += 1
+        masks.append(mask)
+    return tuple(masks)
+
+
+def _is_held_out(block: int, params: TrainingParams) -> bool:
+    """Whether the running sum of held-out shares passes a half-integer at this block."""
+    share = params.validation_fraction
+    return math.floor((block + 1) * share + 0.5) > math.floor(block * share + 0.5)
+
+
+class _Frames(NamedTuple):
+    """Frames of one protein: bead types, positions [nm] and the forces that the prior leaves over [kJ/mol/nm]."""
+
+    types: Int64[Tensor, " beads"]
+    positions: Float[Tensor, "frames beads 3"]
+    residuals: Float[Tensor, "frames beads 3"]
+
+    def take(self, index: Tensor) -> "_Frames":
+        return self._replace(positions=self.positions[index], residuals=self.residuals[index])
+
+
+def _prepare(
+    shards: Sequence[LabelledFrames], priors: Mapping[str, Prior], params: TrainingParams
+) -> tuple[list[_Frames], list[_Frames]]:
+    """Frames to train on and frames held out, one entry a protein, in order of sequence."""
+    training, held_out = [], []
+    masks = held_out_masks(shards, params)
+    for number, shard in enumerate(shards):
+        _check_shard(number, shard, priors)
+    for sequence in sorted({shard.sequence for shard in shards}):
+        chosen = [index for index, shard in enumerate(shards) if shard.sequence == sequence]
+        frames = _residuals([shards[index] for index in chosen], priors[sequence])
+        mask = torch.from_numpy(np.concatenate([masks[index] for index in chosen])).to(frames.positions.device)
+        training.append(frames.take(~mask))
+        held_out.append(frames.take(mask))
+    if not _count(training) or not _count(held_out):
+        raise EmptyTrajectory(
+            f"{_count(training) + _count(held_out)} labelled frames leave {_count(training)} to train on and "
+            f"{_count(held_out)} to hold out; give more frames, lower training.validation_block_frames "
+            f"({params.validation_block_frames}) or raise training.validation_fraction ({params.validation_fraction})"
+        )
+    return training, held_out
+
+
+def _check_shard(number: int, shard: LabelledFrames, priors: Mapping[str, Prior]) -> None:
+    if shard.sequence not in priors:
+        raise BadTrajectory(
+            f"shard {number:03d} is of protein {shard.sequence}, for which no prior is given; train on shards of "
+            f"{', '.join(sorted(priors))} or fit a prior for it"
+        )
+    finite = np.isfinite(shard.positions).all(axis=(1, 2)) & np.isfinite(shard.forces).all(axis=(1, 2))
+    if not finite.all():
+        raise BadTrajectory(
+            f"shard {number:03d}, frame {np.flatnonzero(~finite)[0]}: position or force not finite; label the frame "
+            "again or take it out of the shard"
+        )
+
+
+def _residuals(shards: Sequence[LabelledFrames], prior: Prior) -> _Frames:
+    """All frames of one protein with the prior's forces taken off, on the prior's device."""
+    device = prior.bond_length_nm.device
+    positions = torch.from_numpy(np.concatenate([shard.positions for shard in shards])).to(device)
+    forces = torch.from_numpy(np.concatenate([shard.forces for shard in shards])).to(device)
+    residuals = forces - prior.forces(positions.double()).float()
+    return _Frames(bead_types(shards[0].sequence).to(device), positions, residuals)
+
+
+def _count(proteins: Sequence[_Frames]) -> int:
+    return sum(len(frames.positions) for frames in proteins)
+
+
+def _mean_square(proteins: Sequence[_Frames], network: CGSchNet | None = None) -> float:
+    """Mean squared force error [(kJ/mol/nm)^2] over all frames: of the prior alone, or with the network."""
+    total, components = 0.0, 0
+    for frames in proteins:
+        for index in torch.arange(len(frames.positions), device=frames.positions.device).split(EVALUATION_BATCH):
+            batch = frames.take(index)
+            error = batch.residuals if network is None else batch.residuals - _network_forces(network, batch)
+            total += float(error.double().square().sum())
+            components += error.numel()
+    return total / components
+
+
+def _network_forces(network: CGSchNet, frames: _Frames, *, differentiable: bool = False) -> Tensor:
+    """Forces [kJ/mol/nm] of the network alone; `differentiable` with respect to its weights when training."""
+    positions = frames.positions.detach().requires_grad_()
+    energies = network(positions, frames.types)
+    (gradient,) = torch.autograd.grad(energies.sum(), positions, create_graph=differentiable)
+    return -gradient
+
+
+class _Run:
+    """State of one training, which `save` writes and `resume` reads."""
+
+    def __init__(
+        self,
+        network: CGSchNet,
+        training: list[_Frames],
+        held_out: list[_Frames],
+        params: TrainingParams,
+        seed: int,
+    ) -> None:
+        self.network, self.training, self.held_out, self.params = network, training, held_out, params
+        self.fingerprint = _fingerprint(network, training, held_out, params, seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.optimiser = torch.optim.AdamW(
+            network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay
+        )
+        self.scale = max(_mean_square(training), 1e-12)
+        self.prior_rmse = math.sqrt(_mean_square(held_out))
+        self.history: list[EpochRecord] = []
+        self.best_epoch, self.best_rmse, self.best_weights = 0, math.inf, deepcopy(network.state_dict())
+        self._record(math.sqrt(_mean_square(training, network)), 0.0)
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.history) - 1
+
+    @property
+    def finished(self) -> bool:
+        return (
+            self.epochs_done >= self.params.epochs
+            or self.epochs_done - self.best_epoch >= self.params.patience_epochs
+            or not math.isfinite(self.history[-1].train_rmse_kJ_per_mol_nm)
+        )
+
+    def note(self) -> str:
+        return (
+            f"held-out force error {self.history[-1].validation_rmse_kJ_per_mol_nm:.1f}, best {self.best_rmse:.1f}, "
+            f"prior alone {self.prior_rmse:.1f} kJ/mol/nm"
+        )
+
+    def epoch(self) -> None:
+        """One pass over the training frames, then the held-out error."""
+        rate = _learning_rate(self.epochs_done, self.params)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        total = components = 0.0
+        for batch in self._batches():
+            total += self._step(batch) * batch.residuals.numel()
+            components += batch.residuals.numel()
+        self._record(math.sqrt(total / components), rate)
+
+    def _batches(self) -> Iterator[_Frames]:
+        """Shuffled batches, each of one protein, in shuffled order."""
+        batches = [
+            frames.take(index.to(frames.positions.device))
+            for frames in self.training
+            for index in torch.randperm(len(frames.positions), generator=self.generator).split(self.params.batch_size)
+            if len(index)
+        ]
+        for number in torch.randperm(len(batches), generator=self.generator).tolist():
+            yield batches[number]
+
+    def _step(self, batch: _Frames) -> float:
+        """One step of the optimiser; returns the batch's mean squared force error before it."""
+        error = batch.residuals - _network_forces(self.network, batch, differentiable=True)
+        loss = error.square().mean()
+        self.optimiser.zero_grad()
+        (loss / self.scale).backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.params.gradient_clip)
+        self.optimiser.step()
+        return float(loss.detach())
+
+    def _record(self, train_rmse: float, rate: float) -> None:
+        """Note the epoch, and keep its weights if no held-out error was lower."""
+        validation_rmse = math.sqrt(_mean_square(self.held_out, self.network))
+        self.history.append(EpochRecord(len(self.history), train_rmse, validation_rmse, rate))
+        if validation_rmse < self.best_rmse:
+            self.best_epoch, self.best_rmse = self.epochs_done, validation_rmse
+            self.best_weights = deepcopy(self.network.state_dict())
+
+    def save(self, scratch: Path | None) -> None:
+        """Every `checkpoint_epochs`, write what `resume` needs."""
+        if scratch is None or (self.epochs_done % self.params.checkpoint_epochs and not self.finished):
+            return
+        buffer = BytesIO()
+        torch.save(
+            {
+                "fingerprint": self.fingerprint,
+                "network": self.network.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "generator": self.generator.get_state(),
+                "history": [tuple(record) for record in self.history],
+                "best": (self.best_epoch, self.best_rmse),
+                "best_weights": self.best_weights,
+            },
+            buffer,
+        )
+        write_bytes(scratch / "training.pt", buffer.getvalue())
+
+    def resume(self, scratch: Path | None) -> None:
+        """Continue from `scratch`, if what lies there is of this very training (same data, weights, numbers, seed)."""
+        state = _read_state(scratch / "training.pt") if scratch is not None else {}
+        if state.get("fingerprint") != self.fingerprint:
+            return
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.generator.set_state(state["generator"])
+        self.history = [EpochRecord(*record) for record in state["history"]]
+        self.best_epoch, self.best_rmse = state["best"]
+        self.best_weights = state["best_weights"]
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Read a training's scratch file; empty when there is none or it is of no use (then training starts again)."""
+    try:
+        state = torch.load(path, weights_only=True)
+    except Exception:  # torch raises whatever its parser met
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _fingerprint(
+    network: CGSchNet,
+    training: Sequence[_Frames],
+    held_out: Sequence[_Frames],
+    params: TrainingParams,
+    seed: int,
+) -> str:
+    """SHA-256 of all that decides the course of a training."""
+    digest = hashlib.sha256()
+    digest.update(params.model_dump_json(exclude=NOT_IN_FINGERPRINT).encode())
+    digest.update(f"{network.params.model_dump_json()} {seed} {torch.get_num_threads()}".encode())
+    for tensor in [*network.state_dict().values(), *(part for frames in [*training, *held_out] for part in frames)]:
+        digest.update(f"{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _learning_rate(epoch: int, params: TrainingParams) -> float:
+    """Half a cosine from `learning_rate` down to its final fraction in the last epoch."""
+    done = epoch / max(params.epochs - 1, 1)
+    final = params.final_learning_rate_fraction
+    return params.learning_rate * (final + (1.0 - final) * (1.0 + math.cos(math.pi * done)) / 2.0)
+
+
+@contextmanager
+def _deterministic_algorithms() -> Iterator[None]:
+    """Have torch use deterministic algorithms, and set it back afterwards."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # a debugging aid that costs a fifth of the time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        settings.fill_uninitialized_memory = before[1]
+
+
+def _preflight(validation: Validation) -> None:
+    """Stop a round whose model has learned nothing before its simulation, labels and time are spent on it."""
+    if validation.model_rmse_kJ_per_mol_nm < validation.prior_rmse_kJ_per_mol_nm:
+        return
+    raise PreflightFailed(
+        f"held-out force error {validation.model_rmse_kJ_per_mol_nm:.2f} kJ/mol/nm of the trained model is not below "
+        f"{validation.prior_rmse_kJ_per_mol_nm:.2f} of the prior alone ({validation.train_frames} frames trained on, "
+        f"{validation.held_out_frames} held out): too few or too noisy labels for this network; use mean-force labels "
+        "or more seed frames, lower training.learning_rate, or set training.preflight: false to go on all the same"
+    )
+
+
+def write_history_csv(result: TrainingResult, path: Path) -> None:
+    """Write one row an epoch."""
+    stream = StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(EpochRecord._fields)
+    writer.writerows(result.history)
+    write_text(path, stream.getvalue())
+
+
+def plot_training(result: TrainingResult, folder: Path) -> tuple[Path, ...]:
+    """Draw training.png in `folder`: force errors and learning rate by epoch; returns its path."""
+    epochs, train_rmse, validation_rmse, rates = np.array(result.history, dtype=float).T
+    figure = Figure(figsize=(5.5, 4.5), layout="constrained")
+    errors, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    errors.plot(epochs, train_rmse, color="#00798c", label="training")
+    errors.plot(epochs, validation_rmse, color="#d1495b", label="held out")
+    prior_rmse = result.validation.prior_rmse_kJ_per_mol_nm
+    errors.axhline(prior_rmse, color="#222222", linestyle=":", label="prior alone, held out")
+    errors.axvline(result.best_epoch, color="#edae49", linewidth=1, label=f"best, epoch {result.best_epoch}")
+    errors.set(ylabel="force error, rms [kJ/mol/nm]")
+    errors.legend(frameon=False, fontsize=8)
+    rate.plot(epochs[1:], rates[1:], color="#222222")
+    rate.set(xlabel="epoch", ylabel="learning rate")
+    path = folder / "training.png"
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+    return (path,)
