@@ -1,0 +1,199 @@
+"""Figures of the benchmark: free-energy maps, densities, and both over the rounds of a campaign."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+from matplotlib.axes import Axes
+from matplotlib.contour import QuadContourSet
+from matplotlib.figure import Figure
+from scipy.ndimage import gaussian_filter
+
+from cgal.benchmark.suite import BenchmarkResult
+from cgal.benchmark.wasserstein import METRICS, Sample, line_density
+from cgal.files import atomic_write
+
+__all__ = ["plot_benchmark", "plot_rmsd_rounds", "plot_rounds"]
+
+REFERENCE, MODEL, TRAINING, GAP = "#222222", "#d1495b", "#00798c", "#edae49"
+
+NAMES = {
+    "tica": "TICA",
+    "reaction_coordinate": "Reaction coordinate",
+    "bond": "CA-CA bond",
+    "angle": "CA-CA-CA angle",
+    "dihedral": "CA dihedral",
+}
+UNITS = {"tica": "", "reaction_coordinate": "nm", "bond": "nm", "angle": "rad", "dihedral": "rad"}
+AXES = {
+    "reaction_coordinate": "distance of first and last CA / nm",
+    "bond": "CA-CA bond / nm",
+    "angle": "CA-CA-CA angle / rad",
+    "dihedral": "CA dihedral / rad",
+}
+
+MAP_BINS = 50
+MAP_SMOOTHING_BINS = 1.0
+HIGHEST_kT = 6.0
+DENSITY_POINTS = 300
+
+
+def plot_benchmark(result: BenchmarkResult, folder: Path) -> list[Path]:
+    """Draw TICA free-energy maps (`tica.png`) and the densities of the four other observables (`densities.png`)."""
+    return [_save(_tica_maps(result), folder / "tica.png"), _save(_densities(result), folder / "densities.png")]
+
+
+def plot_rounds(rounds: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+    """Draw the five W1 over rounds with intervals and floor, and folded and lost fractions (`w1_rounds.png`).
+
+    Each mapping is the metrics of one round, as `benchmark` gives them, with its number as `round` (else its place).
+    """
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    panels = figure.subplots(2, 3).flat
+    numbers = [int(metrics.get("round", place)) for place, metrics in enumerate(rounds)]
+    for panel, metric in zip(panels, METRICS, strict=False):
+        _draw_w1(panel, metric, numbers, rounds)
+    _draw_fractions(panels[len(METRICS)], numbers, rounds)
+    for panel in panels:
+        panel.set_xlabel("round")
+        panel.set_xticks(numbers)
+        panel.set_xlim(min(numbers, default=0) - 0.4, max(numbers, default=0) + 0.4)
+    return [_save(figure, folder / "w1_rounds.png")]
+
+
+def plot_rmsd_rounds(rounds: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+    """Draw the RMSD histograms of simulation, training set and reference, a panel a round (`rmsd_rounds.png`).
+
+    Each mapping is the histograms of one round, as `benchmark` gives them, with its number as `round` (else its place).
+    """
+    columns = min(3, max(len(rounds), 1))
+    rows = -(-max(len(rounds), 1) // columns)
+    figure = Figure(figsize=(max(3.5 * columns, 5), 2.8 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for place, (panel, histograms) in enumerate(zip(panels, rounds, strict=False)):
+        _draw_rmsd(panel, histograms["rmsd"])
+        panel.set_title(f"round {histograms.get('round', place)}", fontsize=10)
+    for panel in list(panels)[len(rounds) :]:
+        panel.set_axis_off()
+    figure.supxlabel("CA RMSD to the native frame / nm", fontsize=10)
+    figure.supylabel("density / nm$^{-1}$", fontsize=10)
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    return [_save(figure, folder / "rmsd_rounds.png")]
+
+
+def _tica_maps(result: BenchmarkResult) -> Figure:
+    sides = {"Reference": result.reference["tica"], "Model": result.model["tica"]}
+    edges = _map_edges([side.values for side in sides.values()])
+    figure = Figure(figsize=(9, 4.1), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for panel, (name, side) in zip(panels, sides.items(), strict=True):
+        contours = _draw_map(panel, side, edges)
+        panel.set_title(f"{name} ({len(side)} frames)", fontsize=10)
+        panel.set_xlabel("TIC 1")
+    panels[0].set_ylabel("TIC 2")
+    figure.colorbar(contours, ax=panels, label="free energy / kT")
+    figure.suptitle(_w1_title("tica", result.metrics), fontsize=11)
+    return figure
+
+
+def _map_edges(values: Sequence[Float64[np.ndarray, "frames 2"]]) -> list[Float64[np.ndarray, " edges"]]:
+    joint = np.concatenate(values)
+    low, high = joint.min(axis=0), joint.max(axis=0)
+    room = 0.05 * (high - low) + 1e-9
+    return [np.linspace(low[k] - room[k], high[k] + room[k], MAP_BINS + 1) for k in range(2)]
+
+
+def _draw_map(panel: Axes, side: Sample, edges: Sequence[Float64[np.ndarray, " edges"]]) -> QuadContourSet:
+    """Free energy -kT ln p above its own minimum, of a lightly smoothed histogram."""
+    counts, _, _ = np.histogram2d(side.values[:, 0], side.values[:, 1], bins=list(edges), weights=side.weights)
+    probability = gaussian_filter(counts, MAP_SMOOTHING_BINS, mode="constant")
+    with np.errstate(divide="ignore"):
+        energy = np.log(probability.max()) - np.log(probability)
+    middles = [(axis[1:] + axis[:-1]) / 2 for axis in edges]
+    shown = np.ma.masked_greater(energy.T, HIGHEST_kT)
+    return panel.contourf(*middles, shown, levels=np.linspace(0, HIGHEST_kT, 13), cmap="viridis")
+
+
+def _densities(result: BenchmarkResult) -> Figure:
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    for panel, metric in zip(figure.subplots(2, 2).flat, METRICS[1:], strict=True):
+        sides = (result.reference[metric], result.model[metric])
+        low, high = (edge([edge(side.values) for side in sides]) for edge in (np.min, np.max))
+        room = 0.03 * (high - low) + 1e-9
+        points = np.linspace(low - room, high + room, DENSITY_POINTS)
+        reference, model = (line_density(side, points) for side in sides)
+        panel.fill_between(points, reference, color=REFERENCE, alpha=0.15, linewidth=0)
+        panel.plot(points, reference, color=REFERENCE, label="reference")
+        panel.plot(points, model, color=MODEL, label="model")
+        panel.set_xlabel(AXES[metric])
+        panel.set_ylabel(f"density / {UNITS[metric]}$^{{-1}}$")
+        panel.set_ylim(bottom=0)
+        panel.set_title(_w1_title(metric, result.metrics), fontsize=10)
+        panel.legend(frameon=False)
+    return figure
+
+
+def _w1_title(metric: str, metrics: Mapping[str, Any]) -> str:
+    w1, floor = metrics["w1"][metric], metrics["floor"][metric]
+    return (
+        f"{NAMES[metric]}: W$_1$ = {w1['value']:.3g} [{w1['low']:.3g}, {w1['high']:.3g}] {UNITS[metric]}".rstrip()
+        + f", floor {floor:.3g}"
+    )
+
+
+def _draw_w1(panel: Axes, metric: str, numbers: Sequence[int], rounds: Sequence[Mapping[str, Any]]) -> None:
+    value, low, high = (
+        np.array([metrics["w1"][metric][key] for metrics in rounds]) for key in ("value", "low", "high")
+    )
+    panel.errorbar(
+        numbers,
+        value,
+        yerr=[value - low, high - value],
+        color=MODEL,
+        marker="o",
+        capsize=4,
+        label="model, 95 % interval",
+    )
+    floors = [metrics["floor"][metric] for metrics in rounds]
+    panel.plot(numbers, floors, color=REFERENCE, linestyle="--", label="reference halves (floor)")
+    if rounds:
+        panel.axhline(floors[-1], color=REFERENCE, linestyle="--")
+    panel.set_title(NAMES[metric], fontsize=10)
+    unit = f" / {UNITS[metric]}" if UNITS[metric] else ""
+    panel.set_ylabel(f"W$_1${unit}")
+    panel.set_ylim(bottom=0)
+    if metric == METRICS[0]:
+        panel.legend(frameon=False, fontsize=8)
+
+
+def _draw_fractions(panel: Axes, numbers: Sequence[int], rounds: Sequence[Mapping[str, Any]]) -> None:
+    folded = [metrics["folded_fraction"] for metrics in rounds]
+    lost = [metrics["simulation"]["exploded_fraction"] for metrics in rounds]
+    panel.plot(numbers, [each["model"] for each in folded], color=MODEL, marker="o", label="model folded")
+    panel.plot(numbers, lost, color=GAP, marker="s", label="replicas lost")
+    if rounds:
+        panel.axhline(folded[-1]["reference"], color=REFERENCE, linestyle="--", label="reference folded")
+    panel.set_title("Folded frames, lost replicas", fontsize=10)
+    panel.set_ylabel("fraction")
+    panel.set_ylim(-0.03, 1.03)
+    panel.legend(frameon=False, fontsize=8)
+
+
+def _draw_rmsd(panel: Axes, histogram: Mapping[str, Sequence[float]]) -> None:
+    edges = np.asarray(histogram["edges_nm"])
+    for side, color in (("reference", REFERENCE), ("training", TRAINING), ("simulation", MODEL)):
+        density = np.asarray(histogram[side]) / np.maximum(np.diff(edges), 1e-12)
+        panel.stairs(density, edges, color=color, label=side, linewidth=1.4, fill=False)
+    reference = np.asarray(histogram["reference"]) / np.maximum(np.diff(edges), 1e-12)
+    panel.stairs(reference, edges, color=REFERENCE, alpha=0.15, fill=True)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    """Write a PNG atomically; same figure, same bytes."""
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+    return path

@@ -1,0 +1,178 @@
+"""The benchmark of one round: five Wasserstein-1 distances to the reference, and what became of the simulation."""
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from deeptime.decomposition import CovarianceKoopmanModel
+from jaxtyping import Float32, Float64, Int64
+
+from cgal.benchmark.observables import local_observables, rmsd
+from cgal.benchmark.tica import fit_tica, project
+from cgal.benchmark.wasserstein import METRICS, Resamples, Sample, estimate, estimators
+from cgal.errors import BadTrajectory, EmptyTrajectory
+from cgal.frames import CGTrajectory
+from cgal.params import BenchmarkParams
+from cgal.progress import Progress, silent
+from cgal.randomness import derive_generator
+
+__all__ = ["BenchmarkResult", "benchmark"]
+
+MODES = ("exact", "paper")
+MINIMUM_FRAMES = 3
+
+
+@dataclass(frozen=True, eq=False)
+class BenchmarkResult:
+    """What a benchmark found.
+
+    `metrics` and `histograms` are JSON-able (layout: see `benchmark`). `model` and `reference` hold the samples behind
+    them, by observable, for the figures.
+    """
+
+    metrics: dict[str, Any]
+    histograms: dict[str, Any]
+    model: dict[str, Sample]
+    reference: dict[str, Sample]
+
+
+def benchmark(
+    trajectory: CGTrajectory,
+    reference: CGTrajectory,
+    params: BenchmarkParams,
+    *,
+    native: Float32[np.ndarray, "beads 3"],
+    training_positions: Float32[np.ndarray, "training beads 3"],
+    seed: int,
+    progress: Progress = silent,
+) -> BenchmarkResult:
+    """Compare a model's simulation with the reference.
+
+    The first `discard_fraction` of each replica is dropped. Replicas that exploded, imploded or went NaN are counted
+    from `trajectory.fates`; the sound frames that they left count like all others. `native` [nm] is the folded frame.
+
+    Metrics: `w1` (headline mode), `w1_exact` and `w1_paper` give value, low and high for each of the five observables
+    (nm, rad, TICA dimensionless); `floor`, `floor_exact` and `floor_paper` W1 between two halves of the reference, by
+    trajectory (contiguous, if it is only one); `simulation` the losses and frames; `folded_fraction` of model and
+    reference. Histograms: `rmsd`, to the native frame [nm], of simulation, training and reference, each summing to one.
+
+    Raises EmptyTrajectory when too few usable frames are left, BadTrajectory when the reference is of another protein
+    or too short for the TICA lag, BadParams when the lag is below its frame spacing.
+    """
+    _check_same_protein(trajectory, reference)
+    production = _production(trajectory, params.discard_fraction)
+    tica = fit_tica(reference, params.tica_lag_ps)
+    model, truth = (_observe(side, tica, params.blocks) for side in (production, reference))
+    resamples = Resamples.draw(model["tica"], truth["tica"], params.bootstrap, derive_generator(seed, 0, "bootstrap"))
+    halves = _halves(reference)
+
+    table = estimators(params.maximum_frames)
+    w1: dict[str, dict[str, dict[str, float]]] = {mode: {} for mode in MODES}
+    floor: dict[str, dict[str, float]] = {mode: {} for mode in MODES}
+    for done, (mode, metric) in enumerate(product(MODES, METRICS)):
+        progress(done, len(MODES) * len(METRICS), f"W1 of {metric.replace('_', ' ')}, {mode} mode")
+        estimator = table[mode][metric]
+        w1[mode][metric] = estimate(estimator, model[metric], truth[metric], resamples)
+        floor[mode][metric] = estimator.value(*(truth[metric].take(half) for half in halves))
+    progress(len(MODES) * len(METRICS), len(MODES) * len(METRICS), "W1 done")
+
+    deviations_nm = {
+        "simulation": (rmsd(production.positions, native), production.weights),
+        "training": (rmsd(training_positions, native), np.ones(len(training_positions))),
+        "reference": (rmsd(reference.positions, native), reference.weights),
+    }
+    metrics = {
+        "w1": w1[params.mode],
+        "floor": floor[params.mode],
+        **{f"w1_{mode}": w1[mode] for mode in MODES},
+        **{f"floor_{mode}": floor[mode] for mode in MODES},
+        "simulation": _fates(trajectory, production),
+        "folded_fraction": {
+            "model": _share_below(*deviations_nm["simulation"], params.folded_rmsd_nm),
+            "reference": _share_below(*deviations_nm["reference"], params.folded_rmsd_nm),
+        },
+    }
+    return BenchmarkResult(metrics, {"rmsd": _histograms(deviations_nm, params.rmsd_bins)}, model, truth)
+
+
+def _check_same_protein(trajectory: CGTrajectory, reference: CGTrajectory) -> None:
+    if trajectory.sequence != reference.sequence:
+        raise BadTrajectory(
+            f"simulation is of {trajectory.sequence}, reference of {reference.sequence}: give the reference of the same protein"
+        )
+
+
+def _production(trajectory: CGTrajectory, discard_fraction: float) -> CGTrajectory:
+    """Finite frames after the first share of each replica."""
+    finite = np.isfinite(trajectory.positions).all(axis=(1, 2))
+    kept = np.zeros(len(trajectory), dtype=bool)
+    for replica in np.unique(trajectory.replica):
+        frames = np.flatnonzero(trajectory.replica == replica)
+        kept[frames[int(discard_fraction * len(frames)) :]] = True
+    production = trajectory.take(kept & finite)
+    if len(production) < MINIMUM_FRAMES:
+        lost = sum(fate.lost for fate in trajectory.fates)
+        raise EmptyTrajectory(
+            f"simulation: {len(production)} of {len(trajectory)} frames are usable after dropping the first "
+            f"{discard_fraction:.0%} of each replica ({lost} of {len(trajectory.fates)} replicas were lost), the benchmark needs "
+            f"{MINIMUM_FRAMES}; train longer, lower simulation.timestep_ps or simulation.stride"
+        )
+    return production
+
+
+def _observe(trajectory: CGTrajectory, tica: CovarianceKoopmanModel, blocks: int) -> dict[str, Sample]:
+    block = _blocks(trajectory, blocks)
+    values = {"tica": project(tica, trajectory), **local_observables(trajectory)}
+    return {metric: Sample(values[metric], trajectory.weights, block) for metric in METRICS}
+
+
+def _blocks(trajectory: CGTrajectory, count: int) -> Int64[np.ndarray, " frames"]:
+    """Block of each frame: its replica, or the contiguous piece it lies in when there is only one replica."""
+    replicas, block = np.unique(trajectory.replica, return_inverse=True)
+    if len(replicas) > 1:
+        return block.astype(np.int64)
+    pieces = min(count, len(trajectory))
+    return np.arange(len(trajectory), dtype=np.int64) * pieces // len(trajectory)
+
+
+def _halves(reference: CGTrajectory) -> tuple[Int64[np.ndarray, " some"], Int64[np.ndarray, " rest"]]:
+    """Frames of every other trajectory, and the rest; of a lone trajectory its first and its second half."""
+    second = _blocks(reference, 2) % 2 == 1
+    return np.flatnonzero(~second), np.flatnonzero(second)
+
+
+def _fates(trajectory: CGTrajectory, production: CGTrajectory) -> dict[str, int | float]:
+    """What became of the replicas; a trajectory without fates counts the replicas that it has frames of."""
+    causes = Counter(fate.cause for fate in trajectory.fates)
+    lost = sum(fate.lost for fate in trajectory.fates)
+    replicas = len(trajectory.fates) or len(np.unique(trajectory.replica))
+    return {
+        "replicas": replicas,
+        "exploded": causes["exploded"],
+        "imploded": causes["imploded"],
+        "not_finite": causes["not finite"],
+        "exploded_fraction": lost / replicas,
+        "frames": len(production),
+        "frames_saved": len(trajectory),
+    }
+
+
+def _share_below(
+    values: Float64[np.ndarray, " frames"], weights: Float64[np.ndarray, " frames"], threshold: float
+) -> float:
+    return float(weights[values < threshold].sum() / weights.sum())
+
+
+type Weighted = tuple[Float64[np.ndarray, " frames"], Float64[np.ndarray, " frames"]]
+
+
+def _histograms(deviations_nm: dict[str, Weighted], bins: int) -> dict[str, list[float]]:
+    """Histogram of each side over the joint range, each summing to one (empty sides: to zero)."""
+    highest = max(values.max(initial=0.0) for values, _ in deviations_nm.values())
+    edges = np.linspace(0.0, float(highest), bins + 1)
+    return {"edges_nm": edges.tolist()} | {
+        side: (np.histogram(values, edges, weights=weights)[0] / max(weights.sum(), 1e-300)).tolist()
+        for side, (values, weights) in deviations_nm.items()
+    }
