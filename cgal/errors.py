@@ -3,6 +3,8 @@
 One root, so that a caller can tell "the user can mend this" (`CgalError`) from a defect (anything else).
 """
 
+from typing import Any
+
 __all__ = [
     "BackmappingError",
     "BadCheckpoint",
@@ -58,7 +60,9 @@ class PreflightFailed(CgalError):
 
 
 class BackmappingError(CgalError):
-    """A coarse-grained frame could not be rebuilt to a sound all-atom structure."""
+    """A coarse-grained frame could not be rebuilt to a sound all-atom structure, which `positions` [nm] keeps."""
+
+    positions: Any = None
 
 
 class OracleError(CgalError):
