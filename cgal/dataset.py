@@ -1,0 +1,330 @@
+"""The dataset of a campaign: immutable shards, the force map and prior they share, and the manifest that records them.
+
+The manifest is what counts. It is written last, and whatever lies beside it unrecorded (a shard or a checkpoint of an
+interrupted `append`) is finished or swept the next time. So a kill at any point leaves the dataset as it was
+before or as it is after, never between.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from cgal.errors import BadFile, BadParams, BadStructure, DatasetChanged, EmptyTrajectory
+from cgal.files import sha256, write_bytes, write_json
+from cgal.frames import AtomFrames, LabelledFrames, read_pdb_text, sequence_of
+from cgal.mapping import LinearMap, coordinate_map, fit_force_map
+from cgal.params import MappingParams, NetworkParams, Params, PriorParams, Section
+from cgal.potential.checkpoint import initial_potential, load_checkpoint, save_checkpoint
+from cgal.potential.prior import fit_prior
+from cgal.randomness import derive_seed
+
+__all__ = [
+    "Manifest",
+    "PreparedFrom",
+    "ShardRecord",
+    "append",
+    "load_manifest",
+    "load_shards",
+    "prepare",
+    "reset",
+    "round_index",
+]
+
+MANIFEST = "manifest.json"
+FORCE_MAP = "force_map.h5"
+PRIOR = "prior.json"
+WARM_START = "warm_start.pt"
+NEXT_WARM_START = "warm_start.next.pt"
+"""The warm start of the next round, until the manifest that names it is written."""
+RESTORE = "restore it with 'dvc checkout --force'"
+
+
+class ShardRecord(Section):
+    """One shard: its file and bytes, where its frames come from and what they cost."""
+
+    name: str
+    sha256: str
+    frames: int
+    origin: str
+    force_map: str
+    oracle_steps: int = 0
+    oracle_failed: int = 0
+
+
+class PreparedFrom(Section):
+    """All that force map, prior, first shard and first warm start were made from."""
+
+    mapping: MappingParams
+    prior: PriorParams
+    network: NetworkParams
+    random_seed: int
+    temperature_K: float
+    seed_sha256: str
+    seed_labels_sha256: str | None
+
+
+class Manifest(Section):
+    """The shards of a campaign in order, and the SHA-256 of the files that they share (`files`)."""
+
+    protein: str
+    sequence: str
+    temperature_K: float
+    campaign: str
+    prepared_from: PreparedFrom
+    files: dict[str, str]
+    shards: tuple[ShardRecord, ...]
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read a dataset's manifest; raises BadFile when it is missing or damaged."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BadFile(f"{path}: no such file; 'cgal run' prepares the dataset from seed.h5")
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise BadFile(f"{path}: damaged manifest ({where} {fault['msg']}); {RESTORE}") from None
+
+
+def round_index(manifest: Manifest) -> int:
+    """Index of the round that trains on these shards."""
+    return len(manifest.shards) - 1
+
+
+def load_shards(folder: Path) -> tuple[LabelledFrames, ...]:
+    """Read all shards in order.
+
+    Raises DatasetChanged, naming the shard, when one is missing, its bytes are not those of the manifest, or it belongs
+    to another protein.
+    """
+    manifest = load_manifest(folder)
+    return tuple(_load_shard(folder, manifest, record) for record in manifest.shards)
+
+
+def prepare(folder: Path, params: Params) -> Manifest:
+    """Make the dataset of round 0 from `seed.h5`, once a campaign.
+
+    Fits the force map on the instantaneous forces of `seed.h5`, projects `seed_labels.h5` (its mean forces) or
+    else `seed.h5` itself to shard 0, fits the prior and lays a warm start that equals it. Writes nothing when the
+    manifest says that all this was done from the same inputs; sweeps what an interrupted `append` left.
+
+    Raises BadParams when a campaign that has grown was made from other inputs, DatasetChanged when one of its shared
+    files was changed, BadStructure when `structure.pdb` has other atoms than the seed.
+    """
+    inputs = _inputs(folder, params)
+    if (folder / MANIFEST).is_file():
+        manifest = load_manifest(folder)
+        changed = _changes(manifest, inputs, params)
+        grown = round_index(manifest) > 0
+        if changed and grown:
+            raise BadParams(
+                f"{', '.join(changed)} changed, but force map and prior are fixed for a campaign and "
+                f"{manifest.campaign!r} has {len(manifest.shards)} shards; set it back, or start a new campaign with "
+                "'cgal run --new NAME'"
+            )
+        _settle(folder, manifest)
+        if not changed and (grown or _is_intact(folder, manifest)):
+            _verify_files(folder, manifest)
+            return manifest
+    return _prepare_afresh(folder, params, inputs)
+
+
+def append(
+    folder: Path, *, labelled: AtomFrames, origin: str, oracle_steps: int, oracle_failed: int, checkpoint: Path
+) -> Manifest:
+    """Add the oracle's frames as the next shard, and the finished checkpoint as the next round's warm start.
+
+    Doing it again with the same frames changes nothing. Raises EmptyTrajectory when there is no frame, BadCheckpoint
+    when the checkpoint is another protein's, DatasetChanged when `origin` was appended before with other frames
+    or a shared file was changed.
+    """
+    manifest = load_manifest(folder)
+    _settle(folder, manifest)
+    _verify_files(folder, manifest)
+    shard = _project(labelled, LinearMap.load(folder / FORCE_MAP), origin)
+    _check_sequence(shard.sequence, manifest.sequence, f"frames of {origin}")
+    if origin in (record.origin for record in manifest.shards):
+        _check_same_frames(folder, manifest, shard)
+        return manifest
+    load_checkpoint(checkpoint, sequence=manifest.sequence)
+    record = _write_shard(folder, len(manifest.shards), shard, oracle_steps, oracle_failed)
+    write_bytes(folder / NEXT_WARM_START, checkpoint.read_bytes())
+    grown = manifest.model_copy(
+        update={
+            "files": manifest.files | {WARM_START: sha256(folder / NEXT_WARM_START)},
+            "shards": (*manifest.shards, record),
+        }
+    )
+    _write_manifest(folder, grown)
+    _settle(folder, grown)
+    return grown
+
+
+def reset(folder: Path) -> None:
+    """Take the dataset back to its seed: all that `prepare` and `append` made is removed, the manifest first."""
+    made = [folder / name for name in (MANIFEST, FORCE_MAP, PRIOR, WARM_START, NEXT_WARM_START)]
+    for path in (*made, *(folder / "shards").glob("*"), *folder.glob(".*.tmp")):
+        path.unlink(missing_ok=True)
+
+
+def _inputs(folder: Path, params: Params) -> PreparedFrom:
+    labels = folder / "seed_labels.h5"
+    if not (folder / "seed.h5").is_file():
+        raise BadFile(f"{folder / 'seed.h5'}: no such file; make it with 'cgal import', or fetch it with 'dvc pull'")
+    return PreparedFrom(
+        mapping=params.mapping,
+        prior=params.prior,
+        network=params.network,
+        random_seed=params.seed,
+        temperature_K=params.temperature_K,
+        seed_sha256=sha256(folder / "seed.h5"),
+        seed_labels_sha256=sha256(labels) if labels.is_file() else None,
+    )
+
+
+def _changes(manifest: Manifest, inputs: PreparedFrom, params: Params) -> list[str]:
+    """Name what the dataset was made from that is now another."""
+    before, now = manifest.prepared_from.model_dump(), inputs.model_dump()
+    changed = [name for name in now if before[name] != now[name]]
+    if manifest.campaign != params.campaign.name:
+        changed.append("campaign.name")
+    if manifest.protein != params.protein:
+        changed.append("protein")
+    return changed
+
+
+def _prepare_afresh(folder: Path, params: Params, inputs: PreparedFrom) -> Manifest:
+    seed = _load_seed(folder, params)
+    sequence = sequence_of(seed.topology)
+    labels = folder / "seed_labels.h5"
+    labelled = AtomFrames.load(labels) if labels.is_file() else seed
+    force_map = fit_force_map(seed.topology, seed.forces, params.mapping)
+    shard = _project(labelled, force_map, "seed")
+    _check_sequence(shard.sequence, sequence, labels.name)
+    beads = coordinate_map(seed.topology)(seed.positions)
+    prior = fit_prior(beads, sequence, params.temperature_K, params.prior)
+    potential = initial_potential(prior, sequence, params.network, derive_seed(params.seed, 0, "initialise"))
+    reset(folder)
+    force_map.save(folder / FORCE_MAP)
+    prior.save(folder / PRIOR)
+    save_checkpoint(folder / WARM_START, potential, {"origin": "prior"})
+    manifest = Manifest(
+        protein=params.protein,
+        sequence=sequence,
+        temperature_K=params.temperature_K,
+        campaign=params.campaign.name,
+        prepared_from=inputs,
+        files={name: sha256(folder / name) for name in (FORCE_MAP, PRIOR, WARM_START)},
+        shards=(_write_shard(folder, 0, shard, int(labelled.provenance.get("oracle_steps", 0)), 0),),
+    )
+    _write_manifest(folder, manifest)
+    return manifest
+
+
+def _load_seed(folder: Path, params: Params) -> AtomFrames:
+    seed = AtomFrames.load(folder / "seed.h5")
+    sampled_K = float(seed.provenance.get("temperature_K", params.temperature_K))
+    if abs(sampled_K - params.temperature_K) > 0.5:
+        raise BadParams(
+            f"temperature_K is {params.temperature_K:g}, but {folder / 'seed.h5'} was sampled at {sampled_K:g} K; "
+            "set it to that, or import a seed of this temperature"
+        )
+    structure = folder / "structure.pdb"
+    if structure.is_file() and read_pdb_text(structure.read_text()).topology != seed.topology:
+        raise BadStructure(
+            f"{structure}: other atoms, or in another order, than those of seed.h5; use one topology for both"
+        )
+    return seed
+
+
+def _project(frames: AtomFrames, force_map: LinearMap, origin: str) -> LabelledFrames:
+    """Beads and bead forces of all-atom frames; raises EmptyTrajectory when there is none."""
+    if not len(frames):
+        raise EmptyTrajectory(f"{origin}: no labelled frame to add to the dataset; see why its frames failed")
+    return LabelledFrames(
+        sequence_of(frames.topology),
+        coordinate_map(frames.topology)(frames.positions),
+        force_map(frames.forces),
+        frames.trajectory,
+        frames.time_ps,
+        frames.provenance | {"force_map": force_map.kind, "origin": origin},
+    )
+
+
+def _write_shard(
+    folder: Path, number: int, shard: LabelledFrames, oracle_steps: int, oracle_failed: int
+) -> ShardRecord:
+    name = f"{number:03d}.h5"
+    path = folder / "shards" / name
+    shard.save(path)
+    return ShardRecord(
+        name=name,
+        sha256=sha256(path),
+        frames=len(shard),
+        origin=shard.provenance["origin"],
+        force_map=shard.provenance["force_map"],
+        oracle_steps=oracle_steps,
+        oracle_failed=oracle_failed,
+    )
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+
+
+def _settle(folder: Path, manifest: Manifest) -> None:
+    """Finish what an interrupted `append` had recorded, and sweep what it had not."""
+    waiting = folder / NEXT_WARM_START
+    if waiting.is_file() and sha256(waiting) == manifest.files[WARM_START]:
+        os.replace(waiting, folder / WARM_START)
+    recorded = {record.name for record in manifest.shards}
+    unrecorded = [path for path in (folder / "shards").glob("*") if path.name not in recorded]
+    for path in (waiting, *unrecorded, *folder.glob(".*.tmp")):
+        path.unlink(missing_ok=True)
+
+
+def _is_intact(folder: Path, manifest: Manifest) -> bool:
+    paths = {folder / name: expected for name, expected in manifest.files.items()}
+    paths |= {folder / "shards" / record.name: record.sha256 for record in manifest.shards}
+    return all(path.is_file() and sha256(path) == expected for path, expected in paths.items())
+
+
+def _verify(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise DatasetChanged(f"{path}: missing, though the manifest records it; {RESTORE}")
+    if sha256(path) != expected:
+        raise DatasetChanged(f"{path}: its bytes are not those that the manifest records (SHA-256); {RESTORE}")
+
+
+def _verify_files(folder: Path, manifest: Manifest) -> None:
+    for name, expected in manifest.files.items():
+        _verify(folder / name, expected)
+
+
+def _load_shard(folder: Path, manifest: Manifest, record: ShardRecord) -> LabelledFrames:
+    path = folder / "shards" / record.name
+    _verify(path, record.sha256)
+    shard = LabelledFrames.load(path)
+    _check_sequence(shard.sequence, manifest.sequence, str(path))
+    return shard
+
+
+def _check_sequence(found: str, expected: str, what: str) -> None:
+    if found != expected:
+        raise DatasetChanged(f"{what}: belongs to {found}, the dataset to {expected}; keep one protein a folder")
+
+
+def _check_same_frames(folder: Path, manifest: Manifest, shard: LabelledFrames) -> None:
+    origin = shard.provenance["origin"]
+    record = next(record for record in manifest.shards if record.origin == origin)
+    present = _load_shard(folder, manifest, record)
+    same = np.array_equal(present.positions, shard.positions) and np.array_equal(present.forces, shard.forces)
+    if not same:
+        raise DatasetChanged(
+            f"{folder / 'shards' / record.name}: {origin} was appended before with other frames; shards never change: "
+            "restore the round with 'cgal checkout', or start a new campaign with 'cgal run --new NAME'"
+        )

@@ -1,0 +1,278 @@
+"""A campaign's dataset: prepared once, growing by whole shards, never between two states."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from shutil import copytree
+
+import numpy as np
+import pytest
+
+from cgal.dataset import append, load_manifest, load_shards, prepare, reset, round_index
+from cgal.errors import (
+    BadCheckpoint,
+    BadFile,
+    BadParams,
+    BadStructure,
+    CgalError,
+    DatasetChanged,
+    EmptyTrajectory,
+)
+from cgal.files import sha256
+from cgal.frames import AtomFrames, LabelledFrames, alpha_carbons
+from cgal.importing import structure_pdb
+from cgal.mapping import LinearMap, coordinate_map
+from cgal.params import MappingParams, NetworkParams, Params
+from cgal.potential.checkpoint import initial_potential, load_checkpoint, save_checkpoint
+from cgal.potential.prior import Prior, fit_prior
+
+SMALL = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
+PARAMS = Params(network=NetworkParams(features=16, blocks=1, radial_functions=8))
+ORACLE = replace(SMALL.take(np.arange(30, 40)), provenance={"forces": "mean"})
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "chignolin"
+    SMALL.take(np.arange(30)).save(folder / "seed.h5")
+    (folder / "structure.pdb").write_text(structure_pdb(SMALL, 0))
+    prepare(folder, PARAMS)
+    return folder
+
+
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path) -> Path:
+    return copytree(prepared, tmp_path / "chignolin")
+
+
+@pytest.fixture
+def checkpoint(folder: Path, tmp_path: Path) -> Path:
+    """A checkpoint other than the first warm start, as a round's training would leave it."""
+    prior = Prior.load(folder / "prior.json")
+    save_checkpoint(tmp_path / "model.pt", initial_potential(prior, prior.sequence, PARAMS.network, 7), {"round": 0})
+    return tmp_path / "model.pt"
+
+
+def grow(folder: Path, checkpoint: Path, labelled: AtomFrames = ORACLE, k: int = 0) -> None:
+    origin = f"oracle round {k}"
+    append(folder, labelled=labelled, origin=origin, oracle_steps=7500, oracle_failed=2, checkpoint=checkpoint)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_prepared_dataset_opens_round_0_with_the_projected_seed(folder: Path) -> None:
+    manifest = load_manifest(folder)
+    (shard,) = load_shards(folder)
+    force_map = LinearMap.load(folder / "force_map.h5")
+    assert round_index(manifest) == 0
+    assert manifest.sequence == "YYDPETGTWY"
+    assert (manifest.shards[0].frames, manifest.shards[0].origin, manifest.shards[0].force_map) == (
+        30,
+        "seed",
+        "optimal",
+    )
+    np.testing.assert_array_equal(shard.positions, SMALL.positions[:30, alpha_carbons(SMALL.topology)])
+    np.testing.assert_array_equal(shard.forces, force_map(SMALL.forces[:30]))
+    assert force_map.figures["optimal"] < force_map.figures["slice"]
+    warm_start, _ = load_checkpoint(folder / "warm_start.pt", sequence=manifest.sequence)
+    assert warm_start.prior.temperature_K == 350.0
+
+
+def test_preparing_again_writes_nothing(folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    prepare(folder, PARAMS)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_same_seed_gives_the_same_bytes(folder: Path) -> None:
+    before = contents(folder)
+    reset(folder)
+    assert sorted(contents(folder)) == ["seed.h5", "structure.pdb"]
+    prepare(folder, PARAMS)
+    assert contents(folder) == before
+
+
+def test_mean_forces_of_the_seed_become_the_first_shard(folder: Path) -> None:
+    labels = replace(SMALL.take(np.arange(5)), forces=SMALL.forces[:5] / 2, provenance={"oracle_steps": 3750})
+    labels.save(folder / "seed_labels.h5")
+    manifest = prepare(folder, PARAMS)
+    force_map = LinearMap.load(folder / "force_map.h5")
+    np.testing.assert_array_equal(load_shards(folder)[0].forces, force_map(SMALL.forces[:5] / 2))
+    assert manifest.shards[0].oracle_steps == 3750
+
+
+@pytest.mark.parametrize("change", [{"mapping": MappingParams(force_map="slice")}, {"seed": 2}])
+def test_changed_inputs_prepare_a_fresh_seed_anew(folder: Path, change: dict[str, object]) -> None:
+    before = contents(folder)
+    prepare(folder, PARAMS.model_copy(update=change))
+    assert contents(folder) != before
+
+
+def test_changed_inputs_are_refused_once_the_campaign_has_grown(folder: Path, checkpoint: Path) -> None:
+    grow(folder, checkpoint)
+    before = contents(folder)
+    changed = PARAMS.model_copy(update={"mapping": MappingParams(force_map="slice")})
+    with pytest.raises(BadParams, match=r"mapping changed.*cgal run --new NAME"):
+        prepare(folder, changed)
+    assert contents(folder) == before
+
+
+def test_appended_frames_are_the_next_shard_and_the_checkpoint_the_next_warm_start(
+    folder: Path, checkpoint: Path
+) -> None:
+    first = (folder / "shards" / "000.h5").read_bytes()
+    grow(folder, checkpoint)
+    manifest = load_manifest(folder)
+    seed, oracle = load_shards(folder)
+    record = manifest.shards[1]
+    assert round_index(manifest) == 1
+    assert (record.origin, record.frames, record.oracle_steps, record.oracle_failed) == ("oracle round 0", 10, 7500, 2)
+    assert (folder / "shards" / "000.h5").read_bytes() == first
+    assert (folder / "warm_start.pt").read_bytes() == checkpoint.read_bytes()
+    np.testing.assert_array_equal(oracle.positions, coordinate_map(SMALL.topology)(SMALL.positions[30:]))
+    assert oracle.provenance == {"forces": "mean", "force_map": "optimal", "origin": "oracle round 0"}
+    assert len(seed) == 30
+
+
+def test_appending_the_same_round_again_changes_nothing(folder: Path, checkpoint: Path) -> None:
+    grow(folder, checkpoint)
+    before = contents(folder)
+    grow(folder, checkpoint)
+    assert contents(folder) == before
+
+
+def test_another_answer_for_an_appended_round_is_refused(folder: Path, checkpoint: Path) -> None:
+    grow(folder, checkpoint)
+    with pytest.raises(DatasetChanged, match=r"oracle round 0 was appended before with other frames"):
+        grow(folder, checkpoint, ORACLE.take(np.arange(3)))
+
+
+def killed_at_replacement(number: int, work: Callable[[], object]) -> bool:
+    """Run `work` in a child process that dies, cleaning nothing up, when it would put file `number` in its place."""
+    child = os.fork()
+    if child == 0:
+        real, calls = os.replace, []
+
+        def dying(source: Path, target: Path) -> None:
+            calls.append(target)
+            if len(calls) == number:
+                os._exit(9)
+            real(source, target)
+
+        os.replace = dying  # type: ignore[assignment]
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_killed_append_ends_with_the_same_bytes(folder: Path, checkpoint: Path, tmp_path: Path, number: int) -> None:
+    """Its replacements are: the shard, the waiting warm start, the manifest, the warm start. All are recovered from."""
+    undisturbed = copytree(folder, tmp_path / "undisturbed")
+    grow(undisturbed, checkpoint)
+    assert killed_at_replacement(number, lambda: grow(folder, checkpoint))
+    prepare(folder, PARAMS)
+    round_reached = round_index(load_manifest(folder))
+    assert round_reached == (1 if number == 4 else 0), "the manifest is what counts"
+    load_shards(folder)
+    if round_reached == 0:
+        grow(folder, checkpoint)
+    assert contents(folder) == contents(undisturbed)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_killed_prepare_ends_with_the_same_bytes(prepared: Path, tmp_path: Path, number: int) -> None:
+    folder = copytree(prepared, tmp_path / "chignolin")
+    reset(folder)
+    assert killed_at_replacement(number, lambda: prepare(folder, PARAMS))
+    prepare(folder, PARAMS)
+    assert contents(folder) == contents(prepared)
+
+
+def test_no_labelled_frame_is_an_error(folder: Path, checkpoint: Path) -> None:
+    before = contents(folder)
+    with pytest.raises(EmptyTrajectory, match="oracle round 0: no labelled frame"):
+        grow(folder, checkpoint, ORACLE.take(np.arange(0)))
+    assert contents(folder) == before
+
+
+def test_checkpoint_of_another_protein_is_refused_and_nothing_written(folder: Path, tmp_path: Path) -> None:
+    beads = coordinate_map(SMALL.topology)(SMALL.positions)
+    other = fit_prior(beads, "AAAAAAAAAA", 350.0, PARAMS.prior)
+    save_checkpoint(tmp_path / "other.pt", initial_potential(other, "AAAAAAAAAA", PARAMS.network, 1), {})
+    before = contents(folder)
+    with pytest.raises(BadCheckpoint, match="trained for AAAAAAAAAA, not for YYDPETGTWY"):
+        grow(folder, tmp_path / "other.pt")
+    assert contents(folder) == before
+
+
+def test_shard_changed_by_hand_is_named_with_the_cure(folder: Path) -> None:
+    path = folder / "shards" / "000.h5"
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DatasetChanged, match=r"000\.h5: its bytes are not .*dvc checkout --force"):
+        load_shards(folder)
+
+
+def test_missing_shard_is_named(folder: Path) -> None:
+    (folder / "shards" / "000.h5").unlink()
+    with pytest.raises(DatasetChanged, match=r"000\.h5: missing"):
+        load_shards(folder)
+
+
+@pytest.mark.parametrize("name", ["force_map.h5", "prior.json", "warm_start.pt"])
+def test_shared_file_changed_by_hand_is_named_once_the_campaign_has_grown(
+    folder: Path, checkpoint: Path, name: str
+) -> None:
+    grow(folder, checkpoint)
+    (folder / name).write_bytes(b"changed")
+    with pytest.raises(DatasetChanged, match=f"{name}: its bytes are not"):
+        prepare(folder, PARAMS)
+
+
+def test_shard_of_another_protein_is_refused(folder: Path) -> None:
+    path = folder / "shards" / "000.h5"
+    replace(LabelledFrames.load(path), sequence="AAAAAAAAAA").save(path)
+    content = json.loads((folder / "manifest.json").read_text())
+    content["shards"][0]["sha256"] = sha256(path)
+    (folder / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetChanged, match=r"000\.h5: belongs to AAAAAAAAAA, the dataset to YYDPETGTWY"):
+        load_shards(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"protein": "chignolin"}', '{"protin": 1}'])
+def test_damaged_manifest_is_one_clear_error(folder: Path, content: str) -> None:
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(BadFile, match=r"manifest\.json: damaged manifest") as fault:
+        load_manifest(folder)
+    assert "\n" not in str(fault.value)
+
+
+def test_seed_of_another_temperature_is_refused(folder: Path) -> None:
+    with pytest.raises(BadParams, match=r"temperature_K is 300, but .* sampled at 350 K"):
+        prepare(folder, PARAMS.model_copy(update={"temperature_K": 300.0}))
+
+
+def test_structure_with_another_order_of_atoms_is_refused(folder: Path) -> None:
+    lines = (folder / "structure.pdb").read_text().splitlines()
+    lines[4], lines[5] = lines[5], lines[4]
+    (folder / "structure.pdb").write_text("\n".join(lines) + "\n")
+    reset(folder)
+    with pytest.raises(BadStructure, match="other atoms, or in another order"):
+        prepare(folder, PARAMS)
+
+
+def test_missing_or_truncated_seed_is_one_clear_error(folder: Path) -> None:
+    reset(folder)
+    seed = folder / "seed.h5"
+    seed.write_bytes(seed.read_bytes()[:5000])
+    with pytest.raises(CgalError, match=r"seed\.h5: truncated or damaged HDF5"):
+        prepare(folder, PARAMS)
+    seed.unlink()
+    with pytest.raises(BadFile, match=r"seed\.h5: no such file; make it with 'cgal import'"):
+        prepare(folder, PARAMS)
