@@ -53,7 +53,7 @@ METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
 """Most entries that MLflow takes in one request."""
 
-SECTIONS = ("w1", "w1_paper", "floor", "floor_paper", "simulation", "dataset")
+SECTIONS = ("w1", "w1_paper", "floor", "floor_paper", "folded_fraction", "simulation", "dataset")
 """Parts of `metrics.json` that MLflow shows."""
 
 
@@ -138,8 +138,7 @@ def flatten(content: Mapping[str, Any], separator: str = ".", prefix: str = "") 
 
 def round_metrics(record: RoundRecord) -> dict[str, float]:
     """Numbers of a round under their MLflow names; one that does not exist (null in `metrics.json`) is NaN."""
-    shown = {"floor": record.metrics.get("floor_exact", {}), **record.metrics}
-    sections = {section: shown[section] for section in SECTIONS if section in shown}
+    sections = {section: record.metrics[section] for section in SECTIONS if section in record.metrics}
     oracle = {"frames": record.frames, "steps": record.oracle_steps, "failed": record.oracle_failed}
     timing = {f"{stage}_s": seconds for stage, seconds in record.timings.items()}
     timing["total_s"] = sum(record.timings.values())
