@@ -21,12 +21,12 @@ def bonds(beads: mdtraj.Trajectory) -> Float64[np.ndarray, "frames bonds"]:
 
 def angles(beads: mdtraj.Trajectory) -> Float64[np.ndarray, "frames angles"]:
     """Angle at the middle of each three successive beads [rad, 0 to pi]."""
-    return mdtraj.compute_angles(beads, _runs(beads, 3), periodic=False).astype(np.float64)
+    return np.asarray(mdtraj.compute_angles(beads, _runs(beads, 3), periodic=False), dtype=np.float64)
 
 
 def dihedrals(beads: mdtraj.Trajectory) -> Float64[np.ndarray, "frames dihedrals"]:
     """Torsion of each four successive beads [rad, -pi to pi, periodic]."""
-    return mdtraj.compute_dihedrals(beads, _runs(beads, 4), periodic=False).astype(np.float64)
+    return np.asarray(mdtraj.compute_dihedrals(beads, _runs(beads, 4), periodic=False), dtype=np.float64)
 
 
 def reaction_coordinate(beads: mdtraj.Trajectory) -> Float64[np.ndarray, "frames 1"]:
@@ -61,7 +61,7 @@ def rmsd(
     for _ in native:
         topology.add_atom("CA", mdtraj.element.carbon, residue)
     frames, target = (mdtraj.Trajectory(xyz.copy(), topology) for xyz in (positions, native[None]))
-    return mdtraj.rmsd(frames, target).astype(np.float64)
+    return np.asarray(mdtraj.rmsd(frames, target), dtype=np.float64)
 
 
 def _runs(beads: mdtraj.Trajectory, length: int) -> list[tuple[int, ...]]:
@@ -69,4 +69,4 @@ def _runs(beads: mdtraj.Trajectory, length: int) -> list[tuple[int, ...]]:
 
 
 def _distances(beads: mdtraj.Trajectory, pairs: list[tuple[int, ...]]) -> Float64[np.ndarray, "frames pairs"]:
-    return mdtraj.compute_distances(beads, pairs, periodic=False).astype(np.float64)
+    return np.asarray(mdtraj.compute_distances(beads, pairs, periodic=False), dtype=np.float64)

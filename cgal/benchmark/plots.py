@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 
 from cgal.benchmark.suite import BenchmarkResult
-from cgal.benchmark.wasserstein import METRICS, Sample, line_density
+from cgal.benchmark.wasserstein import METRICS, Sample
 from cgal.files import atomic_write
 
 __all__ = ["plot_benchmark", "plot_rmsd_rounds", "plot_rounds"]
@@ -37,7 +37,7 @@ AXES = {
 MAP_BINS = 50
 MAP_SMOOTHING_BINS = 1.0
 HIGHEST_kT = 6.0
-DENSITY_POINTS = 300
+DENSITY_BINS = 80
 
 
 def plot_benchmark(result: BenchmarkResult, folder: Path) -> list[Path]:
@@ -50,8 +50,8 @@ def plot_rounds(rounds: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]
 
     Each mapping is the metrics of one round, as `benchmark` gives them, with its number as `round` (else its place).
     """
-    figure = Figure(figsize=(10, 5.6), layout="constrained")
-    panels = figure.subplots(2, 3).flat
+    figure = Figure(figsize=(10, 5.8), layout="constrained")
+    panels = list(figure.subplots(2, 3).flat)
     numbers = [int(metrics.get("round", place)) for place, metrics in enumerate(rounds)]
     for panel, metric in zip(panels, METRICS, strict=False):
         _draw_w1(panel, metric, numbers, rounds)
@@ -60,6 +60,7 @@ def plot_rounds(rounds: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]
         panel.set_xlabel("round")
         panel.set_xticks(numbers)
         panel.set_xlim(min(numbers, default=0) - 0.4, max(numbers, default=0) + 0.4)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return [_save(figure, folder / "w1_rounds.png")]
 
 
@@ -71,17 +72,16 @@ def plot_rmsd_rounds(rounds: Sequence[Mapping[str, Any]], folder: Path) -> list[
     columns = min(3, max(len(rounds), 1))
     rows = -(-max(len(rounds), 1) // columns)
     figure = Figure(figsize=(max(3.5 * columns, 5), 2.8 * rows + 0.4), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     for place, (panel, histograms) in enumerate(zip(panels, rounds, strict=False)):
         _draw_rmsd(panel, histograms["rmsd"])
         panel.set_title(f"round {histograms.get('round', place)}", fontsize=10)
-    for panel in list(panels)[len(rounds) :]:
-        panel.set_axis_off()
+    for place, panel in enumerate(panels):
+        panel.tick_params(labelbottom=place + columns >= len(rounds))
+        panel.set_visible(place < len(rounds))
     figure.supxlabel("CA RMSD to the native frame / nm", fontsize=10)
     figure.supylabel("density / nm$^{-1}$", fontsize=10)
-    handles, labels = panels[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return [_save(figure, folder / "rmsd_rounds.png")]
 
 
@@ -122,13 +122,11 @@ def _densities(result: BenchmarkResult) -> Figure:
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     for panel, metric in zip(figure.subplots(2, 2).flat, METRICS[1:], strict=True):
         sides = (result.reference[metric], result.model[metric])
-        low, high = (edge([edge(side.values) for side in sides]) for edge in (np.min, np.max))
-        room = 0.03 * (high - low) + 1e-9
-        points = np.linspace(low - room, high + room, DENSITY_POINTS)
-        reference, model = (line_density(side, points) for side in sides)
-        panel.fill_between(points, reference, color=REFERENCE, alpha=0.15, linewidth=0)
-        panel.plot(points, reference, color=REFERENCE, label="reference")
-        panel.plot(points, model, color=MODEL, label="model")
+        edges = _density_edges(metric, sides)
+        reference, model = (_density(side.pooled(), edges) for side in sides)
+        panel.stairs(reference, edges, color=REFERENCE, alpha=0.15, fill=True)
+        panel.stairs(reference, edges, color=REFERENCE, linewidth=1.4, label="reference")
+        panel.stairs(model, edges, color=MODEL, linewidth=1.4, label="model")
         panel.set_xlabel(AXES[metric])
         panel.set_ylabel(f"density / {UNITS[metric]}$^{{-1}}$")
         panel.set_ylim(bottom=0)
@@ -137,10 +135,23 @@ def _densities(result: BenchmarkResult) -> Figure:
     return figure
 
 
+def _density_edges(metric: str, sides: Sequence[Sample]) -> Float64[np.ndarray, " edges"]:
+    """Bin edges over the joint range; the whole circle for dihedrals."""
+    if metric == "dihedral":
+        return np.linspace(-np.pi, np.pi, DENSITY_BINS + 1)
+    low, high = min(side.values.min() for side in sides), max(side.values.max() for side in sides)
+    room = 0.02 * (high - low) + 1e-9
+    return np.linspace(low - room, high + room, DENSITY_BINS + 1)
+
+
+def _density(side: Sample, edges: Float64[np.ndarray, " edges"]) -> Float64[np.ndarray, " bins"]:
+    return np.asarray(np.histogram(side.values[:, 0], edges, weights=side.weights, density=True)[0])
+
+
 def _w1_title(metric: str, metrics: Mapping[str, Any]) -> str:
     w1, floor = metrics["w1"][metric], metrics["floor"][metric]
     return (
-        f"{NAMES[metric]}: W$_1$ = {w1['value']:.3g} [{w1['low']:.3g}, {w1['high']:.3g}] {UNITS[metric]}".rstrip()
+        f"{NAMES[metric]}\nW$_1$ = {w1['value']:.3g} [{w1['low']:.3g}, {w1['high']:.3g}] {UNITS[metric]}".rstrip()
         + f", floor {floor:.3g}"
     )
 
@@ -158,16 +169,15 @@ def _draw_w1(panel: Axes, metric: str, numbers: Sequence[int], rounds: Sequence[
         capsize=4,
         label="model, 95 % interval",
     )
-    floors = [metrics["floor"][metric] for metrics in rounds]
-    panel.plot(numbers, floors, color=REFERENCE, linestyle="--", label="reference halves (floor)")
     if rounds:
-        panel.axhline(floors[-1], color=REFERENCE, linestyle="--")
+        floor = rounds[-1]["floor"][metric]
+        panel.axhline(
+            floor, color=REFERENCE, linestyle="--", label="floor: one half of the reference against the other"
+        )
     panel.set_title(NAMES[metric], fontsize=10)
     unit = f" / {UNITS[metric]}" if UNITS[metric] else ""
     panel.set_ylabel(f"W$_1${unit}")
     panel.set_ylim(bottom=0)
-    if metric == METRICS[0]:
-        panel.legend(frameon=False, fontsize=8)
 
 
 def _draw_fractions(panel: Axes, numbers: Sequence[int], rounds: Sequence[Mapping[str, Any]]) -> None:
@@ -185,11 +195,10 @@ def _draw_fractions(panel: Axes, numbers: Sequence[int], rounds: Sequence[Mappin
 
 def _draw_rmsd(panel: Axes, histogram: Mapping[str, Sequence[float]]) -> None:
     edges = np.asarray(histogram["edges_nm"])
+    density = {side: np.asarray(histogram[side]) / np.diff(edges) for side in ("reference", "training", "simulation")}
+    panel.stairs(density["reference"], edges, color=REFERENCE, alpha=0.15, fill=True)
     for side, color in (("reference", REFERENCE), ("training", TRAINING), ("simulation", MODEL)):
-        density = np.asarray(histogram[side]) / np.maximum(np.diff(edges), 1e-12)
-        panel.stairs(density, edges, color=color, label=side, linewidth=1.4, fill=False)
-    reference = np.asarray(histogram["reference"]) / np.maximum(np.diff(edges), 1e-12)
-    panel.stairs(reference, edges, color=REFERENCE, alpha=0.15, fill=True)
+        panel.stairs(density[side], edges, color=color, label=side, linewidth=1.4)
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -100,7 +100,8 @@ def benchmark(
 def _check_same_protein(trajectory: CGTrajectory, reference: CGTrajectory) -> None:
     if trajectory.sequence != reference.sequence:
         raise BadTrajectory(
-            f"simulation is of {trajectory.sequence}, reference of {reference.sequence}: give the reference of the same protein"
+            f"simulation is of {trajectory.sequence}, reference of {reference.sequence}: "
+            "give the reference of the same protein"
         )
 
 
@@ -116,8 +117,8 @@ def _production(trajectory: CGTrajectory, discard_fraction: float) -> CGTrajecto
         lost = sum(fate.lost for fate in trajectory.fates)
         raise EmptyTrajectory(
             f"simulation: {len(production)} of {len(trajectory)} frames are usable after dropping the first "
-            f"{discard_fraction:.0%} of each replica ({lost} of {len(trajectory.fates)} replicas were lost), the benchmark needs "
-            f"{MINIMUM_FRAMES}; train longer, lower simulation.timestep_ps or simulation.stride"
+            f"{discard_fraction:.0%} of each replica ({lost} of {len(trajectory.fates)} replicas were lost), "
+            f"the benchmark needs {MINIMUM_FRAMES}; train longer, lower simulation.timestep_ps or simulation.stride"
         )
     return production
 
@@ -171,7 +172,7 @@ type Weighted = tuple[Float64[np.ndarray, " frames"], Float64[np.ndarray, " fram
 def _histograms(deviations_nm: dict[str, Weighted], bins: int) -> dict[str, list[float]]:
     """Histogram of each side over the joint range, each summing to one (empty sides: to zero)."""
     highest = max(values.max(initial=0.0) for values, _ in deviations_nm.values())
-    edges = np.linspace(0.0, float(highest), bins + 1)
+    edges = np.linspace(0.0, max(float(highest), 0.01), bins + 1)
     return {"edges_nm": edges.tolist()} | {
         side: (np.histogram(values, edges, weights=weights)[0] / max(weights.sum(), 1e-300)).tolist()
         for side, (values, weights) in deviations_nm.items()

@@ -6,7 +6,6 @@ is a kinetic distance (Noe and Clementi 2015) and W1 in it has one meaning for b
 """
 
 import numpy as np
-from deeptime.covariance import Covariance
 from deeptime.decomposition import TICA, CovarianceKoopmanModel
 from jaxtyping import Float64
 
@@ -52,7 +51,7 @@ def lag_frames(reference: CGTrajectory, lag_ps: float) -> int:
     lag = round(lag_ps / spacing_ps)
     if lag < 1:
         raise BadParams(
-            f"benchmark.tica_lag_ps: {lag_ps:g} ps is below the reference's frame spacing of {spacing_ps:g} ps; raise it"
+            f"benchmark.tica_lag_ps: {lag_ps:g} ps is below the reference's frame spacing, {spacing_ps:g} ps; raise it"
         )
     longest = max(len(frames) for frames in _trajectories(reference))
     if longest <= lag:

@@ -32,7 +32,7 @@ from jaxtyping import Float64, Int64
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
-__all__ = ["METRICS", "Estimator", "Resamples", "Sample", "estimate", "estimators", "line_density"]
+__all__ = ["METRICS", "Estimator", "Resamples", "Sample", "estimate", "estimators"]
 
 METRICS = ("tica", "reaction_coordinate", "bond", "angle", "dihedral")
 
@@ -187,7 +187,7 @@ def line_cells(model: Sample, reference: Sample) -> list[Masses]:
 def circle_cells(model: Sample, reference: Sample) -> list[Masses]:
     """Cells on the circle [rad], for each term."""
     wrapped = [replace(side, values=side.values % TURN_RAD % TURN_RAD) for side in (model, reference)]
-    return [_cells(*(side.term(k) for side in wrapped), LINE_CELLS, period=TURN_RAD) for k in range(model.terms)]
+    return [_cells(wrapped[0].term(k), wrapped[1].term(k), LINE_CELLS, TURN_RAD) for k in range(model.terms)]
 
 
 def plane_cells(model: Sample, reference: Sample) -> list[Masses]:
@@ -198,7 +198,7 @@ def plane_cells(model: Sample, reference: Sample) -> list[Masses]:
 def _cells(model: Sample, reference: Sample, count: int, period: float | None = None) -> Masses:
     """Masses of the Voronoi cells around `count` evenly thinned frames of each side, sorted by coordinate."""
     centres = np.unique(np.concatenate([side.thin(count).values for side in (model, reference)]), axis=0)
-    tree = KDTree(centres, boxsize=period)
+    tree = KDTree(centres, boxsize=period)  # type: ignore[arg-type]  # a scalar or None, says SciPy's manual
     return Masses(centres, *(_cell_masses(side, tree) for side in (model, reference)))
 
 
@@ -235,12 +235,6 @@ def grid_line_masses(model: Sample, reference: Sample) -> list[Masses]:
 def grid_plane_masses(model: Sample, reference: Sample) -> list[Masses]:
     """Kernel densities in the TICA plane."""
     return [_grid_masses(model, reference, PLANE_GRID_POINTS, PLANE_MARGIN)]
-
-
-def line_density(side: Sample, points: Float64[np.ndarray, " points"]) -> Float64[np.ndarray, " points"]:
-    """Kernel density of the pooled terms at evenly spaced points, integrating to one [per unit of the observable]."""
-    spacing = points[1] - points[0]
-    return _norm(_kernel_masses(side.pooled(), points[:, None], np.array([spacing])).sum(axis=0)) / spacing
 
 
 def _grid_masses(model: Sample, reference: Sample, count: int, margin: float) -> Masses:
@@ -318,7 +312,7 @@ def _multiplicities(blocks: int, count: int, generator: np.random.Generator) -> 
 
 def _norm(masses: Float64[np.ndarray, "*axes"]) -> Float64[np.ndarray, "*axes"]:
     """Scale to sum to one along the last axis."""
-    return masses / masses.sum(axis=-1, keepdims=True)
+    return np.asarray(masses / masses.sum(axis=-1, keepdims=True))
 
 
 def _term_weights(*sides: Sample) -> list[Float64[np.ndarray, "frames terms"]]:
