@@ -51,6 +51,7 @@ def _draw_gap(axes: Axes, selection: Selection) -> None:
         axes.plot(
             selection.rmsd_nm, height, "v", color="#222222", markerfacecolor=PICKED, markersize=6, label="picked frames"
         )
+    axes.margins(y=0.15)
     axes.set_ylabel("coverage gap per bin")
     axes.set_xlabel("RMSD to the reference frame / nm")
     axes.legend(frameon=False)

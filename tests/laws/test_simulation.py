@@ -1,10 +1,15 @@
 """Laws of the Langevin integrator and of the quarantine, on potentials whose answer is known."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from cgal.params import SimulationParams
+from cgal.frames import AtomFrames, alpha_carbons, sequence_of
+from cgal.params import NetworkParams, PriorParams, SimulationParams
+from cgal.potential.checkpoint import initial_potential
+from cgal.potential.prior import fit_prior
 from cgal.simulation import BAOAB, State, simulate
 from cgal.units import thermal_energy_kJ_per_mol
 
@@ -144,3 +149,23 @@ def test_lost_replica_is_quarantined_and_leaves_the_others_unchanged(extra, caus
     ]
     assert sound.positions[sound.replica != 1].tobytes() == broken.positions[broken.replica != 1].tobytes()
     assert np.isfinite(broken.positions).all()
+
+
+def test_a_broken_replica_of_the_real_network_leaves_the_others_unchanged():
+    """Prior and SchNet on real chignolin frames; one of the starts is not a number, or torn apart."""
+    atoms = AtomFrames.load(Path(__file__).parents[1] / "data" / "chignolin_small.h5")
+    sequence = sequence_of(atoms.topology)
+    beads = atoms.positions[:, alpha_carbons(atoms.topology)]
+    prior = fit_prior(beads, sequence, TEMPERATURE_K, PriorParams())
+    potential = initial_potential(prior, sequence, NetworkParams(features=16), seed=1)
+    torch.nn.init.normal_(potential.network.readout[-1].weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    run = SimulationParams(replicas=4, steps=20, stride=10)
+    sound = simulate(potential, beads[:4], run, temperature_K=TEMPERATURE_K, seed=3)
+    assert not any(fate.lost for fate in sound.fates)
+    for fault, cause in ((np.nan, "not finite"), (5.0, "exploded")):
+        starts = beads[:4].copy()
+        starts[2, 4] += fault
+        broken = simulate(potential, starts, run, temperature_K=TEMPERATURE_K, seed=3)
+        (lost,) = [fate for fate in broken.fates if fate.lost]
+        assert (lost.last_step, lost.cause) == (0, cause)
+        assert sound.positions[sound.replica != lost.replica].tobytes() == broken.positions.tobytes()
