@@ -3,9 +3,9 @@
 from pathlib import Path
 from time import monotonic
 
-from cgal.dataset import load_manifest, round_index
 from prefect import flow
 
+from cgal.dataset import load_manifest, round_index
 from flows.round import run_round
 from flows.steps import append_task, prepare_task, publish_task, track_task
 from flows.terminal import console

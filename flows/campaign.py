@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cgal.dataset import load_manifest, reset, round_index
 from ruamel.yaml import YAML
 
+from cgal.dataset import load_manifest, reset, round_index
 from cgal.errors import BadFile, BadParams, VersioningError
 from cgal.files import atomic_write
 from cgal.params import Params
@@ -17,7 +17,7 @@ __all__ = ["CampaignState", "campaign_state", "continue_campaign", "fetch_data",
 
 @dataclass(frozen=True)
 class CampaignState:
-    """How far a campaign has got: the last published round (None before the first) and whether it was the closing one."""
+    """How far a campaign has got: its last published round (None before the first), and which is the closing one."""
 
     name: str
     last_published: int | None

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -144,6 +144,63 @@ def report(root: Root = HERE) -> None:
     folder = draw_campaign(Repository(root), name, root / "report" / name)
     _print_campaign(root, name)
     console.print(f"figures: {folder}")
+
+
+@app.command("import")
+def import_(
+    topology: Annotated[Path, typer.Option(help="PDB with the atoms in the trajectory's order.")],
+    trajectory: Annotated[list[Path], typer.Option(help="Any format mdtraj reads; may be given more than once.")],
+    root: Root = HERE,
+    forces: Annotated[
+        Literal["stored", "recompute"], typer.Option(help="Read from the HDF5, or made with the force field.")
+    ] = "stored",
+    frame_ps: Annotated[float | None, typer.Option(help="Time between frames, for formats without times.")] = None,
+    seed_first_ps: Annotated[float | None, typer.Option(help="Start of the seed's window.")] = None,
+    seed_last_ps: Annotated[float | None, typer.Option(help="End of the seed's window.")] = None,
+    confine_nm: Annotated[
+        float | None, typer.Option(help="Seed frames lie this close to their medoid (CA RMSD).")
+    ] = None,
+    mean_force: Annotated[bool, typer.Option(help="Let the oracle label the seed with mean forces.")] = False,
+) -> None:
+    """Set up params.yaml's protein from an all-atom trajectory: reference, structure, seed and first shard."""
+    root = _open(root)
+    from flows.importing import SeedWindow, import_protein
+    from flows.versioning import CampaignLock, Repository
+    from flows.workspace import Workspace
+
+    workspace = Workspace(root)
+    with CampaignLock(root, "import"):
+        window = SeedWindow(seed_first_ps, seed_last_ps, confine_nm)
+        import_protein(workspace, topology, trajectory, forces, window, frame_ps=frame_ps, mean_force=mean_force)
+        Repository(root).record_data()
+
+
+@app.command()
+def structure(
+    out: Annotated[Path, typer.Argument(help="PDB file to write.")],
+    root: Root = HERE,
+    sequence: Annotated[str | None, typer.Option(help="One-letter sequence: an extended chain is built.")] = None,
+    pdb: Annotated[Path | None, typer.Option(help="A PDB file to complete.")] = None,
+    pdb_id: Annotated[str | None, typer.Option(help="A PDB id to fetch (online).")] = None,
+) -> None:
+    """Build an all-atom structure: hydrogens at params.yaml's pH, minimised and relaxed in its force field."""
+    root = _open(root)
+    from cgal import structures
+    from cgal.files import write_text
+    from flows.workspace import Workspace
+
+    params = Workspace(root).params
+    sources = {
+        "sequence": (sequence, structures.structure_from_sequence),
+        "pdb": (pdb, structures.structure_from_pdb_file),
+        "pdb-id": (pdb_id, structures.structure_from_pdb_id),
+    }
+    given = [(value, build) for value, build in sources.values() if value is not None]
+    if len(given) != 1:
+        raise typer.BadParameter("give one of --sequence, --pdb and --pdb-id")
+    value, build = given[0]
+    write_text(out, build(value, params.force_field, temperature_K=params.temperature_K, seed=params.seed))
+    print(out)
 
 
 @app.command()

@@ -5,10 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cgal.oracle import OracleResult
-
 from cgal.benchmark import plot_rmsd_rounds, plot_rounds
 from cgal.files import read_json
+from cgal.oracle import OracleResult
 from flows.tracking import RoundRecord, flatten
 from flows.versioning import PublishedRound, Repository
 from flows.workspace import Workspace

@@ -10,7 +10,7 @@ __all__ = ["use_project_settings"]
 
 
 def use_project_settings(root: Path) -> None:
-    """Keep the state of the embedded Prefect server in the project, wait for it under load, and switch telemetry off."""
+    """Keep the embedded Prefect server's state in the project, wait for it under load, switch telemetry off."""
     defaults = {
         "PREFECT_HOME": str(root / ".cgal" / "prefect"),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
@@ -24,3 +24,5 @@ def use_project_settings(root: Path) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    # Without its folder the embedded server cannot open its database, and is restarted until it times out.
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)

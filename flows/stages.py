@@ -11,12 +11,12 @@ from typing import Any
 import mdtraj
 import numpy as np
 import torch
-from cgal.dataset import Manifest, load_manifest, load_shards, round_index
 
 from cgal import oracle, training
 from cgal.backmapping import backmap
 from cgal.benchmark import benchmark as run_benchmark
 from cgal.benchmark import plot_benchmark
+from cgal.dataset import Manifest, load_manifest, load_shards, round_index
 from cgal.files import write_json
 from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.potential.checkpoint import Potential, initial_potential, load_checkpoint, save_checkpoint
@@ -45,10 +45,10 @@ def train(workspace: Workspace, progress: Progress) -> Summary:
         scratch=workspace.scratch("train"),
         progress=progress,
     )
-    summary = {"best_epoch": result.best_epoch, **result.validation}
+    summary: Summary = dict(result.summary())
     provenance = {"round": k, "seed": params.seed, "shards": {shard.name: shard.sha256 for shard in manifest.shards}}
     save_checkpoint(workspace.round / "model.pt", result.potential, provenance | summary)
-    result.write_history_csv(workspace.round / "training.csv")
+    training.write_history_csv(result, workspace.round / "training.csv")
     training.plot_training(result, workspace.round / "plots" / "training")
     return summary
 
@@ -129,14 +129,15 @@ def label(workspace: Workspace, progress: Progress) -> Summary:
         workspace.structure,
         rebuild=rebuild,
         force_field=params.force_field,
-        params=params.oracle,
+        oracle=params.oracle,
         temperature_K=params.temperature_K,
         seeds=[derive_seed(params.seed, k, "label", pick) for pick in range(len(selection.positions))],
         workers=params.execution.oracle_workers,
         scratch=workspace.scratch("label"),
         progress=progress,
+        rebuild_steps=params.backmapping.warm_up_steps,
     )
-    oracle.check_quorum(result, params.oracle)
+    oracle.check_quorum(result, len(selection.positions), params.oracle)
     result.save(workspace.round / "oracle.h5")
     return {"labelled": len(result.labelled), "failed": len(result.failures), "steps": result.steps}
 
@@ -154,7 +155,8 @@ STAGES: dict[str, Callable[[Workspace, Progress], Summary]] = {
 def _initial(workspace: Workspace, manifest: Manifest) -> Potential:
     params = workspace.params
     if params.training.warm_start:
-        return load_checkpoint(workspace.data / "warm_start.pt", sequence=manifest.sequence)[0]
+        path = workspace.data / "warm_start.pt"
+        return load_checkpoint(path, sequence=manifest.sequence, architecture=params.network)[0]
     prior = Prior.load(workspace.data / "prior.json")
     seed = derive_seed(params.seed, round_index(manifest), "initialise")
     return initial_potential(prior, manifest.sequence, params.network, seed)

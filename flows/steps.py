@@ -6,13 +6,14 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from cgal.dataset import append, prepare
-from cgal.oracle import OracleResult
 from prefect import Task, task
 from prefect.artifacts import create_image_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
+from cgal.dataset import append, prepare
 from cgal.errors import CgalError
+from cgal.oracle import OracleResult
 from flows.records import round_record
 from flows.stages import STAGES, Summary
 from flows.terminal import console, describe, stage_bar
@@ -41,17 +42,17 @@ def _worth_retrying(task: Any, run: Any, state: Any) -> bool:
 
 def _as_task(function: Callable[..., Any], name: str, round_index: int, workspace: Workspace) -> Task[..., Any]:
     execution = workspace.params.execution
-    return task(
-        function,
+    wrap = task(
         name=name,
         task_run_name=f"{name}-r{round_index:03d}",
         retries=execution.retries,
-        retry_delay_seconds=exponential_backoff(backoff_factor=execution.retry_delay_s) if execution.retries else None,
+        retry_delay_seconds=exponential_backoff(backoff_factor=execution.retry_delay_s),
         retry_jitter_factor=0.2,
         retry_condition_fn=_worth_retrying,
         timeout_seconds=execution.timeout_s,
-        cache_policy=None,
+        cache_policy=NO_CACHE,
     )
+    return wrap(function)
 
 
 def stage_task(stage: str, round_index: int, workspace: Workspace) -> Task[[Path], Summary]:

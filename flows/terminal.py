@@ -1,4 +1,4 @@
-"""What a person sees while a campaign runs: a bar for the stage at work, a line for each that is done, a table at the end."""
+"""What a person sees while a campaign runs: a bar for the stage at work, a line for each done, a table at the end."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -106,9 +106,9 @@ def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
         table.add_section()
         table.add_row("floor", *(f"{rounds[-1]['floor'][name]:.3g}" for name in METRICS), *[""] * 6)
     table.caption = (
-        "frames: training set; AA steps: all-atom MD steps of the oracle so far; lost: replicas that exploded, imploded or "
-        "went NaN; failed: frames the oracle could not label; overhead: everything that is no science; floor: reference "
-        "against reference"
+        "frames: training set; AA steps: all-atom MD steps of the oracle so far; lost: replicas that exploded, "
+        "imploded or went NaN; failed: frames the oracle could not label; overhead: everything that is no science; "
+        "floor: reference against reference"
     )
     return table
 
@@ -125,7 +125,8 @@ def next_lines(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> str:
   figures over the rounds    cgal report
   figures of this round      ls round/plots/*/*.png
   MLflow and Prefect pages   cgal serve
-  restore round {last["round"]}            cgal checkout {last["round"]}      (git checkout {last["tag"]} -- data.dvc dvc.lock params.yaml && dvc checkout)
+  restore a round            cgal checkout {last["round"]}
+      (the same by hand)     git checkout {last["tag"]} -- data.dvc dvc.lock params.yaml && dvc checkout
   compare two rounds         dvc metrics diff {rounds[0]["tag"]} {last["tag"]}
 """
 
