@@ -29,7 +29,7 @@ MAXIMUM_ENERGY_kJ_per_mol_atom = 1e3
 """More energy per atom than this after minimisation is no molecule (thermal energy is of the order of 10)."""
 
 
-MINIMISED_FORCE_kJ_per_mol_nm = 100.0
+MINIMISED_FORCE_kJ_per_mol_nm = 50.0
 """Root-mean-square force at which minimisation ends: a fraction of the thermal one, which the warm-up brings back."""
 
 CAPPING_RESIDUES = 2

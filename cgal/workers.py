@@ -1,0 +1,181 @@
+"""Work spread over processes, any of which may crash or be killed without harm to the rest.
+
+`concurrent.futures.ProcessPoolExecutor` gives up as a whole when one of its processes dies; here the task that it was
+at is tried again in a new process, and the others never notice. A process ends when its parent does, however that ends.
+"""
+
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from threading import Thread
+from typing import Any
+
+from cgal.errors import BadFile, CgalError
+
+__all__ = ["Outcome", "Work", "run_in_processes"]
+
+type Announce = Callable[[str], None]
+type Work[Task] = Callable[[Task, int, Announce], None]
+"""`work(task, attempt, announce)`: does one task, says by `announce(stage)` how far it is, raises when it cannot."""
+
+POLITENESS = 5
+POLL_s = 0.5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended: `reason` is None when it was done; else `stage` is the last one that it announced."""
+
+    index: int
+    stage: str
+    reason: str | None = None
+    crashed: bool = False
+
+
+@dataclass
+class _Job:
+    """A task and how often it was tried: a failed try counts as a new attempt, a crash repeats the attempt."""
+
+    index: int
+    failures: int = 0
+    crashes: int = 0
+    stage: str = "start"
+
+    def retry(self, outcome: Outcome, attempts: int) -> bool:
+        """Count one more unsuccessful try, and tell whether another one is due."""
+        if outcome.crashed:
+            self.crashes += 1
+        else:
+            self.failures += 1
+        return self.failures + self.crashes < attempts
+
+
+@dataclass
+class _Worker:
+    """A process and the job that it is at."""
+
+    process: BaseProcess
+    connection: Connection
+    job: _Job | None = field(default=None)
+
+
+def run_in_processes[Task](
+    work: Work[Task], tasks: Sequence[Task], *, workers: int, attempts: int = 2
+) -> Iterator[Outcome]:
+    """Do each task in one of `workers` processes; yield each outcome as it comes, in no particular order.
+
+    A task that raises is tried again with the next `attempt` number (0, 1, ...); one whose process died is tried again
+    with the same number, so that a kill from outside changes no result; `attempts` tries in all. `work` and tasks must
+    be picklable. Processes end when the iterator is closed, and within a second of the parent's death.
+
+    Raises BadFile when a task could not write its file: a full disk is no task's own fault and meets them all.
+    """
+    waiting = deque(_Job(index) for index in range(len(tasks)))
+    crew: list[_Worker] = []
+    try:
+        while waiting or crew:
+            while waiting and len(crew) < workers:
+                crew.append(_hire(work))
+                _give(crew[-1], waiting, tasks)
+            for worker in _ready(crew):
+                outcome = _hear(worker)
+                if outcome is None:
+                    continue
+                job = worker.job
+                assert job is not None
+                if outcome.reason is not None and job.retry(outcome, attempts):
+                    waiting.append(job)
+                else:
+                    yield outcome
+                if outcome.crashed or not waiting:
+                    crew.remove(worker)
+                    _dismiss(worker)
+                else:
+                    _give(worker, waiting, tasks)
+    finally:
+        for worker in crew:
+            worker.process.kill()
+            _dismiss(worker)
+
+
+def _hire(work: Work[Any]) -> _Worker:
+    context = get_context("spawn")  # a forked child would inherit OpenMM's and Prefect's threads half-dead
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(work, theirs, os.getpid()), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _give(worker: _Worker, waiting: deque[_Job], tasks: Sequence[Any]) -> None:
+    worker.job = waiting.popleft()
+    worker.job.stage = "start"
+    with suppress(OSError):  # it died already: its closed pipe is heard of next
+        worker.connection.send((worker.job.index, worker.job.failures, tasks[worker.job.index]))
+
+
+def _ready(crew: list[_Worker]) -> list[_Worker]:
+    heard = wait([worker.connection for worker in crew], timeout=POLL_s)
+    return [worker for worker in crew if worker.connection in heard]
+
+
+def _hear(worker: _Worker) -> Outcome | None:
+    """Outcome of the worker's job, or None when it only announced a stage."""
+    job = worker.job
+    assert job is not None
+    try:
+        kind, text = worker.connection.recv()
+    except (EOFError, OSError):
+        worker.process.join()
+        return Outcome(job.index, job.stage, f"its process died ({_cause(worker.process.exitcode)})", crashed=True)
+    if kind == "no file":
+        raise BadFile(text)
+    if kind == "stage":
+        job.stage = text
+        return None
+    return Outcome(job.index, job.stage, text if kind == "failed" else None)
+
+
+def _cause(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        return f"signal {signal.Signals(-exitcode).name}"
+    return f"exit code {exitcode}"
+
+
+def _dismiss(worker: _Worker) -> None:
+    with suppress(OSError):
+        worker.connection.send(None)
+    worker.process.join()
+    worker.connection.close()
+
+
+def _serve(work: Work[Any], connection: Connection, parent: int) -> None:
+    """Do the tasks that come through the connection, until None comes or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent sees to us
+    os.nice(POLITENESS)
+    Thread(target=_die_with, args=(parent,), daemon=True).start()
+    while (message := connection.recv()) is not None:
+        _, attempt, task = message
+        try:
+            work(task, attempt, lambda stage: connection.send(("stage", stage)))
+        except BadFile as error:
+            connection.send(("no file", str(error)))
+        except CgalError as error:
+            connection.send(("failed", str(error)))
+        except Exception as error:  # one bad task must not end the batch, whatever a library raised
+            connection.send(("failed", f"{type(error).__name__}: {error}"))
+        else:
+            connection.send(("done", ""))
+
+
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(POLL_s)
+    os._exit(1)
