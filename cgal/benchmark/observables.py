@@ -39,7 +39,7 @@ def pair_distances(beads: mdtraj.Trajectory) -> Float64[np.ndarray, "frames pair
     return _distances(beads, list(combinations(range(beads.n_atoms), 2)))
 
 
-def local_observables(trajectory: CGTrajectory) -> dict[str, Float64[np.ndarray, "frames ?terms"]]:
+def local_observables(trajectory: CGTrajectory) -> dict[str, Float64[np.ndarray, "frames _"]]:
     """Give the four observables that need no fit, one column a term: reaction coordinate, bond, angle, dihedral."""
     beads = trajectory.to_mdtraj()
     return {

@@ -7,6 +7,7 @@ is a kinetic distance (Noe and Clementi 2015) and W1 in it has one meaning for b
 
 import numpy as np
 from deeptime.decomposition import TICA, CovarianceKoopmanModel
+from deeptime.numeric import ZeroRankError
 from jaxtyping import Float64
 
 from cgal.benchmark.observables import pair_distances
@@ -31,11 +32,15 @@ def fit_tica(reference: CGTrajectory, lag_ps: float) -> CovarianceKoopmanModel:
     second = np.concatenate([frames[lag:] for frames in _trajectories(reference)])
     weights = reference.weights[first] * len(reference)
     covariances = TICA.covariance_estimator(lag).partial_fit((distances[first], distances[second]), weights=weights)
-    model = TICA(lagtime=lag, dim=COMPONENTS).fit_from_covariances(covariances.fetch_model()).fetch_model()
-    if model.output_dimension < COMPONENTS:
+    try:
+        model = TICA(lagtime=lag, dim=COMPONENTS).fit_from_covariances(covariances.fetch_model()).fetch_model()
+        found = model.output_dimension
+    except ZeroRankError:
+        found = 0
+    if found < COMPONENTS:
         raise BadTrajectory(
-            f"reference: its bead distances vary in {model.output_dimension} direction(s) at a lag of {lag} frames, "
-            f"TICA needs {COMPONENTS}; give a longer reference"
+            f"reference: its bead distances vary in {found} direction(s), TICA needs {COMPONENTS}; "
+            "give a reference whose frames differ"
         )
     return model
 

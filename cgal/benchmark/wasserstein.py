@@ -24,7 +24,7 @@ zero reliably: read W1 against the reference-versus-reference floor.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import ot
@@ -66,19 +66,19 @@ class Sample:
         """Number of terms."""
         return int(self.values.shape[1])
 
-    def take(self, frames: Int64[np.ndarray, " picked"]) -> Self:
+    def take(self, frames: Int64[np.ndarray, " picked"]) -> "Sample":
         """Give the frames at these indices, blocks numbered as before."""
         return replace(self, values=self.values[frames], weights=self.weights[frames], block=self.block[frames])
 
-    def thin(self, count: int) -> Self:
+    def thin(self, count: int) -> "Sample":
         """Give at most `count` frames, evenly spaced over the sample: no chance in it, every block keeps its share."""
         return self.take(np.arange(count) * len(self) // count) if len(self) > count else self
 
-    def term(self, column: int) -> Self:
+    def term(self, column: int) -> "Sample":
         """Give one term alone."""
         return replace(self, values=self.values[:, column : column + 1])
 
-    def pooled(self) -> Self:
+    def pooled(self) -> "Sample":
         """Give all terms as one: a frame counts once a term."""
         weights, block = (np.repeat(array, self.terms) for array in (self.weights, self.block))
         return replace(self, values=self.values.reshape(-1, 1), weights=weights, block=block)
@@ -92,7 +92,7 @@ class Resamples:
     reference: Float64[np.ndarray, "rows others"]
 
     @classmethod
-    def draw(cls, model: Sample, reference: Sample, count: int, generator: np.random.Generator) -> Self:
+    def draw(cls, model: Sample, reference: Sample, count: int, generator: np.random.Generator) -> "Resamples":
         """Draw `count` resamples of each side's blocks, with replacement."""
         return cls(*(_multiplicities(int(side.block.max()) + 1, count, generator) for side in (model, reference)))
 
