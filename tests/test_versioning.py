@@ -76,7 +76,7 @@ def run_stages(root: Path) -> None:
     k = json.loads((root / "data" / "toy" / "manifest.json").read_text())["shards"] - 1
     outputs = {
         "model.pt": f"model {k}",
-        "training.csv": f"epoch,train_rmse,validation_rmse\n0,2.0,3.0\n1,1.0,{k + 1}\n",
+        "training.csv": f"epoch,train_rmse_kJ_per_mol_nm,validation_rmse_kJ_per_mol_nm\n0,2.0,3.0\n1,1.0,{k + 1}\n",
         "plots/training/curve.png": f"curve {k}",
         "trajectory.h5": f"trajectory {k}",
         "metrics.json": json.dumps({"w1": {"tica": {"value": 1.0 / (k + 1)}}}),
