@@ -88,7 +88,7 @@ class TrainingResult:
     validation: Validation
     best_epoch: int
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, float | int]:
         """Numbers for a checkpoint's metadata and a round's metrics."""
         return {
             **self.validation._asdict(),

@@ -5,6 +5,7 @@ from copy import deepcopy
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from jaxtyping import Float
@@ -123,6 +124,9 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BadFile(f"{path}: no such file")
     try:
+        with ZipFile(path) as archive:  # torch does not look at the checksums of its own archive
+            if spoilt := archive.testzip():
+                raise BadZipFile(f"wrong checksum in {spoilt}")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (
         Exception

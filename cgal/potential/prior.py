@@ -12,7 +12,7 @@ Husic et al., J. Chem. Phys. 153, 194101 (2020), section II.D; Majewski et al., 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ class Prior(nn.Module):
         write_json(path, {"kind": KIND, "sequence": self.sequence, "temperature_K": self.temperature_K, "terms": terms})
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> "Prior":
         """Read what `save` wrote; raises BadFile when it is missing, damaged or something else."""
         content = read_json(path)
         if not isinstance(content, dict) or content.get("kind") != KIND:
@@ -243,7 +243,7 @@ def _plot_angles(prior: Prior, angles_rad: Float64[np.ndarray, "frames angles"])
 
 
 def _plot_dihedrals(prior: Prior, dihedrals_rad: Float64[np.ndarray, "frames dihedrals"]) -> Figure:
-    figure, axes = _panels(dihedrals_rad.shape[1], "dihedral [degree]")
+    figure, axes = _panels(dihedrals_rad.shape[1], "dihedral [degree]", ", level where the seed never was")
     grid = np.linspace(-np.pi, np.pi, 361)
     centres, inverted = _inverted_dihedrals(dihedrals_rad, thermal_energy_kJ_per_mol(prior.temperature_K), 60)
     curves = prior._dihedral_energies(
@@ -276,7 +276,7 @@ def _plot_repulsion(prior: Prior, positions: Float32[np.ndarray, "frames beads 3
     return figure
 
 
-def _panels(terms: int, label: str) -> tuple[Figure, list[Axes]]:
+def _panels(terms: int, label: str, remark: str = "") -> tuple[Figure, list[Axes]]:
     """Give a grid of panels, one a term (the first `PANELS` of a long chain, which the title then says)."""
     shown = min(terms, PANELS)
     columns = min(shown, 5)
@@ -288,7 +288,7 @@ def _panels(terms: int, label: str) -> tuple[Figure, list[Axes]]:
     figure.supxlabel(label, fontsize=10)
     figure.supylabel("energy [kJ/mol]", fontsize=10)
     note = "" if shown == terms else f" (first {shown} of {terms} terms)"
-    figure.suptitle(f"points: seed, inverted   line: prior{note}", fontsize=10)
+    figure.suptitle(f"points: seed, inverted{remark}   line: prior{note}", fontsize=10)
     return figure, axes[:shown]
 
 
