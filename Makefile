@@ -19,7 +19,7 @@ demo: setup ## one real chignolin campaign: 2 acquisition rounds and a closing o
 	cgal run $(if $(NEW),--new $(NEW))
 
 test: check ## everything a change must pass
-	dvc pull --quiet --remote bundled data
+	dvc pull --quiet --remote bundled data.dvc
 	pytest
 
 check: setup ## format, lint, types, import direction

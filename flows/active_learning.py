@@ -23,7 +23,8 @@ def active_learning(root: Path, campaign: str) -> int:
     2. run the round's stages;
     3. publish: DVC records the bytes, git tags them `<campaign>/round-<k>`;
     4. track: MLflow shows how good the round is;
-    5. append the labels as shard k + 1, which opens the next round; or stop after the closing one.
+    5. append the labels as shard k + 1, which opens the next round; or stop after the closing one, or when no frame
+       was found worth a label.
 
     A tag that exists means that steps 2 and 3 are done: that is how a killed campaign goes on.
     """
@@ -37,6 +38,9 @@ def active_learning(root: Path, campaign: str) -> int:
         if k >= workspace.params.campaign.rounds:
             return k
         frames = append_task(k, workspace)(root)
+        if frames == 0:
+            console.print("The training set covers all that the simulation visits: no label to learn from, the campaign stops.")
+            return k
         console.print(f"[green]✓[/green] append-r{k:03d}: {frames} labelled frames open round {k + 1}")
 
 

@@ -43,7 +43,7 @@ def fetch_data(workspace: Workspace, repository: Repository) -> None:
     for name in ("structure.pdb", "seed.h5", "reference.h5"):
         if not (workspace.data / name).is_file():
             raise BadFile(
-                f"{workspace.data / name}: no such file; 'dvc pull' fetches the bundled protein, "
+                f"{workspace.data / name}: no such file; 'dvc pull data.dvc' fetches the bundled protein, "
                 "'cgal import' sets up your own"
             )
 

@@ -4,6 +4,7 @@ Import this before Prefect, DVC or MLflow: they read their settings when they ar
 """
 
 import os
+import warnings
 from pathlib import Path
 
 __all__ = ["use_project_settings"]
@@ -26,3 +27,6 @@ def use_project_settings(root: Path) -> None:
         os.environ.setdefault(name, value)
     # Without its folder the embedded server cannot open its database, and is restarted until it times out.
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    # Other packages' notices to their own developers.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
+    warnings.filterwarnings("ignore", category=SyntaxWarning)

@@ -107,6 +107,8 @@ def publish_task(round_index: int, workspace: Workspace) -> Task[[Path], str]:
 
     def run(root: Path) -> str:
         published = Repository(root).publish(Workspace(root).params.campaign.name, round_index)
+        for warning in published.warnings:
+            console.print(f"[yellow]![/yellow] {warning}")
         return published.tag
 
     return _as_task(run, "publish", round_index, workspace)
@@ -123,11 +125,16 @@ def track_task(round_index: int, workspace: Workspace) -> Task[[Path], None]:
 
 
 def append_task(round_index: int, workspace: Workspace) -> Task[[Path], int]:
-    """Prefect task that turns the oracle's frames into the next shard and opens the next round."""
+    """Prefect task that turns the oracle's frames into the next shard, which opens the next round; gives their number.
+
+    With no labelled frame there is nothing to learn from: the dataset stays as it is.
+    """
 
     def run(root: Path) -> int:
         workspace = Workspace(root)
         result = OracleResult.load(workspace.round / "oracle.h5")
+        if not len(result.labelled):
+            return 0
         manifest = append(
             workspace.data,
             labelled=result.labelled,

@@ -42,7 +42,7 @@ class Workspace:
         path = self.data / "structure.pdb"
         if not path.is_file():
             raise BadFile(
-                f"{path}: no such file; fetch the bundled data with 'dvc pull', or set up your own protein with "
+                f"{path}: no such file; fetch the bundled data with 'dvc pull data.dvc', or set up your own protein with "
                 "'cgal import'"
             )
         return path.read_text()

@@ -1,5 +1,77 @@
 """Shared fixtures; shapes and types of `cgal` are checked on every call of every test."""
 
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
 from jaxtyping import install_import_hook
 
 install_import_hook("cgal", "beartype.beartype")
+
+REPOSITORY = Path(__file__).parents[1]
+SMALL: dict[str, dict[str, Any]] = {
+    "campaign": {"name": "small"},
+    "network": {"features": 16, "blocks": 1, "radial_functions": 12},
+    "training": {"epochs": 6, "checkpoint_epochs": 2},
+    "simulation": {"replicas": 8, "steps": 400, "stride": 20},
+    "selection": {"frames": 4},
+    "oracle": {"burn_in_steps": 20, "average_steps": 60},
+    "benchmark": {"bootstrap": 20},
+    "execution": {"torch_threads": 1, "retries": 0},
+}
+"""A campaign that is real in every part and takes seconds a round."""
+
+
+@pytest.fixture(scope="session")
+def bundled_data() -> Path:
+    """The repository's own chignolin data, fetched from the bundled DVC remote if need be."""
+    folder = REPOSITORY / "data" / "chignolin"
+    if not folder.is_dir():
+        subprocess.run(["dvc", "pull", "--quiet", "--remote", "bundled", "data.dvc"], cwd=REPOSITORY, check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def git_identity() -> Iterator[None]:
+    """Commits of the tests have an author, whatever the machine's git knows."""
+    names = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in
+             (("NAME", "cgal tests"), ("EMAIL", "tests@example.invalid"))}  # fmt: skip
+    before = dict(os.environ)
+    os.environ.update(names)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def make_project(tmp_path: Path, bundled_data: Path, git_identity: None) -> Callable[..., Path]:
+    """Make a working copy with the bundled data and a small campaign: `make_project(name, **changed_sections)`."""
+
+    def make(name: str = "project", **changes: Any) -> Path:
+        root = tmp_path / name
+        (root / ".dvc").mkdir(parents=True)
+        shutil.copytree(bundled_data, root / "data" / bundled_data.name)
+        shutil.copy(REPOSITORY / "dvc.yaml", root)
+        shutil.copy(REPOSITORY / ".gitignore", root)
+        for file in ("config", ".gitignore"):
+            shutil.copy(REPOSITORY / ".dvc" / file, root / ".dvc")
+        (root / "params.yaml").write_text(yaml.safe_dump(_small_params(changes)))
+        for command in (["git", "init", "--quiet", "--initial-branch", "main"], ["dvc", "add", "--quiet", "data"],
+                        ["git", "add", "--all"], ["git", "commit", "--quiet", "--message", "start"]):  # fmt: skip
+            subprocess.run(command, cwd=root, check=True)
+        return root
+
+    return make
+
+
+def _small_params(changes: dict[str, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    for source in (SMALL, changes):
+        for key, value in source.items():
+            content[key] = content.get(key, {}) | value if isinstance(value, dict) else value
+    return content

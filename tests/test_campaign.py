@@ -1,0 +1,83 @@
+"""A whole campaign under a real Prefect server: two acquisition rounds and the closing one."""
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mdtraj
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+from cgal.dataset import load_manifest
+from cgal.files import sha256
+from flows.active_learning import active_learning
+from flows.records import campaign_rounds
+from flows.terminal import METRICS
+from flows.versioning import Repository
+
+
+@pytest.fixture(scope="module")
+def prefect_server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+def run(root: Path, *command: str) -> str:
+    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.slow
+def test_two_rounds_and_a_closing_one(make_project: Callable[..., Path], prefect_server: None) -> None:
+    root = make_project()
+    untouched = root / "untouched.txt"
+    untouched.write_text("somebody's work")
+    before = run(root, "git", "rev-parse", "HEAD")
+
+    assert active_learning(root, "small") == 2
+
+    rounds = campaign_rounds(Repository(root), "small")
+    assert [entry["tag"] for entry in rounds] == ["small/round-000", "small/round-001", "small/round-002"]
+    manifest = load_manifest(root / "data" / "chignolin")
+    assert [shard.name for shard in manifest.shards] == ["000.h5", "001.h5", "002.h5"]
+    assert rounds[2]["frames"] == sum(shard.frames for shard in manifest.shards)
+    assert rounds[2]["oracle_steps"] > rounds[1]["oracle_steps"] > rounds[0]["oracle_steps"]
+    for entry in rounds:
+        for name in METRICS:
+            assert entry["w1"][name]["low"] <= entry["w1"][name]["value"] <= entry["w1"][name]["high"]
+
+    # the trajectory is one that the field's tools open
+    assert mdtraj.load(str(root / "round" / "trajectory.h5")).n_atoms == 10
+    # the user's own state is as it was
+    assert run(root, "git", "rev-parse", "HEAD") == before
+    assert untouched.read_text() == "somebody's work"
+    _check_restore_and_replay(root)
+    _check_tracking(root)
+
+
+def _check_restore_and_replay(root: Path) -> None:
+    tag = "small/round-001"
+    run(root, "git", "checkout", tag, "--", "data.dvc", "dvc.lock", "params.yaml")
+    run(root, "dvc", "checkout", "--quiet")
+    manifest = load_manifest(root / "data" / "chignolin")
+    assert [shard.name for shard in manifest.shards] == ["000.h5", "001.h5"]
+    for shard in manifest.shards:
+        assert sha256(root / "data" / "chignolin" / "shards" / shard.name) == shard.sha256
+    said = run(root, "dvc", "repro")
+    assert said.count("didn't change") >= 5
+    assert "Running stage" not in said
+    difference = json.loads(run(root, "dvc", "metrics", "diff", "--json", "small/round-000", tag))
+    assert difference
+
+
+def _check_tracking(root: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    experiment = client.search_experiments(filter_string="name != 'Default'")[0]
+    runs = client.search_runs([experiment.experiment_id])
+    nested = [one for one in runs if "mlflow.parentRunId" in one.data.tags]
+    assert len(nested) == 3
+    assert {one.data.tags["git_tag"] for one in nested} == {f"small/round-{k:03d}" for k in range(3)}
+    (parent,) = [one for one in runs if one not in nested]
+    assert [point.step for point in client.get_metric_history(parent.info.run_id, "w1/tica")] == [0, 1, 2]
