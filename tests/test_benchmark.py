@@ -71,10 +71,10 @@ def result(simulation, reference):
 
 
 def test_first_tica_component_is_the_slow_state():
-    trajectory, state = chain_trajectory(3)
+    trajectory, state = chain_trajectory(3, frames=1500, flip=0.01)
     components = project(fit_tica(trajectory, 20.0), trajectory)
     assert components.shape == (len(trajectory), 2)
-    assert abs(np.corrcoef(components[:, 0], state)[0, 1]) > 0.99
+    assert abs(np.corrcoef(components[:, 0], state)[0, 1]) > 0.98
 
 
 def test_lag_pairs_never_cross_from_one_trajectory_into_the_next(reference):
@@ -177,6 +177,7 @@ def test_lost_replicas_are_counted_by_cause_and_their_sound_frames_used(result):
         "exploded_fraction": pytest.approx(4 / 6),
         "frames": 6 * 45,
         "frames_saved": 300,
+        "frames_not_finite": 0,
     }
 
 
@@ -196,7 +197,7 @@ def test_frames_that_are_not_finite_are_left_out_and_show_in_the_count(simulatio
     holed = simulation.positions.copy()
     holed[-3:] = np.nan
     metrics = run(replace(simulation, positions=holed), reference).metrics
-    assert metrics["simulation"]["frames"] == 6 * 45 - 3
+    assert (metrics["simulation"]["frames"], metrics["simulation"]["frames_not_finite"]) == (6 * 45 - 3, 3)
     assert all(np.isfinite(metrics["w1"][metric]["value"]) for metric in METRICS)
 
 

@@ -100,7 +100,7 @@ def _tica_maps(result: BenchmarkResult) -> Figure:
     return figure
 
 
-def _map_edges(values: Sequence[Float64[np.ndarray, "frames 2"]]) -> list[Float64[np.ndarray, " edges"]]:
+def _map_edges(values: Sequence[Float64[np.ndarray, "_ 2"]]) -> list[Float64[np.ndarray, " edges"]]:
     joint = np.concatenate(values)
     low, high = joint.min(axis=0), joint.max(axis=0)
     room = 0.05 * (high - low) + 1e-9

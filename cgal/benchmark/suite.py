@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from deeptime.decomposition import CovarianceKoopmanModel
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from cgal.benchmark.observables import local_observables, rmsd
 from cgal.benchmark.tica import fit_tica, project
@@ -107,12 +107,11 @@ def _check_same_protein(trajectory: CGTrajectory, reference: CGTrajectory) -> No
 
 def _production(trajectory: CGTrajectory, discard_fraction: float) -> CGTrajectory:
     """Finite frames after the first share of each replica."""
-    finite = np.isfinite(trajectory.positions).all(axis=(1, 2))
     kept = np.zeros(len(trajectory), dtype=bool)
     for replica in np.unique(trajectory.replica):
         frames = np.flatnonzero(trajectory.replica == replica)
         kept[frames[int(discard_fraction * len(frames)) :]] = True
-    production = trajectory.take(kept & finite)
+    production = trajectory.take(kept & _finite(trajectory))
     if len(production) < MINIMUM_FRAMES:
         lost = sum(fate.lost for fate in trajectory.fates)
         raise EmptyTrajectory(
@@ -121,6 +120,10 @@ def _production(trajectory: CGTrajectory, discard_fraction: float) -> CGTrajecto
             f"the benchmark needs {MINIMUM_FRAMES}; train longer, lower simulation.timestep_ps or simulation.stride"
         )
     return production
+
+
+def _finite(trajectory: CGTrajectory) -> Bool[np.ndarray, " frames"]:
+    return np.asarray(np.isfinite(trajectory.positions).all(axis=(1, 2)))
 
 
 def _observe(trajectory: CGTrajectory, tica: CovarianceKoopmanModel, blocks: int) -> dict[str, Sample]:
@@ -157,6 +160,7 @@ def _fates(trajectory: CGTrajectory, production: CGTrajectory) -> dict[str, int 
         "exploded_fraction": lost / replicas,
         "frames": len(production),
         "frames_saved": len(trajectory),
+        "frames_not_finite": int((~_finite(trajectory)).sum()),
     }
 
 
@@ -166,7 +170,7 @@ def _share_below(
     return float(weights[values < threshold].sum() / weights.sum())
 
 
-type Weighted = tuple[Float64[np.ndarray, " frames"], Float64[np.ndarray, " frames"]]
+type Weighted = tuple[Float64[np.ndarray, " _"], Float64[np.ndarray, " _"]]
 
 
 def _histograms(deviations_nm: dict[str, Weighted], bins: int) -> dict[str, list[float]]:

@@ -315,5 +315,5 @@ def _norm(masses: Float64[np.ndarray, "*axes"]) -> Float64[np.ndarray, "*axes"]:
     return np.asarray(masses / masses.sum(axis=-1, keepdims=True))
 
 
-def _term_weights(*sides: Sample) -> list[Float64[np.ndarray, "frames terms"]]:
+def _term_weights(*sides: Sample) -> list[Float64[np.ndarray, "_ terms"]]:
     return [np.repeat(_norm(side.weights)[:, None], side.terms, axis=1) for side in sides]
