@@ -16,7 +16,7 @@ from cgal.params import BenchmarkParams
 
 SEQUENCE = "YYDPETGTWY"
 SPACING_PS = 2.0
-PARAMS = BenchmarkParams(tica_lag_ps=20.0, bootstrap=10, maximum_frames=150)
+PARAMS = BenchmarkParams(tica_lag_ps=20.0, bootstrap=4, maximum_frames=150)
 
 
 def two_shapes() -> np.ndarray:
