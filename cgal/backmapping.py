@@ -5,6 +5,7 @@ else it does not know are set by the local geometry of the protein's own structu
 the beads while the rest relaxes, and held while it warms up.
 """
 
+import warnings
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -116,7 +117,9 @@ def _rebuild_heavy_atoms(
     chain = _extend(_extend(beads.astype(np.float64))[::-1])[::-1]
     caps = "G" * CAPPING_RESIDUES
     try:
-        molecule = _pulchra().reconstruct_coords(chain * ANGSTROM_PER_NM, f"{caps}{template.sequence}{caps}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of the outermost caps, which PULCHRA puts on straight lines
+            molecule = _pulchra().reconstruct_coords(chain * ANGSTROM_PER_NM, f"{caps}{template.sequence}{caps}")
     except (ArithmeticError, IndexError, ValueError) as error:  # what NumPy raises on degenerate geometry
         raise _failure(f"PULCHRA cannot rebuild the beads ({error})", template, positions) from error
     for number, residue in enumerate(molecule.residues[CAPPING_RESIDUES:-CAPPING_RESIDUES]):

@@ -12,6 +12,7 @@ from jaxtyping import Float32, Float64, Shaped
 from openmm import app, unit
 
 from cgal.errors import BadParams, BadStructure
+from cgal.frames import RESIDUE_NAMES
 from cgal.params import ForceFieldParams
 from cgal.progress import Progress, silent
 
@@ -162,6 +163,12 @@ def _explain(forcefield: app.ForceField, topology: app.Topology, params: ForceFi
     unmatched = forcefield.getUnmatchedResidues(topology)
     if not unmatched:
         return f"{params.name} with {params.solvent} cannot take the structure: {reason}"
+    unknown = [residue for residue in unmatched if residue.name not in RESIDUE_NAMES.values()]
+    if unknown:
+        return (
+            f"residue {unknown[0].name} {unknown[0].id} is none of the twenty amino acids, and {params.name} with "
+            f"{params.solvent} has no parameters for it; strip it or replace it"
+        )
     residue = unmatched[0]
     others = f" (and {len(unmatched) - 1} more)" if len(unmatched) > 1 else ""
     detail = reason.split(".  ")[1].rstrip(".") if ".  " in reason else reason.rstrip(".")

@@ -1,0 +1,98 @@
+"""Backmapping of real chignolin beads, and of beads that no molecule can have."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cgal.backmapping import backmap
+from cgal.errors import BackmappingError
+from cgal.forcefield import build_system, read_structure
+from cgal.frames import AtomFrames, alpha_carbons
+from cgal.params import BackmappingParams, ForceFieldParams
+from cgal.soundness import cis_peptide_bonds, clashes, faults, stretched_bonds, wrong_handed_centres
+
+FRAMES = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
+ALPHA = alpha_carbons(FRAMES.topology)
+BEADS = FRAMES.positions[:, ALPHA]
+TOPOLOGY, _ = read_structure(FRAMES.pdb)
+SYSTEM = build_system(TOPOLOGY, ForceFieldParams())
+PARAMS = BackmappingParams(warm_up_steps=20)
+
+
+def rebuild(beads: np.ndarray, params: BackmappingParams = PARAMS, seed: int = 1) -> np.ndarray:
+    return backmap(beads, FRAMES.pdb, params, ForceFieldParams(), temperature_K=350.0, seed=seed)
+
+
+@pytest.mark.parametrize("frame", [0, 20, 39])
+def test_real_beads_become_a_sound_molecule_around_them(frame: int) -> None:
+    positions = rebuild(BEADS[frame])
+    assert positions.shape == (166, 3)
+    assert faults(TOPOLOGY, SYSTEM, positions, clash_nm=0.15) == ()
+    assert cis_peptide_bonds(TOPOLOGY, positions) == ()
+    assert np.linalg.norm(positions[ALPHA] - BEADS[frame], axis=1).max() < PARAMS.maximum_displacement_nm
+
+
+def test_backbone_comes_back_close_to_the_real_one() -> None:
+    """PULCHRA places a backbone within some 0.05 nm (Rotkiewicz and Skolnick 2008); after relaxing, within 0.1."""
+    backbone = [atom.index for atom in TOPOLOGY.atoms() if atom.name in {"N", "CA", "C"}]
+    difference = rebuild(BEADS[0])[backbone] - FRAMES.positions[0, backbone]
+    assert np.sqrt((difference**2).sum(axis=1).mean()) < 0.1
+
+
+def test_same_seed_same_positions_and_another_seed_others() -> None:
+    first = rebuild(BEADS[0])
+    assert np.array_equal(first, rebuild(BEADS[0]))
+    assert not np.array_equal(first, rebuild(BEADS[0], seed=2))
+
+
+@pytest.mark.parametrize(
+    "beads",
+    [
+        BEADS[0] * np.float32(0.2),
+        np.zeros_like(BEADS[0]),
+        BEADS[0] * np.float32(3.0),
+        np.full_like(BEADS[0], np.nan),
+        np.full_like(BEADS[0], 1e30),
+    ],
+    ids=["collapsed", "on one point", "exploded", "nan", "far away"],
+)
+def test_impossible_beads_are_refused_with_reason_cure_and_structure(beads: np.ndarray) -> None:
+    with pytest.raises(BackmappingError, match=r"; raise backmapping.minimise_steps, or drop such frames") as caught:
+        rebuild(beads)
+    assert caught.value.positions.shape == (166, 3)
+
+
+def test_a_chain_of_another_length_is_refused() -> None:
+    with pytest.raises(BackmappingError, match="9 beads, but the structure has 10 residues"):
+        rebuild(BEADS[0, :9])
+
+
+def test_alpha_carbons_that_had_to_move_too_far_are_refused() -> None:
+    tight = PARAMS.model_copy(update={"maximum_displacement_nm": 1e-4})
+    with pytest.raises(BackmappingError, match=r"C-alpha of residue \d+ moved 0.0\d+ nm from its bead"):
+        rebuild(BEADS[0], tight)
+
+
+def test_soundness_sees_what_is_wrong() -> None:
+    real = FRAMES.positions[0]
+    assert len(wrong_handed_centres(TOPOLOGY, real * np.array([-1, 1, 1]))) == 9 + 2  # glycine has none, threonines two
+    close = real.copy()
+    close[ALPHA[0]] = close[ALPHA[9]] + 0.05
+    assert any("CA of TYR 1" in clash for clash in clashes(TOPOLOGY, close, clash_nm=0.1))
+    torn = real.copy()
+    torn[TOPOLOGY.getNumAtoms() // 2 :] += 0.1
+    assert stretched_bonds(TOPOLOGY, SYSTEM, torn)
+    assert faults(TOPOLOGY, SYSTEM, real * np.nan, clash_nm=0.1) == ("positions that are not finite",)
+
+
+def test_a_flipped_peptide_bond_is_cis() -> None:
+    """Turn everything before a peptide bond's carbon by half a turn about the bond C-N."""
+    positions = FRAMES.positions[0].astype(np.float64)
+    index = {(atom.residue.index, atom.name): atom.index for atom in TOPOLOGY.atoms()}
+    carbon, nitrogen = positions[index[4, "C"]], positions[index[5, "N"]]
+    axis = (nitrogen - carbon) / np.linalg.norm(nitrogen - carbon)
+    before = [atom.index for atom in TOPOLOGY.atoms() if atom.residue.index <= 4]
+    arm = positions[before] - carbon
+    positions[before] = carbon + 2 * np.outer(arm @ axis, axis) - arm
+    assert cis_peptide_bonds(TOPOLOGY, positions) == ("cis peptide bond before THR 6",)

@@ -1,0 +1,114 @@
+"""What the force-field module takes and refuses."""
+
+from pathlib import Path
+
+import numpy as np
+import openmm
+import pytest
+from openmm import app, unit
+
+from cgal.errors import BadParams, BadStructure
+from cgal.forcefield import build_system, choose_platform, make_context, positions_of, read_structure, recompute_forces
+from cgal.frames import AtomFrames
+from cgal.params import ForceFieldParams
+
+FRAMES = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
+TOPOLOGY, POSITIONS = read_structure(FRAMES.pdb)
+
+
+def without(*names: str, residue: int) -> str:
+    """The structure's PDB text without some atoms of one residue."""
+    return "\n".join(
+        line
+        for line in FRAMES.pdb.splitlines()
+        if not (line.startswith("ATOM") and int(line[22:26]) == residue and line[12:16].strip() in names)
+    )
+
+
+@pytest.mark.parametrize("name", ["ff96", "ff14SB", "amber14"])
+@pytest.mark.parametrize("solvent", ["obc2", "gbn2"])
+def test_every_implicit_force_field_builds_with_heavy_hydrogens_and_no_box(name: str, solvent: str) -> None:
+    system = build_system(TOPOLOGY, ForceFieldParams(name=name, solvent=solvent))
+    assert system.getNumParticles() == 166
+    assert not system.usesPeriodicBoundaryConditions()
+    hydrogens = [atom.index for atom in TOPOLOGY.atoms() if atom.element.symbol == "H"]
+    assert system.getNumConstraints() == len(hydrogens)
+    assert {system.getParticleMass(index)._value for index in hydrogens} == {4.0}
+
+
+def test_obc2_is_the_native_force() -> None:
+    kinds = {type(force) for force in build_system(TOPOLOGY, ForceFieldParams()).getForces()}
+    assert openmm.GBSAOBCForce in kinds
+    assert openmm.CustomGBForce not in kinds
+
+
+def test_explicit_solvent_wants_a_solvated_structure_and_takes_one() -> None:
+    params = ForceFieldParams(name="amber14", solvent="tip3pfb")
+    with pytest.raises(BadStructure, match=r"no water or no box.*Modeller.addSolvent"):
+        build_system(TOPOLOGY, params)
+    modeller = app.Modeller(TOPOLOGY, POSITIONS * unit.nanometer)
+    forcefield = app.ForceField("amber14-all.xml", "amber14/tip3pfb.xml")
+    modeller.addSolvent(forcefield, model="tip3p", padding=0.2 * unit.nanometer, neutralize=False)
+    system = build_system(modeller.topology, params)
+    assert system.usesPeriodicBoundaryConditions()
+    assert system.getNumParticles() > 1000
+
+
+@pytest.mark.parametrize(
+    ("pdb", "message"),
+    [
+        (FRAMES.pdb.replace("THR A   6", "XYZ A   6"), r"residue XYZ 6 is none of the twenty"),
+        (without("CB", residue=5), r"residue GLU 5.*missing"),
+        (without("HH", residue=1), r"residue TYR 1.*missing 1 H"),
+    ],
+)
+def test_what_the_force_field_cannot_take_is_named(pdb: str, message: str) -> None:
+    topology, _ = read_structure(pdb)
+    with pytest.raises(BadStructure, match=message):
+        build_system(topology, ForceFieldParams())
+
+
+@pytest.mark.parametrize("text", ["", "no PDB at all", "END\n"])
+def test_text_that_is_no_pdb_is_refused(text: str) -> None:
+    with pytest.raises(BadStructure, match="PDB"):
+        read_structure(text)
+
+
+def test_frames_of_another_molecule_are_refused() -> None:
+    with pytest.raises(BadStructure, match="165 atoms and the structure 166"):
+        recompute_forces(FRAMES.pdb, FRAMES.positions[:1, :165], ForceFieldParams())
+
+
+def test_forces_are_float32_and_progress_is_told() -> None:
+    told: list[int] = []
+    forces = recompute_forces(
+        FRAMES.pdb, FRAMES.positions[:2], ForceFieldParams(), progress=lambda done, total, note="": told.append(done)
+    )
+    assert forces.dtype == np.float32
+    assert told == [1, 2]
+
+
+def test_automatic_platform_works_and_an_absent_one_is_refused() -> None:
+    name, properties = choose_platform("auto")
+    assert openmm.Platform.getPlatformByName(name)
+    assert choose_platform("CPU")[1] == {"Threads": "1", "DeterministicForces": "true"}
+    if name != "CUDA":
+        with pytest.raises(BadParams, match=r"CUDA does not work here.*set it to auto"):
+            choose_platform("CUDA")
+    assert set(properties) <= {"Threads", "DeterministicForces", "Precision"}
+
+
+def test_same_seed_same_run() -> None:
+    """Bit for bit: one thread, forces summed in a fixed order."""
+    params = ForceFieldParams(platform="CPU")
+    ends = []
+    for seed in (1, 1, 2):
+        context = make_context(
+            build_system(TOPOLOGY, params), params, temperature_K=350.0, timestep_ps=0.004, seed=seed
+        )
+        context.setPositions(FRAMES.positions[0].astype(np.float64))
+        context.setVelocitiesToTemperature(350.0, seed)
+        context.getIntegrator().step(50)
+        ends.append(positions_of(context))
+    assert np.array_equal(ends[0], ends[1])
+    assert not np.array_equal(ends[0], ends[2])
