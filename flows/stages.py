@@ -20,7 +20,7 @@ from cgal.dataset import Manifest, load_manifest, load_shards, round_index
 from cgal.files import write_json
 from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.potential.checkpoint import Potential, initial_potential, load_checkpoint, save_checkpoint
-from cgal.potential.prior import Prior
+from cgal.potential.prior import Prior, plot_prior
 from cgal.progress import Progress
 from cgal.randomness import derive_seed
 from cgal.selection import Selection, plot_selection
@@ -49,7 +49,9 @@ def train(workspace: Workspace, progress: Progress) -> Summary:
     provenance = {"round": k, "seed": params.seed, "shards": {shard.name: shard.sha256 for shard in manifest.shards}}
     save_checkpoint(workspace.round / "model.pt", result.potential, provenance | summary)
     training.write_history_csv(result, workspace.round / "training.csv")
-    training.plot_training(result, workspace.round / "plots" / "training")
+    figures = workspace.round / "plots" / "training"
+    training.plot_training(result, figures)
+    plot_prior(result.potential.prior, load_shards(workspace.data)[0].positions, figures)
     return summary
 
 

@@ -1,0 +1,128 @@
+"""Bad input gets one clear error that names the culprit and the cure; the exit code says so; nothing is half-written."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+from cgal.errors import BadFile
+from cgal.files import sha256, write_hdf5
+from cgal.params import NetworkParams, PriorParams
+from cgal.potential.checkpoint import initial_potential, save_checkpoint
+from cgal.potential.prior import fit_prior
+
+Project = Callable[..., Path]
+
+
+def cgal(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "flows.cli", *arguments, "--root", str(root)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def fails_clearly(result: "subprocess.CompletedProcess[str]", *words: str) -> None:
+    """Exit code 1, no traceback, one error with these words."""
+    assert result.returncode == 1, result.stdout + result.stderr
+    said = result.stderr
+    assert "Traceback" not in said
+    assert said.count("error: ") == 1
+    for word in words:
+        assert word in said
+
+
+def edit_params(root: Path, section: str | None, key: str, value: object) -> None:
+    path = root / "params.yaml"
+    content = yaml.safe_load(path.read_text())
+    (content if section is None else content[section])[key] = value
+    path.write_text(yaml.safe_dump(content))
+
+
+def test_a_misspelt_key_is_named_with_the_nearest_one(make_project: Project) -> None:
+    root = make_project()
+    edit_params(root, "selection", "cutof_nm", 1.0)
+    fails_clearly(cgal(root, "run"), "selection.cutof_nm", "did you mean cutoff_nm?")
+
+
+def test_a_negative_temperature_is_refused(make_project: Project) -> None:
+    root = make_project()
+    edit_params(root, None, "temperature_K", -3.0)
+    fails_clearly(cgal(root, "run"), "temperature_K", "greater than 0", "-3.0")
+
+
+def test_a_letter_that_is_no_residue_is_named(make_project: Project) -> None:
+    root = make_project()
+    out = root / "start.pdb"
+    fails_clearly(cgal(root, "structure", str(out), "--sequence", "YYDPXTGTWY"), "'X'", "position 5")
+    assert not out.exists()
+
+
+def test_a_truncated_trajectory_is_named_and_leaves_no_metrics(make_project: Project) -> None:
+    root = make_project()
+    path = root / "round" / "trajectory.h5"
+    path.parent.mkdir()
+    whole = (root / "data" / "chignolin" / "reference.h5").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    fails_clearly(cgal(root, "stage", "benchmark"), "trajectory.h5", "truncated")
+    assert not (root / "round" / "metrics.json").exists()
+
+
+def test_a_checkpoint_of_another_protein_is_refused(make_project: Project) -> None:
+    root = make_project()
+    other = "AAAAAA"
+    positions = np.cumsum(np.full((20, 6, 3), 0.22), axis=1) + np.random.default_rng(0).normal(0, 0.02, (20, 6, 3))
+    prior = fit_prior(positions.astype(np.float32), other, 350.0, PriorParams())
+    (root / "round").mkdir()
+    save_checkpoint(root / "round" / "model.pt", initial_potential(prior, other, NetworkParams(), 1), {})
+    fails_clearly(cgal(root, "stage", "simulate"), "model.pt", other, "YYDPETGTWY")
+    assert not (root / "round" / "trajectory.h5").exists()
+
+
+def test_a_shard_changed_by_hand_is_named(make_project: Project) -> None:
+    root = make_project()
+    shard = root / "data" / "chignolin" / "shards" / "000.h5"
+    with h5py.File(shard, "r+") as handle:
+        handle["forces"][0] = 0.0
+    fails_clearly(cgal(root, "stage", "train"), "000.h5", "dvc checkout")
+    assert not (root / "round" / "model.pt").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("mounting a tmpfs needs root")
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_rest(small_disk: Path) -> None:
+    path = small_disk / "frames.h5"
+    write_hdf5(path, {"positions": np.zeros((10, 3), np.float32)}, {"cgal_kind": "test"})
+    before = sha256(path)
+    noise = np.random.default_rng(0).normal(size=(100_000, 3)).astype(np.float32)
+    with pytest.raises(BadFile, match="No space left on device"):
+        write_hdf5(path, {"positions": noise}, {"cgal_kind": "test"})
+    assert sha256(path) == before
+    assert [entry.name for entry in small_disk.iterdir()] == ["frames.h5"]
+
+
+def test_a_stage_on_a_full_disk_says_so(make_project: Project, small_disk: Path) -> None:
+    root = make_project()
+    (root / "round").symlink_to(small_disk)
+    filler = small_disk / "filler"
+    filler.write_bytes(b"0" * 250_000)
+    fails_clearly(cgal(root, "stage", "train"), "model.pt", "No space left on device")
+    assert {entry.name for entry in small_disk.iterdir()} <= {"filler", "plots"}
