@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from cgal.errors import CgalError
 
@@ -29,6 +30,8 @@ __all__ = [
     "RunIds",
     "TrackingConflict",
     "TrackingUnavailable",
+    "compare_page",
+    "experiment_page",
     "flatten",
     "log_round",
     "round_metrics",
@@ -52,6 +55,11 @@ SETTINGS = {
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
 """Most entries that MLflow takes in one request."""
+
+MODEL_TRAINING_VIEW = "workflowType=machine_learning"
+"""Without it MLflow's pages open in their view for language models, which shows no runs."""
+
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 SECTIONS = ("w1", "w1_paper", "floor", "floor_paper", "folded_fraction", "simulation", "dataset")
 """Parts of `metrics.json` that MLflow shows."""
@@ -121,6 +129,18 @@ def server_command(root: Path, *, host: str = "127.0.0.1", port: int = 5000) -> 
     options = {"--host": host, "--port": str(port), "--workers": "1", "--backend-store-uri": store}
     options["--artifacts-destination"] = artifacts
     return [sys.executable, "-m", "mlflow", "server", *(word for pair in options.items() for word in pair)]
+
+
+def experiment_page(address: str, ids: RunIds) -> str:
+    """Address of the page that lists a protein's campaigns and rounds, on the MLflow server at `address`."""
+    return f"{address}/#/experiments/{ids.experiment}/runs?{MODEL_TRAINING_VIEW}"
+
+
+def compare_page(address: str, rounds: Sequence[RunIds]) -> str:
+    """Address of the page that shows rounds side by side, on the MLflow server at `address`."""
+    runs = quote(json.dumps([ids.round for ids in rounds]))
+    experiments = quote(json.dumps(sorted({ids.experiment for ids in rounds})))
+    return f"{address}/#/compare-runs?runs={runs}&experiments={experiments}&{MODEL_TRAINING_VIEW}"
 
 
 def flatten(content: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
@@ -201,7 +221,7 @@ def _find_or_create_experiment(client: "MlflowClient", root: Path, protein: str)
     location = (root.resolve() / ARTIFACTS / protein).as_uri() if _is_embedded(root) else None
     experiment = client.get_experiment_by_name(protein)
     if experiment is None:
-        return client.create_experiment(protein, artifact_location=location)
+        return client.create_experiment(protein, artifact_location=location, tags=EXPERIMENT_TAGS)
     if location and experiment.artifact_location != location:
         _follow_moved_project(root / DATABASE, experiment.experiment_id, experiment.artifact_location, location)
     return str(experiment.experiment_id)

@@ -1,0 +1,229 @@
+"""MLflow's compare page, seen in a real browser: rounds side by side with readable names and their numbers.
+
+By hand, on a project with a finished campaign (writes the picture that the README shows):
+`python -m tests.test_mlflow_page PROJECT PROTEIN CAMPAIGN PICTURE.png`
+"""
+
+import base64
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from flows.tracking import RunIds, compare_page, experiment_page, log_round, round_metrics, tracking_uri
+from tests.test_tracking import make_record, serving
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--no-proxy-server",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+]
+HEADLINES = ("w1/tica", "w1/reaction_coordinate", "w1/bond", "w1/angle", "w1/dihedral")
+
+NO_ASSISTANT = """
+localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
+localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
+"""
+SHOW_DIFFERENCES = """document.querySelector(`button[aria-label="${arguments[0]} - Show diff only"]`).click()"""
+OPEN_METRICS_OF_PLOT = """
+const select = document.querySelectorAll("input[role=combobox]")[1].closest(".du-bois-light-select");
+select.querySelector(".du-bois-light-select-selector").dispatchEvent(new MouseEvent("mousedown", {bubbles: true}));
+"""
+PICK_METRIC_OF_PLOT = """
+const list = document.querySelector(".rc-virtual-list-holder");
+const option = list && list.querySelector(`.du-bois-light-select-item-option[title="${arguments[0]}"]`);
+if (option) { option.click(); return true; }
+if (list) { list.scrollTop = (list.scrollTop + 100) % list.scrollHeight; }
+return false;
+"""
+CLOSE_LISTS = """document.body.dispatchEvent(new MouseEvent("mousedown", {bubbles: true}))"""
+SCROLL_METRICS = """
+const grid = document.querySelectorAll(".ReactVirtualized__Grid")[1];  // the names beside it follow
+grid.scrollTop = arguments[0];
+return grid.scrollHeight;
+"""
+METRICS_IN_VIEW = """
+const cells = grid => [...grid.querySelectorAll("[role=rowgroup] > *")].map(
+  cell => [cell.style.top, cell.style.left, cell.innerText]);
+return [...document.querySelectorAll(".ReactVirtualized__Grid")].map(cells);
+"""
+
+
+@dataclass(frozen=True)
+class Browser:
+    """A Chromium page driven over the W3C WebDriver protocol."""
+
+    session: str
+
+    def call(self, command: str, **body: Any) -> Any:
+        return webdriver(f"{self.session}/{command}", body)
+
+    def open(self, address: str) -> None:
+        self.call("url", url=address)
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.call("execute/sync", script=script, args=list(arguments))
+
+    def text(self) -> str:
+        return str(self.run("return document.body.innerText"))
+
+    def wait_for(self, words: Sequence[str], seconds: float = 180) -> str:
+        """Text of the page once all words are drawn."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            text = self.text()
+            if all(word in text for word in words):
+                return text
+            time.sleep(0.5)
+        raise AssertionError(f"never drawn: {[word for word in words if word not in text]}\n{text}")
+
+    def photograph(self, path: Path) -> None:
+        with urllib.request.urlopen(f"{self.session}/screenshot", timeout=120) as answer:
+            path.write_bytes(base64.b64decode(json.load(answer)["value"]))
+
+
+def webdriver(address: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            return json.load(answer)["value"]
+    except urllib.error.HTTPError as error:
+        raise AssertionError(error.read().decode()) from error
+
+
+@contextmanager
+def browsing(width: int, height: int) -> Iterator[Browser]:
+    """Debian's Chromium with a new profile, closed again afterwards."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        with TemporaryDirectory() as profile:
+            arguments = [*FLAGS, f"--window-size={width},{height}", f"--user-data-dir={profile}"]
+            session = start_session(f"http://127.0.0.1:{port}/session", arguments)
+            yield Browser(session)
+            urllib.request.urlopen(urllib.request.Request(session, method="DELETE"), timeout=60).close()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGTERM)
+        driver.wait(30)
+
+
+def start_session(address: str, arguments: list[str]) -> str:
+    wanted = {"goog:chromeOptions": {"binary": shutil.which("chromium"), "args": arguments}}
+    for _ in range(150):
+        try:
+            return f"{address}/{webdriver(address, {'capabilities': {'alwaysMatch': wanted}})['sessionId']}"
+        except ConnectionRefusedError:
+            time.sleep(0.2)
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ConnectionRefusedError):
+                raise
+            time.sleep(0.2)
+    raise AssertionError("chromedriver did not start")
+
+
+def show_rounds(browser: Browser, address: str, rounds: Sequence[RunIds]) -> None:
+    """Open the compare page with the five W1 in its plot, and what differs between the rounds below."""
+    browser.open(
+        f"{address}/health"
+    )  # same origin, so that the assistant's panel is switched off before the page opens
+    browser.run(NO_ASSISTANT)
+    browser.open(compare_page(address, rounds))
+    browser.wait_for(["Parallel Coordinates Plot", "w1/tica", "dataset/frames"])
+    for section in ("Parameters", "Metrics"):
+        browser.run(SHOW_DIFFERENCES, section)
+    browser.run(OPEN_METRICS_OF_PLOT)
+    for name in HEADLINES[1:]:
+        wait_until(lambda name=name: browser.run(PICK_METRIC_OF_PLOT, name), f"{name} in the list of metrics")
+    browser.run(CLOSE_LISTS)
+    browser.wait_for(HEADLINES)
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"never seen: {what}"
+        time.sleep(0.3)
+
+
+def read_metrics(browser: Browser) -> dict[str, list[str]]:
+    """Metric names and what is shown for each round; the page draws only the rows in view, so scroll through all."""
+    names: dict[str, str] = {}
+    values: dict[tuple[str, str], str] = {}
+    for top in range(0, browser.run(SCROLL_METRICS, 0), 200):
+        browser.run(SCROLL_METRICS, top)
+        time.sleep(0.5)
+        left, right = browser.run(METRICS_IN_VIEW)
+        names |= {row: text.strip() for row, _, text in left}
+        values |= {(row, column): text.strip() for row, column, text in right}
+    columns = sorted({column for _, column in values}, key=lambda column: float(column.removesuffix("px")))
+    return {name: [values[row, column] for column in columns] for row, name in names.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which("chromium") and shutil.which("chromedriver")),
+    reason="Chromium is not installed (Debian: apt-get install chromium chromium-driver)",
+)
+def test_the_compare_page_shows_two_rounds_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    records = [make_record(tmp_path, k) for k in range(2)]
+    rounds = [log_round(tmp_path, record) for record in records]
+    with serving(tmp_path) as address, browsing(1400, 1800) as browser:
+        show_rounds(browser, address, rounds)
+        text = browser.wait_for(["round-000", "round-001", "demo/round-000", "demo/round-001"])
+        assert "Comparing 2 Runs from 1 Experiment" in text
+        shown = read_metrics(browser)
+        browser.photograph(tmp_path / "compare.png")
+        browser.open(experiment_page(address, rounds[0]))
+        browser.wait_for(["demo", "Run Name"])
+    expected = [round_metrics(record) for record in records]
+    for name in [f"{headline}{part}" for headline in HEADLINES for part in ("", "/low", "/high")]:
+        assert [float(text) for text in shown[name]] == pytest.approx([m[name] for m in expected], abs=6e-4), name
+    assert shown["dataset/frames"] == ["200", "224"]
+    assert (tmp_path / "compare.png").stat().st_size > 50_000
+
+
+def photograph_campaign(root: Path, protein: str, campaign: str, picture: Path) -> None:
+    """Picture of the compare page with all rounds of a campaign that `root`'s MLflow holds."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri(root))
+    experiment = client.get_experiment_by_name(protein)
+    assert experiment is not None
+    wanted = f"tags.`cgal.kind` = 'round' and tags.`cgal.campaign` = '{campaign}'"
+    runs = client.search_runs([experiment.experiment_id], wanted)
+    runs.sort(key=lambda run: int(run.data.tags["cgal.round"]))
+    rounds = [RunIds(experiment.experiment_id, "", run.info.run_id, "") for run in runs]
+    with serving(root) as address, browsing(1400, 1700) as browser:
+        show_rounds(browser, address, rounds)
+        browser.run(SCROLL_METRICS, 10**6)
+        time.sleep(2)
+        browser.photograph(picture)
+
+
+if __name__ == "__main__":
+    photograph_campaign(Path(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]))
