@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import openmm
@@ -101,7 +101,7 @@ class OracleResult:
         )
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> "OracleResult":
         """Read what `save` wrote; raises BadFile."""
         with read_hdf5(path, "oracle-result") as handle:
             return cls(

@@ -118,7 +118,7 @@ def _give(worker: _Worker, waiting: deque[_Job], tasks: Sequence[Any]) -> None:
     worker.job = waiting.popleft()
     worker.job.stage = "start"
     with suppress(OSError):  # it died already: its closed pipe is heard of next
-        worker.connection.send((worker.job.index, worker.job.failures, tasks[worker.job.index]))
+        worker.connection.send((worker.job.failures, tasks[worker.job.index]))
 
 
 def _ready(crew: list[_Worker]) -> list[_Worker]:
@@ -161,18 +161,23 @@ def _serve(work: Work[Any], connection: Connection, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent sees to us
     os.nice(POLITENESS)
     Thread(target=_die_with, args=(parent,), daemon=True).start()
-    while (message := connection.recv()) is not None:
-        _, attempt, task = message
-        try:
-            work(task, attempt, lambda stage: connection.send(("stage", stage)))
-        except BadFile as error:
-            connection.send(("no file", str(error)))
-        except CgalError as error:
-            connection.send(("failed", str(error)))
-        except Exception as error:  # one bad task must not end the batch, whatever a library raised
-            connection.send(("failed", f"{type(error).__name__}: {error}"))
-        else:
-            connection.send(("done", ""))
+    with suppress(EOFError, OSError):  # the parent is gone
+        while (message := connection.recv()) is not None:
+            attempt, task = message
+            connection.send(_attempt(work, attempt, task, lambda stage: connection.send(("stage", stage))))
+
+
+def _attempt(work: Work[Any], attempt: int, task: Any, announce: Announce) -> tuple[str, str]:
+    """Do one task; tell how it ended, and why."""
+    try:
+        work(task, attempt, announce)
+    except BadFile as error:
+        return "no file", str(error)
+    except CgalError as error:
+        return "failed", str(error)
+    except Exception as error:  # one bad task must not end the batch, whatever a library raised
+        return "failed", f"{type(error).__name__}: {error}"
+    return "done", ""
 
 
 def _die_with(parent: int) -> None:
