@@ -1,6 +1,6 @@
 """Setting up a protein: an all-atom trajectory becomes reference, start structure, seed and first shard."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -94,7 +94,8 @@ def _label(workspace: Workspace, seed: AtomFrames) -> None:
             scratch=workspace.scratch("seed"),
             progress=progress,
         )
-    result.labelled.save(workspace.data / "seed_labels.h5")
+    cost = result.labelled.provenance | {"oracle_steps": result.steps}
+    replace(result.labelled, provenance=cost).save(workspace.data / "seed_labels.h5")
     console.print(f"labelled {len(result.labelled)} of {len(seed)} seed frames in {result.steps:,} all-atom steps")
     for failure in result.failures:
         console.print(f"  frame {failure.pick}: {failure.stage}: {failure.reason} (kept in {failure.folder})")
