@@ -101,9 +101,9 @@ class NetworkParams(Section):
 class TrainingParams(Section):
     """Force matching."""
 
-    epochs: Count = 60
-    batch_size: Count = 32
-    learning_rate: Positive = 1e-3
+    epochs: Count = 50
+    batch_size: Count = Field(16, description="small: few labels are learned best by many noisy steps")
+    learning_rate: Positive = 3e-3
     final_learning_rate_fraction: Fraction = 0.02
     weight_decay: NonNegative = 1e-4
     gradient_clip: Positive = 10.0
@@ -111,7 +111,7 @@ class TrainingParams(Section):
     validation_block_frames: Count = Field(
         10, description="held-out blocks are runs of this many frames of a trajectory"
     )
-    patience_epochs: Count = 20
+    patience_epochs: Count = 12
     warm_start: bool = Field(True, description="continue from the last round's weights; false starts afresh")
     checkpoint_epochs: Count = Field(5, description="a killed training continues from the last multiple of this")
     preflight: bool = Field(True, description="stop when held-out forces are no better than the prior's")
