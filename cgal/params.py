@@ -94,7 +94,7 @@ class NetworkParams(Section):
 
     features: Count = 64
     blocks: Count = 2
-    radial_functions: Count = 24
+    radial_functions: Annotated[int, Field(ge=2)] = 24
     cutoff_nm: Positive = 1.5
 
 
