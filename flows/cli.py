@@ -84,14 +84,14 @@ def stage(
 ) -> None:
     """Run one stage of the current round in place (this is what dvc.yaml calls)."""
     root = _open(root)
-    from flows.stages import STAGES
+    from flows.stages import STAGES, run_stage
     from flows.terminal import console, describe, stage_bar
     from flows.workspace import Workspace
 
     if name not in STAGES:
         raise typer.BadParameter(f"no stage {name!r}; the stages are {', '.join(STAGES)}")
     with stage_bar(name) as progress:
-        summary = STAGES[name](Workspace(root), progress)
+        summary = run_stage(name, Workspace(root), progress)
     console.print(f"{name}: {describe(summary)}")
 
 

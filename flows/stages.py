@@ -28,7 +28,7 @@ from cgal.selection import select as run_select
 from cgal.simulation import simulate as run_simulation
 from flows.workspace import Workspace
 
-__all__ = ["STAGES", "Summary"]
+__all__ = ["STAGES", "Summary", "run_stage"]
 
 type Summary = dict[str, float | int | str]
 
@@ -135,13 +135,19 @@ def label(workspace: Workspace, progress: Progress) -> Summary:
         temperature_K=params.temperature_K,
         seeds=[derive_seed(params.seed, k, "label", pick) for pick in range(len(selection.positions))],
         workers=params.execution.oracle_workers,
-        scratch=workspace.scratch("label"),
+        scratch=workspace.scratch(f"label-r{k:03d}"),
         progress=progress,
         rebuild_steps=params.backmapping.warm_up_steps,
     )
     oracle.check_quorum(result, len(selection.positions), params.oracle)
     result.save(workspace.round / "oracle.h5")
     return {"labelled": len(result.labelled), "failed": len(result.failures), "steps": result.steps}
+
+
+def run_stage(name: str, workspace: Workspace, progress: Progress) -> Summary:
+    """Run one stage with the threads that `execution.torch_threads` allows."""
+    torch.set_num_threads(workspace.params.execution.torch_threads)
+    return STAGES[name](workspace, progress)
 
 
 STAGES: dict[str, Callable[[Workspace, Progress], Summary]] = {

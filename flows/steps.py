@@ -15,7 +15,7 @@ from cgal.dataset import append, prepare
 from cgal.errors import CgalError
 from cgal.oracle import OracleResult
 from flows.records import round_record
-from flows.stages import STAGES, Summary
+from flows.stages import Summary, run_stage
 from flows.terminal import console, describe, stage_bar
 from flows.tracking import TrackingUnavailable, log_round
 from flows.versioning import Repository
@@ -72,7 +72,7 @@ def _run_stage(workspace: Workspace, stage: str, k: int) -> Summary:
         return {"skipped": 1}
     started = monotonic()
     with stage_bar(title) as progress:
-        summary = STAGES[stage](workspace, progress)
+        summary = run_stage(stage, workspace, progress)
     seconds = monotonic() - started
     repository.record_stage(stage)
     workspace.add_timing(k, stage, seconds)

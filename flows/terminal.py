@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Any, get_args
 
 from pydantic import BaseModel
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -24,15 +25,20 @@ from cgal.progress import Progress
 __all__ = ["METRICS", "campaign_table", "console", "describe", "next_lines", "params_table", "stage_bar"]
 
 console = Console(highlight=False)
+if not console.is_terminal:
+    console.width = 120
 
 METRICS = {
     "tica": "TICA",
     "reaction_coordinate": "RC [nm]",
-    "bond": "bond [nm]",
+    "bond": "bond [pm]",
     "angle": "angle [rad]",
     "dihedral": "dihedral [rad]",
 }
 """The five Wasserstein-1 distances, in the order of the paper's Table 1, with what heads their columns."""
+
+SCALE = {"bond": 1000.0}
+"""What a metric is multiplied by for its column: a W1 over bonds is a fraction of a picometre."""
 
 PLAIN_INTERVAL_S = 15.0
 
@@ -88,33 +94,35 @@ def describe(summary: Mapping[str, float | int | str]) -> str:
 
 def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
     """One row a round: the five W1 with 95 % intervals, then what they cost; and the floor in the last row."""
-    table = Table(title=f"campaign {campaign}: Wasserstein-1 to the reference (95 % interval)")
-    for heading in ("round", *METRICS.values(), "frames", "AA steps", "lost", "failed", "wall", "overhead"):
-        table.add_column(heading, justify="right")
+    title = f"campaign {campaign}: Wasserstein-1 to the reference, with 95 % intervals"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("round", *METRICS.values(), "frames", "AA steps", "lost", "failed", "wall"):
+        table.add_column(heading, justify="right", overflow="fold")
     for entry in rounds:
         table.add_row(
             str(entry["round"]),
-            *(_interval(entry["w1"][name]) for name in METRICS),
+            *(_interval(entry["w1"][name], SCALE.get(name, 1.0)) for name in METRICS),
             str(entry["frames"]),
-            f"{entry['oracle_steps']:,}",
+            f"{entry['oracle_steps'] / 1000:.0f}k",
             f"{entry['lost_replicas']}/{entry['replicas']}",
             str(entry["oracle_failed"]),
-            f"{entry['wall_s']:.0f} s",
-            f"{entry['overhead_s']:.0f} s",
+            f"{entry['wall_s']:.0f} s\n({entry['overhead_s']:.0f} s)",
         )
     if rounds:
         table.add_section()
-        table.add_row("floor", *(f"{rounds[-1]['floor'][name]:.3g}" for name in METRICS), *[""] * 6)
+        floor = rounds[-1]["floor"]
+        table.add_row("floor", *(f"{floor[name] * SCALE.get(name, 1.0):.2g}" for name in METRICS), *[""] * 5)
     table.caption = (
         "frames: training set; AA steps: all-atom MD steps of the oracle so far; lost: replicas that exploded, "
-        "imploded or went NaN; failed: frames the oracle could not label; overhead: everything that is no science; "
-        "floor: reference against reference"
+        "imploded or went NaN; failed: frames the oracle could not label; wall: in brackets all that is no science; "
+        "floor: one half of the reference against the other, which no model is measured below"
     )
     return table
 
 
-def _interval(score: Mapping[str, float]) -> str:
-    return f"{score['value']:.3g}\n{score['low']:.3g}-{score['high']:.3g}"
+def _interval(score: Mapping[str, float], scale: float) -> str:
+    value, low, high = (f"{score[name] * scale:.2g}" for name in ("value", "low", "high"))
+    return f"{value}\n{low}-{high}"
 
 
 def next_lines(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> str:

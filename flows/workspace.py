@@ -42,8 +42,8 @@ class Workspace:
         path = self.data / "structure.pdb"
         if not path.is_file():
             raise BadFile(
-                f"{path}: no such file; fetch the bundled data with 'dvc pull data.dvc', or set up your own protein with "
-                "'cgal import'"
+                f"{path}: no such file; fetch the bundled data with 'dvc pull data.dvc', or set up your own protein "
+                "with 'cgal import'"
             )
         return path.read_text()
 
