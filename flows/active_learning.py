@@ -39,7 +39,9 @@ def active_learning(root: Path, campaign: str) -> int:
             return k
         frames = append_task(k, workspace)(root)
         if frames == 0:
-            console.print("The training set covers all that the simulation visits: no label to learn from, the campaign stops.")
+            console.print(
+                "The training set covers all that the simulation visits: no label to learn from, the campaign stops."
+            )
             return k
         console.print(f"[green]✓[/green] append-r{k:03d}: {frames} labelled frames open round {k + 1}")
 

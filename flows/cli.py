@@ -1,6 +1,7 @@
 """The command line: `cgal ...`. Heavy packages are imported inside the commands, so that `cgal --help` is instant."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -67,9 +68,16 @@ def _opening(state: Any) -> str:
 def _run_flow(root: Path, campaign: str) -> None:
     from flows.terminal import console
 
-    with console.status("starting Prefect (first start takes some seconds)"):
+    with console.status("starting Prefect (the first start takes some seconds)"):
+        from prefect import tags
+
         from flows.active_learning import active_learning
-    active_learning(root, campaign)
+        from flows.orphans import close_dead_runs, project_tag, stop_orphaned_servers
+
+        stop_orphaned_servers(Path(os.environ["PREFECT_HOME"]))
+        close_dead_runs(root)
+    with tags(project_tag(root)):
+        active_learning(root, campaign)
 
 
 def _next_name(name: str) -> str:

@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from flows.versioning import Repository
@@ -39,10 +41,20 @@ def kill_when(root: Path, text: str) -> None:
     for line in process.stdout:
         said += line
         if text in line:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()  # the process alone: its embedded server and its oracle workers are orphans now
             break
     process.wait()
     assert process.returncode == -signal.SIGKILL, f"ended before it said {text!r}:\n{said}"
+
+
+def alive(root: Path) -> list[str]:
+    """Commands of the processes that belong to a project, by its PREFECT_HOME."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("PREFECT_HOME") == str(root / ".cgal" / "prefect"):
+                found.append(" ".join(process.cmdline()))
+    return found
 
 
 def finish(root: Path) -> str:
@@ -56,12 +68,17 @@ def finish(root: Path) -> str:
 @pytest.mark.timeout(1800)
 def test_killed_campaign_ends_with_the_same_bytes(make_project: Callable[..., Path]) -> None:
     one_round = {"name": "small", "rounds": 1}
-    undisturbed, disturbed = make_project("undisturbed", campaign=one_round), make_project("disturbed", campaign=one_round)
+    undisturbed, disturbed = (
+        make_project("undisturbed", campaign=one_round),
+        make_project("disturbed", campaign=one_round),
+    )
     finish(undisturbed)
     for text in WHERE:
         kill_when(disturbed, text)
     said = finish(disturbed)
     assert "train-r000" not in said, "a finished round was run again"
+
+    assert not alive(disturbed), "a killed campaign left processes behind"
 
     expected, found = (Repository(root).published("small") for root in (undisturbed, disturbed))
     assert [entry.tag for entry in found] == ["small/round-000", "small/round-001"]
