@@ -145,7 +145,7 @@ class SelectionParams(Section):
 class BackmappingParams(Section):
     """From C-alpha beads back to all atoms."""
 
-    restraint_kJ_per_mol_nm2: Positive = Field(10000.0, description="holds CA in place while the rest relaxes")
+    restraint_kJ_per_mol_nm2: Positive = Field(1e6, description="holds CA in place while the rest relaxes")
     minimise_steps: Count = 500
     clash_nm: Positive = Field(0.08, description="two unbonded heavy atoms closer than this clash")
     warm_up_steps: Count = Field(100, description="restrained dynamics at a short step before the label is taken")
