@@ -297,9 +297,9 @@ def _note(record: RoundRecord) -> str:
 
 def _log_content(client: "MlflowClient", run: "Run", record: RoundRecord) -> None:
     run_id = run.info.run_id
-    _log_params(client, run_id, record.params)
-    known = run.data.metrics  # timings of a second attempt may differ: what is there stays
-    scalars = {name: value for name, value in round_metrics(record).items() if name not in known}
+    # what an earlier attempt said stays: a second one may have taken another time, or other execution settings
+    _log_params(client, run_id, _missing(flatten(record.params), run.data.params))
+    scalars = _missing(round_metrics(record), run.data.metrics)
     moment = run.info.start_time
     _log_metrics(client, run_id, [*_at_step(scalars, record.round_index, moment), *_curves(record, moment)])
     for figure in record.figures:
@@ -308,10 +308,14 @@ def _log_content(client: "MlflowClient", run: "Run", record: RoundRecord) -> Non
     _log_dataset(client, run_id, record)
 
 
+def _missing(said: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in said.items() if name not in held}
+
+
 def _log_params(client: "MlflowClient", run_id: str, params: Mapping[str, Any]) -> None:
     from mlflow.entities import Param
 
-    entries = [Param(name, str(value)) for name, value in flatten(params).items()]
+    entries = [Param(name, str(value)) for name, value in params.items()]
     for start in range(0, len(entries), PARAMS_PER_BATCH):
         client.log_batch(run_id, params=entries[start : start + PARAMS_PER_BATCH])
 
@@ -377,7 +381,7 @@ def _register_model(client: "MlflowClient", root: Path, run_id: str, record: Rou
 
 def _model_uri(root: Path, record: RoundRecord) -> str:
     """Pointer to the checkpoint's bytes: path in the repository, git revision and DVC hash."""
-    path = record.model_path.resolve().relative_to(root.resolve()).as_posix()
+    path = Path(os.path.relpath(record.model_path, root)).as_posix()  # unresolved: DVC may link into its cache
     return f"dvc:///{path}?rev={record.git_tag}&md5={record.dvc_md5}"
 
 

@@ -41,6 +41,9 @@ FLAGS = [
 ]
 HEADLINES = ("w1/tica", "w1/reaction_coordinate", "w1/bond", "w1/angle", "w1/dihedral")
 
+ROW_PX = 45
+"""Height of a row in the table of metrics."""
+
 NO_ASSISTANT = """
 localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
 localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
@@ -58,10 +61,11 @@ if (list) { list.scrollTop = (list.scrollTop + 100) % list.scrollHeight; }
 return false;
 """
 CLOSE_LISTS = """document.body.dispatchEvent(new MouseEvent("mousedown", {bubbles: true}))"""
-SCROLL_METRICS = """
-const grid = document.querySelectorAll(".ReactVirtualized__Grid")[1];  // the names beside it follow
-grid.scrollTop = arguments[0];
-return grid.scrollHeight;
+METRICS_TABLE = """
+const grid = document.querySelectorAll(".ReactVirtualized__Grid")[1];
+grid.scrollIntoView({block: "nearest"});
+const box = grid.getBoundingClientRect();
+return [Math.round(box.x + box.width / 2), Math.round(box.y + box.height / 2), grid.scrollTop, grid.scrollHeight];
 """
 METRICS_IN_VIEW = """
 const cells = grid => [...grid.querySelectorAll("[role=rowgroup] > *")].map(
@@ -169,13 +173,24 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60) -> 
         time.sleep(0.3)
 
 
+def scroll_metrics(browser: Browser, top: int) -> None:
+    """Turn the mouse wheel over the table of metrics, the last pixel by itself.
+
+    In MLflow 3.17 the names beside the numbers stay one turn behind, which a hand on a wheel does not notice.
+    """
+    for target in (top - 1, top):
+        x, y, now, _ = browser.run(METRICS_TABLE)
+        turn = {"type": "scroll", "x": x, "y": y, "deltaX": 0, "deltaY": int(target - now), "origin": "viewport"}
+        browser.call("actions", actions=[{"type": "wheel", "id": "wheel", "actions": [turn]}])
+        time.sleep(0.5)
+
+
 def read_metrics(browser: Browser) -> dict[str, list[str]]:
     """Metric names and what is shown for each round; the page draws only the rows in view, so scroll through all."""
     names: dict[str, str] = {}
     values: dict[tuple[str, str], str] = {}
-    for top in range(0, browser.run(SCROLL_METRICS, 0), 200):
-        browser.run(SCROLL_METRICS, top)
-        time.sleep(0.5)
+    for top in range(0, browser.run(METRICS_TABLE)[-1], 200):
+        scroll_metrics(browser, top)
         left, right = browser.run(METRICS_IN_VIEW)
         names |= {row: text.strip() for row, _, text in left}
         values |= {(row, column): text.strip() for row, column, text in right}
@@ -220,8 +235,9 @@ def photograph_campaign(root: Path, protein: str, campaign: str, picture: Path) 
     rounds = [RunIds(experiment.experiment_id, "", run.info.run_id, "") for run in runs]
     with serving(root) as address, browsing(1400, 1700) as browser:
         show_rounds(browser, address, rounds)
-        browser.run(SCROLL_METRICS, 10**6)
-        time.sleep(2)
+        scroll_metrics(browser, ROW_PX * list(read_metrics(browser)).index("w1/reaction_coordinate"))
+        browser.run("document.querySelector('main').scrollTop = 0")
+        time.sleep(1)
         browser.photograph(picture)
 
 
