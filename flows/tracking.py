@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+from urllib.request import urlopen
 
 from cgal.errors import CgalError
 
@@ -58,8 +59,6 @@ PARAMS_PER_BATCH = 100
 
 MODEL_TRAINING_VIEW = "workflowType=machine_learning"
 """Without it MLflow's pages open in their view for language models, which shows no runs."""
-
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 SECTIONS = ("w1", "w1_paper", "floor", "floor_paper", "folded_fraction", "simulation", "dataset")
 """Parts of `metrics.json` that MLflow shows."""
@@ -131,9 +130,18 @@ def server_command(root: Path, *, host: str = "127.0.0.1", port: int = 5000) -> 
     return [sys.executable, "-m", "mlflow", "server", *(word for pair in options.items() for word in pair)]
 
 
-def experiment_page(address: str, ids: RunIds) -> str:
-    """Address of the page that lists a protein's campaigns and rounds, on the MLflow server at `address`."""
-    return f"{address}/#/experiments/{ids.experiment}/runs?{MODEL_TRAINING_VIEW}"
+def experiment_page(address: str, protein: str) -> str:
+    """Address of the page that lists a protein's campaigns and rounds; the front page while there are none.
+
+    Asks the MLflow server at `address`, without importing mlflow.
+    """
+    question = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(protein)}"
+    try:
+        with urlopen(question, timeout=10) as answer:  # noqa: S310 - an http address of the caller's own server
+            experiment = json.load(answer)["experiment"]["experiment_id"]
+    except OSError:
+        return address
+    return f"{address}/#/experiments/{experiment}/runs?{MODEL_TRAINING_VIEW}"
 
 
 def compare_page(address: str, rounds: Sequence[RunIds]) -> str:
@@ -221,7 +229,7 @@ def _find_or_create_experiment(client: "MlflowClient", root: Path, protein: str)
     location = (root.resolve() / ARTIFACTS / protein).as_uri() if _is_embedded(root) else None
     experiment = client.get_experiment_by_name(protein)
     if experiment is None:
-        return client.create_experiment(protein, artifact_location=location, tags=EXPERIMENT_TAGS)
+        return client.create_experiment(protein, artifact_location=location)
     if location and experiment.artifact_location != location:
         _follow_moved_project(root / DATABASE, experiment.experiment_id, experiment.artifact_location, location)
     return str(experiment.experiment_id)

@@ -213,7 +213,8 @@ def test_the_compare_page_shows_two_rounds_side_by_side(tmp_path: Path, monkeypa
         assert "Comparing 2 Runs from 1 Experiment" in text
         shown = read_metrics(browser)
         browser.photograph(tmp_path / "compare.png")
-        browser.open(experiment_page(address, rounds[0]))
+        assert experiment_page(address, "nobody") == address
+        browser.open(experiment_page(address, "chignolin"))
         browser.wait_for(["demo", "Run Name"])
     expected = [round_metrics(record) for record in records]
     for name in [f"{headline}{part}" for headline in HEADLINES for part in ("", "/low", "/high")]:
