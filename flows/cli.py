@@ -193,21 +193,21 @@ def structure(
 ) -> None:
     """Build an all-atom structure: hydrogens at params.yaml's pH, minimised and relaxed in its force field."""
     root = _open(root)
-    from cgal import structures
     from cgal.files import write_text
+    from cgal.structures import structure_from_pdb_file, structure_from_pdb_id, structure_from_sequence
     from flows.workspace import Workspace
 
     params = Workspace(root).params
-    sources = {
-        "sequence": (sequence, structures.structure_from_sequence),
-        "pdb": (pdb, structures.structure_from_pdb_file),
-        "pdb-id": (pdb_id, structures.structure_from_pdb_id),
-    }
-    given = [(value, build) for value, build in sources.values() if value is not None]
-    if len(given) != 1:
+    if sum(source is not None for source in (sequence, pdb, pdb_id)) != 1:
         raise typer.BadParameter("give one of --sequence, --pdb and --pdb-id")
-    value, build = given[0]
-    write_text(out, build(value, params.force_field, temperature_K=params.temperature_K, seed=params.seed))
+    physics, temperature_K, seed = params.force_field, params.temperature_K, params.seed
+    if sequence is not None:
+        text = structure_from_sequence(sequence, physics, temperature_K=temperature_K, seed=seed)
+    elif pdb is not None:
+        text = structure_from_pdb_file(pdb, physics, temperature_K=temperature_K, seed=seed)
+    else:
+        text = structure_from_pdb_id(str(pdb_id), physics, temperature_K=temperature_K, seed=seed)
+    write_text(out, text)
     print(out)
 
 

@@ -1,4 +1,4 @@
-"""Bad input gets one clear error that names the culprit and the cure; the exit code says so; nothing is half-written."""
+"""Bad input gets one clear error that names culprit and cure; the exit code says so; nothing is half-written."""
 
 import os
 import shutil

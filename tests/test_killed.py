@@ -1,4 +1,4 @@
-"""Killed is not lost: `kill -9` wherever a campaign is, again and again, and it ends with the bytes of an undisturbed one."""
+"""Killed is not lost: `kill -9` wherever a campaign is, and it still ends with the bytes of an undisturbed one."""
 
 import os
 import signal
