@@ -174,7 +174,8 @@ def reset(folder: Path) -> None:
 def _inputs(folder: Path, params: Params) -> PreparedFrom:
     labels = folder / "seed_labels.h5"
     if not (folder / "seed.h5").is_file():
-        raise BadFile(f"{folder / 'seed.h5'}: no such file; make it with 'cgal import', or fetch it with 'dvc pull data.dvc'")
+        missing = folder / "seed.h5"
+        raise BadFile(f"{missing}: no such file; make it with 'cgal import', or fetch it with 'dvc pull data.dvc'")
     return PreparedFrom(
         mapping=params.mapping,
         prior=params.prior,

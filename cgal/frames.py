@@ -5,9 +5,9 @@ Coordinates and forces are float32. Every `take` returns a new object and leaves
 """
 
 import json
-
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -31,14 +31,15 @@ __all__ = [
 ]
 
 RESIDUE_NAMES = {
-    "A": "ALA", "R": "ARG", "N": "ASN", "D": "ASP", "C": "CYS", "Q": "GLN", "E": "GLU", "G": "GLY", "H": "HIS", "I": "ILE",
-    "L": "LEU", "K": "LYS", "M": "MET", "F": "PHE", "P": "PRO", "S": "SER", "T": "THR", "W": "TRP", "Y": "TYR", "V": "VAL",
+    "A": "ALA", "R": "ARG", "N": "ASN", "D": "ASP", "C": "CYS", "Q": "GLN", "E": "GLU", "G": "GLY", "H": "HIS",
+    "I": "ILE", "L": "LEU", "K": "LYS", "M": "MET", "F": "PHE", "P": "PRO", "S": "SER", "T": "THR", "W": "TRP",
+    "Y": "TYR", "V": "VAL",
 }  # fmt: skip
 """The twenty amino acids, one letter to three."""
 
 
 def check_sequence(sequence: str) -> str:
-    """Return the sequence if every letter is one of the twenty amino acids; raises BadStructure naming the first that is not."""
+    """Return the sequence if all its letters are amino acids; raises BadStructure naming the first that is not."""
     for position, letter in enumerate(sequence, start=1):
         if letter not in RESIDUE_NAMES:
             raise BadStructure(
@@ -58,7 +59,7 @@ def bead_topology(sequence: str) -> mdtraj.Topology:
         residue = topology.add_residue(RESIDUE_NAMES[letter], chain, resSeq=number)
         topology.add_atom("CA", mdtraj.element.carbon, residue)
     atoms = list(topology.atoms)
-    for first, second in zip(atoms, atoms[1:], strict=False):
+    for first, second in pairwise(atoms):
         topology.add_bond(first, second)
     return topology
 
@@ -81,7 +82,7 @@ class ReplicaFate:
 class CGTrajectory:
     """Frames of a coarse-grained trajectory: a model's simulation, or a projected all-atom reference.
 
-    `replica` tells which replica (or all-atom trajectory) a frame belongs to; frames of one replica are in order of time.
+    `replica` tells which replica (or all-atom trajectory) a frame belongs to; frames of one replica come in order.
     `weights` are statistical weights that sum to one, equal unless a reference brings its own.
     `fates` is empty for a reference. On disk: HDF5 that `mdtraj.load` opens.
     """
@@ -319,3 +320,21 @@ def alpha_carbons(topology: mdtraj.Topology) -> Shaped[np.ndarray, " beads"]:
     if len(indices) != topology.n_residues:
         raise BadStructure(f"{topology.n_residues} residues but {len(indices)} C-alpha atoms: every residue needs one")
     return np.asarray(indices)
+
+
+def rmsd_nm(
+    positions: Float32[np.ndarray, "frames beads 3"], reference: Float32[np.ndarray, "beads 3"]
+) -> Float64[np.ndarray, " frames"]:
+    """Minimal RMSD of each frame to the reference frame, after optimal superposition [nm].
+
+    Centred here, in double precision: `mdtraj.rmsd` works in single precision and centres its input in place.
+    """
+    if len(positions) == 0:
+        return np.zeros(0)
+    frames = mdtraj.Trajectory(_centred(positions), None)
+    return np.asarray(mdtraj.rmsd(frames, mdtraj.Trajectory(_centred(reference[None]), None)), dtype=np.float64)
+
+
+def _centred(positions: Float32[np.ndarray, "frames beads 3"]) -> Float32[np.ndarray, "frames beads 3"]:
+    precise = positions.astype(np.float64)
+    return (precise - precise.mean(axis=1, keepdims=True)).astype(np.float32)

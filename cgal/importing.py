@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float32, Float64, Int, Shaped
 from cgal.errors import BadStructure, BadTrajectory, CgalError, EmptyTrajectory
 from cgal.files import sha256
 from cgal.forcefield import recompute_forces
-from cgal.frames import AtomFrames, CGTrajectory, sequence_of
+from cgal.frames import AtomFrames, CGTrajectory, rmsd_nm, sequence_of
 from cgal.mapping import constrained_clusters, coordinate_map
 from cgal.params import ForceFieldParams
 from cgal.progress import Progress, silent
@@ -164,12 +164,12 @@ def confine(frames: AtomFrames, reference_beads: Float32[np.ndarray, "beads 3"],
 
     Raises EmptyTrajectory when none is.
     """
-    rmsd_nm = _rmsd_nm(coordinate_map(frames.topology)(frames.positions), reference_beads)
-    inside = rmsd_nm <= maximum_rmsd_nm
+    deviations_nm = rmsd_nm(coordinate_map(frames.topology)(frames.positions), reference_beads)
+    inside = deviations_nm <= maximum_rmsd_nm
     if not inside.any():
         raise EmptyTrajectory(
-            f"no frame is within {maximum_rmsd_nm} nm C-alpha RMSD of the reference (nearest: {rmsd_nm.min():.3f} nm); "
-            "raise the limit or give another reference"
+            f"no frame is within {maximum_rmsd_nm} nm C-alpha RMSD of the reference "
+            f"(nearest: {deviations_nm.min():.3f} nm); raise the limit or give another reference"
         )
     return replace(frames.take(inside), provenance=frames.provenance | {"maximum_rmsd_nm": maximum_rmsd_nm})
 
@@ -178,20 +178,12 @@ def medoid(beads: Float32[np.ndarray, "frames beads 3"]) -> int:
     """Index of the frame with the least mean RMSD to all others; raises EmptyTrajectory when there is none."""
     if not len(beads):
         raise EmptyTrajectory("no frame to take the medoid of")
-    return int(np.argmin([_rmsd_nm(beads, frame).mean() for frame in beads]))
+    return int(np.argmin([rmsd_nm(beads, frame).mean() for frame in beads]))
 
 
 def structure_pdb(frames: AtomFrames, index: int) -> str:
     """PDB text of one frame, atoms in the same order (coordinates to the 0.0001 nm that PDB can hold)."""
     return _with_positions(frames.pdb, frames.positions[index])
-
-
-def _rmsd_nm(
-    beads: Float32[np.ndarray, "frames beads 3"], reference: Float32[np.ndarray, "beads 3"]
-) -> Float32[np.ndarray, " frames"]:
-    """Least RMSD after superposition [nm]."""
-    moving, fixed = (mdtraj.Trajectory(xyz.copy(), None) for xyz in (beads, reference[None]))
-    return np.asarray(mdtraj.rmsd(moving, fixed, parallel=False))
 
 
 def _with_positions(pdb: str, positions: Float32[np.ndarray, "atoms 3"]) -> str:

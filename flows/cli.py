@@ -220,8 +220,9 @@ def serve(
     """Show Prefect's runs and MLflow's rounds in the browser (loopback only), until Ctrl-C."""
     root = _open(root)
     from flows.serve import serve as serve_pages
+    from flows.workspace import Workspace
 
-    serve_pages(root, prefect_port, mlflow_port)
+    serve_pages(root, Workspace(root).params.protein, prefect_port, mlflow_port)
 
 
 @app.command()

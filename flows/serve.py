@@ -10,7 +10,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from cgal.errors import CgalError
-from flows.tracking import server_command
+from flows.tracking import experiment_page, server_command
 
 __all__ = ["serve"]
 
@@ -18,7 +18,7 @@ HOST = "127.0.0.1"
 START_TIMEOUT_S = 180.0
 
 
-def serve(root: Path, prefect_port: int, mlflow_port: int) -> None:
+def serve(root: Path, protein: str, prefect_port: int, mlflow_port: int) -> None:
     """Start both servers, wait until they answer, and stop them on Ctrl-C.
 
     Raises CgalError naming the part that did not start or that died.
@@ -43,7 +43,8 @@ def serve(root: Path, prefect_port: int, mlflow_port: int) -> None:
                 parts[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         for name, part in parts.items():
             _wait_until_healthy(name, part, health[name], logs)
-            print(f"{name:<8} {health[name].rsplit('/', 2 if name == 'Prefect' else 1)[0]}", flush=True)
+        print(f"Prefect  http://{HOST}:{prefect_port}/runs", flush=True)
+        print(f"MLflow   {experiment_page(f'http://{HOST}:{mlflow_port}', protein)}", flush=True)
         print("Ctrl-C stops both.", flush=True)
         _watch(parts, logs)
     except KeyboardInterrupt:

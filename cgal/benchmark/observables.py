@@ -7,11 +7,11 @@ from itertools import combinations
 
 import mdtraj
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float64
 
 from cgal.frames import CGTrajectory
 
-__all__ = ["angles", "bonds", "dihedrals", "local_observables", "pair_distances", "reaction_coordinate", "rmsd"]
+__all__ = ["angles", "bonds", "dihedrals", "local_observables", "pair_distances", "reaction_coordinate"]
 
 
 def bonds(beads: mdtraj.Trajectory) -> Float64[np.ndarray, "frames bonds"]:
@@ -48,20 +48,6 @@ def local_observables(trajectory: CGTrajectory) -> dict[str, Float64[np.ndarray,
         "angle": angles(beads),
         "dihedral": dihedrals(beads),
     }
-
-
-def rmsd(
-    positions: Float32[np.ndarray, "frames beads 3"], native: Float32[np.ndarray, "beads 3"]
-) -> Float64[np.ndarray, " frames"]:
-    """Root mean square deviation from the native frame after the best superposition [nm]; mirror images differ."""
-    if not len(positions):
-        return np.zeros(0)
-    topology = mdtraj.Topology()
-    residue = topology.add_residue("CA", topology.add_chain())
-    for _ in native:
-        topology.add_atom("CA", mdtraj.element.carbon, residue)
-    frames, target = (mdtraj.Trajectory(xyz.copy(), topology) for xyz in (positions, native[None]))
-    return np.asarray(mdtraj.rmsd(frames, target), dtype=np.float64)
 
 
 def _runs(beads: mdtraj.Trajectory, length: int) -> list[tuple[int, ...]]:

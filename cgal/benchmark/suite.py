@@ -9,11 +9,11 @@ import numpy as np
 from deeptime.decomposition import CovarianceKoopmanModel
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from cgal.benchmark.observables import local_observables, rmsd
+from cgal.benchmark.observables import local_observables
 from cgal.benchmark.tica import fit_tica, project
 from cgal.benchmark.wasserstein import METRICS, Resamples, Sample, estimate, estimators
 from cgal.errors import BadTrajectory, EmptyTrajectory
-from cgal.frames import CGTrajectory
+from cgal.frames import CGTrajectory, rmsd_nm
 from cgal.params import BenchmarkParams
 from cgal.progress import Progress, silent
 from cgal.randomness import derive_generator
@@ -79,9 +79,9 @@ def benchmark(
     progress(len(MODES) * len(METRICS), len(MODES) * len(METRICS), "W1 done")
 
     deviations_nm = {
-        "simulation": (rmsd(production.positions, native), production.weights),
-        "training": (rmsd(training_positions, native), np.ones(len(training_positions))),
-        "reference": (rmsd(reference.positions, native), reference.weights),
+        "simulation": (rmsd_nm(production.positions, native), production.weights),
+        "training": (rmsd_nm(training_positions, native), np.ones(len(training_positions))),
+        "reference": (rmsd_nm(reference.positions, native), reference.weights),
     }
     metrics = {
         "w1": w1[params.mode],

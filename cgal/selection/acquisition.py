@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 
 from cgal.errors import EmptyTrajectory
-from cgal.frames import CGTrajectory
+from cgal.frames import CGTrajectory, rmsd_nm
 from cgal.params import SelectionParams
-from cgal.selection.coverage import Coverage, rmsd_nm
+from cgal.selection.coverage import Coverage
 from cgal.selection.picks import Selection
 from cgal.selection.pool import Pool, Strategy, drop_reasons
 from cgal.selection.rmsd_histogram import rmsd_histogram

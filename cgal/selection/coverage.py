@@ -2,31 +2,12 @@
 
 from dataclasses import dataclass
 
-import mdtraj
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float64, Int64
 
 from cgal.errors import EmptyTrajectory
 
-__all__ = ["Coverage", "coverage_gap", "rmsd_nm"]
-
-
-def rmsd_nm(
-    positions: Float32[np.ndarray, "frames beads 3"], reference: Float32[np.ndarray, "beads 3"]
-) -> Float64[np.ndarray, " frames"]:
-    """Minimal RMSD of each frame to the reference frame, after optimal superposition [nm].
-
-    Centred here, in double precision: `mdtraj.rmsd` works in single precision and centres its input in place.
-    """
-    if len(positions) == 0:
-        return np.zeros(0)
-    frames = mdtraj.Trajectory(_centred(positions), None)
-    return np.asarray(mdtraj.rmsd(frames, mdtraj.Trajectory(_centred(reference[None]), None)), dtype=np.float64)
-
-
-def _centred(positions: Float32[np.ndarray, "frames beads 3"]) -> Float32[np.ndarray, "frames beads 3"]:
-    precise = positions.astype(np.float64)
-    return (precise - precise.mean(axis=1, keepdims=True)).astype(np.float32)
+__all__ = ["Coverage", "coverage_gap"]
 
 
 def coverage_gap(

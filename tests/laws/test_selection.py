@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from cgal.errors import EmptyTrajectory
-from cgal.frames import CGTrajectory
+from cgal.frames import CGTrajectory, rmsd_nm
 from cgal.params import SelectionParams
 from cgal.selection import select
-from cgal.selection.coverage import coverage_gap, rmsd_nm
+from cgal.selection.coverage import coverage_gap
 
 SEQUENCE = "GGGGGGGG"
 EDGES = np.linspace(0.0, 1.0, 11)
