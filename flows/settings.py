@@ -7,7 +7,15 @@ import os
 import warnings
 from pathlib import Path
 
-__all__ = ["use_project_settings"]
+__all__ = ["NO_TELEMETRY", "use_project_settings"]
+
+NO_TELEMETRY = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DVC_NO_ANALYTICS": "true",
+}
+"""Nothing of a run is told to the makers of its tools."""
 
 
 def use_project_settings(root: Path) -> None:
@@ -15,15 +23,11 @@ def use_project_settings(root: Path) -> None:
     defaults = {
         "PREFECT_HOME": str(root / ".cgal" / "prefect"),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the terminal has its own lines; the web page gets all
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
-        "DO_NOT_TRACK": "true",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DVC_NO_ANALYTICS": "true",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     }
-    for name, value in defaults.items():
+    for name, value in (NO_TELEMETRY | defaults).items():
         os.environ.setdefault(name, value)
     # Without its folder the embedded server cannot open its database, and is restarted until it times out.
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,9 @@ import pytest
 import yaml
 from jaxtyping import install_import_hook
 
+from flows.settings import NO_TELEMETRY
+
+os.environ.update(NO_TELEMETRY)  # before anything imports Prefect
 install_import_hook("cgal", "beartype.beartype")
 
 REPOSITORY = Path(__file__).parents[1]
