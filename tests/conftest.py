@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from jaxtyping import install_import_hook
 from flows.settings import NO_TELEMETRY
 
 os.environ.update(NO_TELEMETRY)  # before anything imports Prefect
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `dvc repro` calls `cgal`
 install_import_hook("cgal", "beartype.beartype")
 
 REPOSITORY = Path(__file__).parents[1]
