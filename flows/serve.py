@@ -36,7 +36,8 @@ def serve(root: Path, protein: str, prefect_port: int, mlflow_port: int) -> None
     logs.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"PREFECT_API_URL": f"http://{HOST}:{prefect_port}/api"}
     parts: dict[str, subprocess.Popen[bytes]] = {}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)  # SIGINT too: a shell starts background jobs with it ignored
     try:
         for name, command in commands.items():
             with (logs / f"{name.lower()}.log").open("wb") as log:
