@@ -20,6 +20,8 @@ from cgal.errors import BadFile, EmptyTrajectory
 from cgal.files import atomic_write
 from cgal.frames import CGTrajectory, ReplicaFate
 from cgal.params import SimulationParams
+from cgal.potential.checkpoint import Potential
+from cgal.potential.evaluator import Evaluator
 from cgal.progress import Progress, silent
 from cgal.units import thermal_energy_kJ_per_mol
 
@@ -142,14 +144,15 @@ def simulate(
     then time. A replica with a bond over `maximum_bond_nm` ("exploded"), two beads closer than `minimum_distance_nm`
     ("imploded") or a coordinate that is no number ("not finite") is quarantined at that very step. Every replica has
     its fate in `fates`. Start frames, velocities and noise depend on `seed` alone, so a lost replica changes nothing
-    for the others.
+    for the others. A `Potential` is frozen into its `Evaluator` first, which is several times as fast.
 
     Raises EmptyTrajectory when there is no start frame, or when every replica is lost before its first saved frame.
     """
     if len(starts) == 0:
         raise EmptyTrajectory("simulation: no start frame was given; give at least one frame of the training set")
+    model = Evaluator(potential) if isinstance(potential, Potential) else potential
     integrator = BAOAB(
-        potential.to(device),
+        model.to(device),
         params.timestep_ps,
         params.bead_mass_amu,
         params.friction_per_ps,

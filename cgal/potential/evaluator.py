@@ -37,13 +37,19 @@ class Evaluator(nn.Module):
         self.register_buffer("bonded", torch.nonzero(second - first == 1).flatten())
         self.to(potential.types.device)
 
-    @torch.no_grad()
     def energy_and_forces(
         self, positions: Float32[Tensor, "frames beads 3"]
     ) -> tuple[Float32[Tensor, " frames"], Float32[Tensor, "frames beads 3"]]:
         """Energies [kJ/mol] and forces [kJ/mol/nm], minus their gradient; positions in nm."""
-        rows = positions.mT.reshape(-1, len(self.sequence))  # each Cartesian component of each frame
-        separations = (rows @ self.differences).view(len(positions), 3, -1)
+        with torch.inference_mode():
+            energies, gradients = self._energy_and_gradients(positions)
+        return energies.clone(), -gradients.mT  # ordinary tensors, as those made in inference mode are not
+
+    def _energy_and_gradients(
+        self, positions: Float32[Tensor, "frames beads 3"]
+    ) -> tuple[Float32[Tensor, " frames"], Float32[Tensor, "frames 3 beads"]]:
+        components = positions.mT.reshape(-1, len(self.sequence))
+        separations = (components @ self.differences).view(len(positions), 3, -1)
         distances = separations.square().sum(1).sqrt_().clamp_min_(SHORTEST_nm)
         pair_energies, pair_slopes = self.pair_terms(distances)
         network_energies, network_slopes = self.network(distances)
@@ -54,4 +60,4 @@ class Evaluator(nn.Module):
         gradients = along_separations @ self.differences.mT
         gradients[:, :, 1:] += bend_gradients
         gradients[:, :, :-1] -= bend_gradients
-        return pair_energies + network_energies + bend_energies, -gradients.mT.contiguous()
+        return pair_energies + network_energies + bend_energies, gradients

@@ -8,7 +8,7 @@ the gradient of the tabulated energy, so that a table costs accuracy but never e
 import math
 from copy import deepcopy
 from functools import lru_cache
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float32, Float64, Int64
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag, linear
 
 from cgal.potential.geometry import pairs
-from cgal.potential.network import ENERGY_SCALE_kJ_per_mol, CGSchNet
+from cgal.potential.network import CGSchNet, ENERGY_SCALE_kJ_per_mol
 
 __all__ = ["TabulatedSchNet"]
 
@@ -82,7 +82,7 @@ class Block(nn.Module):
 
     table: Tensor
 
-    def __init__(self, schnet: nn.Module, block: nn.Module, cutoff_nm: float) -> None:
+    def __init__(self, schnet: Any, block: Any, cutoff_nm: float) -> None:
         super().__init__()
         self.register_buffer("table", _tabulate(schnet, block, cutoff_nm))
         self.to_sources = Dense(block.in2f)
@@ -96,20 +96,22 @@ class Block(nn.Module):
         return Filters(values, slopes)
 
 
-def _tabulate(schnet: nn.Module, block: nn.Module, cutoff_nm: float) -> Float32[Tensor, "rows features"]:
+def _tabulate(schnet: Any, block: Any, cutoff_nm: float) -> Float32[Tensor, "rows features"]:
     """Filter times cutoff at evenly spaced knots from 0 to the cutoff, each followed by its slope times the spacing."""
 
     def filters(distances: Float64[Tensor, " knots"]) -> Float64[Tensor, "knots features"]:
-        return block.filter_network(schnet.radial_basis(distances)) * schnet.cutoff_fn(distances)[:, None]
+        values: Tensor = block.filter_network(schnet.radial_basis(distances)) * schnet.cutoff_fn(distances)[:, None]
+        return values
 
     knots = torch.linspace(0.0, cutoff_nm, INTERVALS + 1, dtype=torch.float64)
-    values, slopes = torch.func.jvp(filters, (knots,), (torch.ones_like(knots),))
+    values, slopes = cast(tuple[Tensor, Tensor], torch.func.jvp(filters, (knots,), (torch.ones_like(knots),)))
     return torch.stack([values, slopes * (cutoff_nm / INTERVALS)], 1).flatten(0, 1).float()
 
 
 class TabulatedSchNet(nn.Module):
     """`CGSchNet` frozen for one sequence, in float32: energies and slopes as a function of the pair distances."""
 
+    blocks: Any
     embedding: Tensor
     readout: Tensor
     offset_kJ_per_mol: Tensor
@@ -120,7 +122,7 @@ class TabulatedSchNet(nn.Module):
 
     def __init__(self, network: CGSchNet, types: Int64[Tensor, " beads"]) -> None:
         super().__init__()
-        exact = deepcopy(network).cpu().double().requires_grad_(False)
+        exact: Any = deepcopy(network).cpu().double().requires_grad_(False)
         schnet, cutoff_nm = exact.representation, network.params.cutoff_nm
         readout = ENERGY_SCALE_kJ_per_mol * exact.readout[1].weight[0]
         self.knots_per_nm = INTERVALS / cutoff_nm
