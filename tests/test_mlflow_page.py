@@ -49,6 +49,9 @@ localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
 localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
 """
 SHOW_DIFFERENCES = """document.querySelector(`button[aria-label="${arguments[0]} - Show diff only"]`).click()"""
+CLEAR_PLOT = """
+[...document.querySelectorAll("button")].find(button => button.innerText.trim() === "Clear All").click();
+"""
 OPEN_METRICS_OF_PLOT = """
 const select = document.querySelectorAll("input[role=combobox]")[1].closest(".du-bois-light-select");
 select.querySelector(".du-bois-light-select-selector").dispatchEvent(new MouseEvent("mousedown", {bubbles: true}));
@@ -57,7 +60,10 @@ PICK_METRIC_OF_PLOT = """
 const list = document.querySelector(".rc-virtual-list-holder");
 const option = list && list.querySelector(`.du-bois-light-select-item-option[title="${arguments[0]}"]`);
 if (option) { option.click(); return true; }
-if (list) { list.scrollTop = (list.scrollTop + 100) % list.scrollHeight; }
+if (list) {
+  const end = list.scrollHeight - list.clientHeight;
+  list.scrollTop = list.scrollTop >= end - 1 ? 0 : list.scrollTop + 100;
+}
 return false;
 """
 CLOSE_LISTS = """document.body.dispatchEvent(new MouseEvent("mousedown", {bubbles: true}))"""
@@ -156,11 +162,12 @@ def show_rounds(browser: Browser, address: str, rounds: Sequence[RunIds]) -> Non
     )  # same origin, so that the assistant's panel is switched off before the page opens
     browser.run(NO_ASSISTANT)
     browser.open(compare_page(address, rounds))
-    browser.wait_for(["Parallel Coordinates Plot", "w1/tica", "dataset/frames"])
+    browser.wait_for(["Parallel Coordinates Plot", "Clear All", "dataset/frames"])
     for section in ("Parameters", "Metrics"):
         browser.run(SHOW_DIFFERENCES, section)
+    browser.run(CLEAR_PLOT)  # the page begins with some metric of its own choice
     browser.run(OPEN_METRICS_OF_PLOT)
-    for name in HEADLINES[1:]:
+    for name in HEADLINES:
         wait_until(lambda name=name: browser.run(PICK_METRIC_OF_PLOT, name), f"{name} in the list of metrics")
     browser.run(CLOSE_LISTS)
     browser.wait_for(HEADLINES)
