@@ -20,7 +20,7 @@ demo: setup ## one real chignolin campaign: 2 acquisition rounds and a closing o
 
 test: check ## everything a change must pass
 	dvc pull --quiet --remote bundled data.dvc
-	pytest
+	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
 
 check: setup ## format, lint, types, import direction
 	ruff format --check .

@@ -226,6 +226,21 @@ def serve(
 
 
 @app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="An .xtc or .dcd file; a PDB with the beads is written beside it.")],
+    root: Root = HERE,
+) -> None:
+    """Write the current round's trajectory in a format that other programs read."""
+    root = _open(root)
+    from cgal.frames import CGTrajectory
+    from cgal.simulation import export_trajectory
+    from flows.workspace import Workspace
+
+    topology = export_trajectory(CGTrajectory.load(Workspace(root).round / "trajectory.h5"), out)
+    print(f"{out}, {topology}")
+
+
+@app.command()
 def params() -> None:
     """Print every key of params.yaml: default, bounds, meaning."""
     from flows.terminal import console, params_table

@@ -13,6 +13,7 @@ from prefect.tasks import exponential_backoff
 
 from cgal.dataset import append, prepare
 from cgal.errors import CgalError
+from cgal.mapping import LinearMap
 from cgal.oracle import OracleResult
 from flows.records import round_record
 from flows.stages import Summary, run_stage
@@ -98,6 +99,9 @@ def prepare_task(workspace: Workspace) -> Task[[Path], None]:
     def run(root: Path) -> None:
         workspace = Workspace(root)
         prepare(workspace.data, workspace.params)
+        force_map = LinearMap.load(workspace.data / "force_map.h5")
+        noise = ", ".join(f"{kind} {rms:.0f}" for kind, rms in force_map.figures.items())
+        console.print(f"[green]✓[/green] force map: {force_map.kind} (held-out rms of each, kJ/mol/nm: {noise})")
 
     return _as_task(run, "prepare", 0, workspace)
 
