@@ -115,7 +115,7 @@ def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
     table.caption = (
         "frames: training set; AA steps: all-atom MD steps of the oracle so far; lost: replicas that exploded, "
         "imploded or went NaN; failed: frames the oracle could not label; wall: in brackets all that is no science; "
-        "floor: one half of the reference against the other, which no model is measured below"
+        "floor: one half of the reference against the other; differences below it are noise"
     )
     return table
 
