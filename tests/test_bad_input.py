@@ -120,7 +120,8 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(small_disk: Path) -> None:
 
 
 def test_a_stage_on_a_full_disk_says_so(make_project: Project, small_disk: Path) -> None:
-    root = make_project()
+    bundled_network = {"features": 64, "blocks": 2, "radial_functions": 24}  # that of the bundled warm start
+    root = make_project(network=bundled_network)
     (root / "round").symlink_to(small_disk)
     filler = small_disk / "filler"
     filler.write_bytes(b"0" * 250_000)
