@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
 
 from cgal.params import Params
 from cgal.progress import Progress
@@ -52,11 +52,11 @@ def stage_bar(title: str) -> Iterator[Progress]:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description:<16}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=16, table_column=Column(min_width=16)),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(table_column=Column(min_width=7)),
+        TimeRemainingColumn(table_column=Column(min_width=7)),
+        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
     with Bars(*columns, console=console, transient=True) as bars:
         bar = bars.add_task(title, total=None, note="")
