@@ -53,7 +53,7 @@ def stage_bar(title: str) -> Iterator[Progress]:
         SpinnerColumn(),
         TextColumn("{task.description:<16}"),
         BarColumn(bar_width=16, table_column=Column(min_width=16)),
-        MofNCompleteColumn(),
+        MofNCompleteColumn(table_column=Column(min_width=9)),
         TimeElapsedColumn(table_column=Column(min_width=7)),
         TimeRemainingColumn(table_column=Column(min_width=7)),
         TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
