@@ -1,5 +1,5 @@
 # The one vocabulary: hooks, CI and people call these.
-.PHONY: setup demo test check bench serve lock
+.PHONY: setup demo test check serve lock
 SHELL := /bin/bash
 PY := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -27,9 +27,6 @@ check: setup ## format, lint, types, import direction
 	ruff check .
 	mypy
 	lint-imports
-
-bench: setup ## speed, side by side with peers
-	$(PY) -m benchmarks
 
 serve: setup ## Prefect and MLflow pages on loopback
 	cgal serve
