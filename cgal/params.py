@@ -187,7 +187,7 @@ class BenchmarkParams(Section):
 class ExecutionParams(Section):
     """How fast a run goes, never what it finds; no stage depends on it."""
 
-    torch_threads: Count = 2
+    torch_threads: Count = 1
     oracle_workers: Count = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
     retries: Annotated[int, Field(ge=0)] = 2
