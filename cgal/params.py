@@ -121,8 +121,8 @@ class SimulationParams(Section):
     """Langevin dynamics of the coarse-grained model (BAOAB)."""
 
     replicas: Count = 32
-    steps: Count = 5000
-    stride: Count = 50
+    steps: Count = 3000
+    stride: Count = 30
     timestep_ps: Positive = 0.005
     friction_per_ps: Positive = 1.0
     bead_mass_amu: Positive = 100.0
@@ -134,7 +134,7 @@ class SelectionParams(Section):
     """Which simulated frames are worth an oracle call."""
 
     strategy: Literal["rmsd_histogram", "random"] = "rmsd_histogram"
-    frames: Count = 24
+    frames: Count = 20
     bins: Count = 40
     cutoff_nm: Positive = Field(1.0, description="a frame further than this from the reference frame is unphysical")
     minimum_bond_nm: NonNegative = Field(0.27, description="a shorter CA-CA bond is unphysical (cis bonds have 0.29)")
