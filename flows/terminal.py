@@ -130,6 +130,7 @@ def next_lines(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> str:
     last = rounds[-1]
     return f"""
 [bold]Next[/bold]
+  once a shell               source .venv/bin/activate
   figures over the rounds    cgal report
   figures of this round      ls round/plots/*/*.png
   MLflow and Prefect pages   cgal serve
