@@ -1,5 +1,5 @@
 # The one vocabulary: hooks, CI and people call these.
-.PHONY: setup demo test check serve lock
+.PHONY: setup demo test check bench serve lock
 SHELL := /bin/bash
 PY := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -27,6 +27,10 @@ check: setup ## format, lint, types, import direction
 	ruff check .
 	mypy
 	lint-imports
+
+bench: setup ## speed, side by side with the peers: benchmarks/results.json and the table in benchmarks/README.md
+	-uv pip install --quiet --python $(PY) -e '.[bench]'
+	python -m benchmarks
 
 serve: setup ## Prefect and MLflow pages on loopback
 	cgal serve
