@@ -19,6 +19,7 @@ __all__ = [
     "OracleError",
     "PreflightFailed",
     "QuorumMissed",
+    "SamplingError",
     "VersioningError",
 ]
 
@@ -71,6 +72,10 @@ class OracleError(CgalError):
 
 class QuorumMissed(CgalError):
     """Too few of a round's frames could be labelled."""
+
+
+class SamplingError(CgalError):
+    """An all-atom trajectory of the reference could not be run, or there are too few of them."""
 
 
 class CampaignLocked(CgalError):

@@ -25,6 +25,7 @@ __all__ = [
     "OracleParams",
     "Params",
     "PriorParams",
+    "ReferenceParams",
     "SelectionParams",
     "SimulationParams",
     "TrainingParams",
@@ -184,6 +185,20 @@ class BenchmarkParams(Section):
     rmsd_bins: Count = 50
 
 
+class ReferenceParams(Section):
+    """The ground truth: hot exploration, a swarm of unbiased all-atom trajectories, a Markov state model."""
+
+    hot_temperature_K: Positive = Field(500.0, description="of the exploration that finds starts for the swarm")
+    hot_trajectories: Count = Field(8, description="runs of the exploration, all from the start structure")
+    hot_ps: Positive = Field(300.0, description="length of each")
+    hot_spacing_ps: Positive = Field(2.0, description="time between the frames of which starts are chosen")
+    equilibration_ps: NonNegative = Field(20.0, description="each start's time at temperature_K before the swarm")
+    trajectories: Count = Field(32, description="of the swarm; raising it adds more")
+    trajectory_ns: Positive = Field(2.0, description="length of each; raising it extends them")
+    segment_ps: Positive = Field(200.0, description="a killed run loses at most this much of each trajectory at work")
+    spacing_ps: Positive = Field(2.0, description="time between stored frames")
+
+
 class ExecutionParams(Section):
     """How fast a run goes, never what it finds; no stage depends on it."""
 
@@ -212,6 +227,7 @@ class Params(Section):
     backmapping: BackmappingParams = BackmappingParams()
     oracle: OracleParams = OracleParams()
     benchmark: BenchmarkParams = BenchmarkParams()
+    reference: ReferenceParams = ReferenceParams()
     execution: ExecutionParams = ExecutionParams()
 
     @model_validator(mode="after")

@@ -1,0 +1,421 @@
+"""Unbiased all-atom sampling for a ground truth: hot exploration, k-centre starts, a swarm at the target temperature.
+
+Everything lies in one folder, a file a piece of work, each written atomically and made by one process with its own
+seed; so a run that was killed goes on with what is missing, and gives the same bytes:
+
+    recipe.json             what the pieces depend on; another recipe is refused
+    hot/000.h5 ...          all-atom frames of the exploration
+    starts/000.h5 ...       all-atom states at the target temperature
+    swarm/000/0000.h5 ...   segments of each trajectory: C-alpha frames, and the all-atom state at the end
+
+The swarm grows by one segment of every trajectory at a time, so that what is there is useful at any moment. More or
+longer trajectories add to it and throw nothing away: k-centre starts do not change when more of them are asked for.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+from jaxtyping import Float32, Float64, Int64, Shaped
+from openmm import unit
+from scipy.spatial.distance import pdist
+
+from cgal.errors import BadFile, BadParams, SamplingError
+from cgal.files import read_hdf5, read_json, write_hdf5, write_json
+from cgal.forcefield import build_system, choose_platform, make_context, positions_of, read_structure
+from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text, sequence_of
+from cgal.params import ForceFieldParams, ReferenceParams
+from cgal.progress import Progress, silent
+from cgal.randomness import derive_seed
+from cgal.soundness import cis_peptide_bonds, faults
+from cgal.workers import Announce, run_in_processes
+
+__all__ = ["Loss", "Recipe", "Status", "explore", "k_centres", "load_swarm", "relax", "status", "swarm"]
+
+CLASH_nm = 0.08
+FURTHEST_nm = 1e3
+MINIMISE_STEPS = 500
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the trajectories are made from, and the folder they go to.
+
+    `structure` is PDB text: the start of the exploration and of trajectory 0.
+    """
+
+    structure: str
+    force_field: ForceFieldParams
+    params: ReferenceParams
+    temperature_K: float
+    seed: int
+    folder: Path
+
+    def pieces(self) -> dict[str, Any]:
+        """What the bytes of the pieces depend on (neither how many there are, nor how they are analysed)."""
+        made = ("hot_temperature_K", "hot_ps", "hot_spacing_ps", "equilibration_ps", "segment_ps", "spacing_ps")
+        return {
+            "structure": sha256(self.structure.encode()).hexdigest(),
+            "temperature_K": self.temperature_K,
+            "seed": self.seed,
+            **{f"force_field.{key}": value for key, value in self.force_field if key != "platform"},
+            **{f"reference.{key}": getattr(self.params, key) for key in (*made, "hot_trajectories")},
+        }
+
+    def claim(self) -> None:
+        """Make the folder this recipe's own; raises BadParams when another recipe's pieces lie in it."""
+        choose_platform(self.force_field.platform)
+        path, mine = self.folder / "recipe.json", self.pieces()
+        if not path.is_file():
+            write_json(path, mine)
+            return
+        theirs = read_json(path)
+        changed = [key for key in mine if theirs.get(key) != mine[key]]
+        if changed:
+            key = changed[0]
+            raise BadParams(
+                f"{self.folder}: sampled with {key} {theirs.get(key)}, which is now {mine[key]}; "
+                "set it back, or move the folder away to start afresh"
+            )
+
+    def hot(self, index: int) -> Path:
+        """File of a trajectory of the exploration."""
+        return self.folder / "hot" / f"{index:03d}.h5"
+
+    def start(self, index: int) -> Path:
+        """File of a trajectory's start."""
+        return self.folder / "starts" / f"{index:03d}.h5"
+
+    def segment(self, trajectory: int, index: int) -> Path:
+        """File of a segment of the swarm."""
+        return self.folder / "swarm" / f"{trajectory:03d}" / f"{index:04d}.h5"
+
+    @property
+    def segments(self) -> int:
+        """Segments of each trajectory."""
+        return max(1, round(self.params.trajectory_ns * 1000 / self.params.segment_ps))
+
+    def steps(self, time_ps: float) -> int:
+        """Integration steps in a time."""
+        return max(1, round(time_ps / self.force_field.timestep_ps))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A piece that could not be made, and why."""
+
+    piece: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far the sampling has got; times of the swarm in ns, one a trajectory."""
+
+    hot: int
+    hot_asked: int
+    starts: int
+    swarm_ns: tuple[float, ...]
+    asked_ns: float
+
+    @property
+    def total_ns(self) -> float:
+        """Time that the swarm has sampled."""
+        return sum(self.swarm_ns)
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """All that a trajectory needs to go on: positions [nm] and velocities [nm/ps]."""
+
+    positions: Float64[np.ndarray, "atoms 3"]
+    velocities: Float64[np.ndarray, "atoms 3"]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the bytes."""
+        return sha256(self.positions.tobytes() + self.velocities.tobytes()).hexdigest()
+
+
+def explore(recipe: Recipe, *, workers: int, progress: Progress = silent) -> tuple[Loss, ...]:
+    """Run the trajectories of the exploration that are not there yet, all from the structure, at `hot_temperature_K`.
+
+    Raises BadParams when the folder belongs to another recipe, BadFile when the disk is full.
+    """
+    recipe.claim()
+    count = recipe.params.hot_trajectories
+    missing = [index for index in range(count) if not recipe.hot(index).is_file()]
+    work = partial(_run_hot, recipe=recipe)
+    return _make(work, missing, "hot trajectory {}".format, workers, progress, count, count - len(missing))
+
+
+def relax(recipe: Recipe, *, workers: int, progress: Progress = silent) -> tuple[Loss, ...]:
+    """Bring the starts that are not there yet to the target temperature: minimised, then `equilibration_ps` each.
+
+    Start 0 is the structure, the others are k-centres of the hot frames. Raises SamplingError when there is no hot
+    frame, or fewer than starts.
+    """
+    recipe.claim()
+    count = recipe.params.trajectories
+    missing = [index for index in range(count) if not recipe.start(index).is_file()]
+    if not missing:
+        return ()
+    chosen = _starting_frames(recipe, count)
+    tasks = [(index, chosen[index]) for index in missing]
+    work = partial(_run_relax, recipe=recipe)
+    return _make(work, tasks, lambda task: f"start {task[0]}", workers, progress, count, count - len(missing))
+
+
+def swarm(recipe: Recipe, *, workers: int, progress: Progress = silent) -> tuple[Loss, ...]:
+    """Run the segments of the swarm that are not there yet, one of every trajectory at a time.
+
+    A trajectory without a start, or whose segment failed twice, stays as long as it is; it is in what is returned.
+    """
+    recipe.claim()
+    trajectories = [index for index in range(recipe.params.trajectories) if recipe.start(index).is_file()]
+    lengths = {trajectory: len(_chain(recipe, trajectory)) for trajectory in trajectories}
+    work, total = partial(_run_segment, recipe=recipe), len(trajectories) * recipe.segments
+    lost: list[Loss] = []
+    for segment in range(recipe.segments):
+        due = [(trajectory, segment) for trajectory in trajectories if lengths[trajectory] == segment]
+        done = sum(min(length, recipe.segments) for length in lengths.values())
+        lost += _make(work, due, _segment_name, workers, progress, total, done)
+        for trajectory, _ in due:
+            lengths[trajectory] += recipe.segment(trajectory, segment).is_file()
+    return tuple(lost)
+
+
+def status(recipe: Recipe) -> Status:
+    """Count what is there."""
+    count = recipe.params.trajectories
+    return Status(
+        hot=sum(recipe.hot(index).is_file() for index in range(recipe.params.hot_trajectories)),
+        hot_asked=recipe.params.hot_trajectories,
+        starts=sum(recipe.start(index).is_file() for index in range(count)),
+        swarm_ns=tuple(len(_chain(recipe, index)) * recipe.params.segment_ps / 1000 for index in range(count)),
+        asked_ns=recipe.segments * recipe.params.segment_ps / 1000,
+    )
+
+
+def load_swarm(recipe: Recipe) -> CGTrajectory:
+    """All C-alpha frames of the swarm, a replica a trajectory, with equal weights.
+
+    Time counts from the start of each trajectory [ps]. Raises SamplingError when there is no frame.
+    """
+    spacing_ps = recipe.params.spacing_ps
+    pieces = [_join(_chain(recipe, index)) for index in range(recipe.params.trajectories)]
+    lengths = [len(piece) for piece in pieces]
+    if not any(lengths):
+        raise SamplingError(f"{recipe.folder}: the swarm has no frame yet; run 'cgal reference'")
+    return CGTrajectory.from_positions(
+        sequence_of(read_pdb_text(recipe.structure).topology),
+        np.concatenate([piece for piece in pieces if len(piece)]),
+        np.concatenate([spacing_ps * np.arange(1, length + 1) for length in lengths]),
+        np.repeat(np.arange(len(pieces)), lengths),
+    )
+
+
+def k_centres(features: Shaped[np.ndarray, "frames features"], count: int) -> Int64[np.ndarray, " count"]:
+    """Indices of `count` frames far from one another: frame 0, then always the one furthest from all chosen ones.
+
+    The greedy algorithm of Gonzalez (Theor. Comput. Sci. 38, 293 (1985)). More centres leave the first ones as they
+    were. Raises SamplingError when there are fewer different frames than centres.
+    """
+    chosen = [0]
+    nearest = np.linalg.norm(features - features[0], axis=1)
+    while len(chosen) < count:
+        furthest = int(np.argmax(nearest))
+        if nearest[furthest] <= 0:
+            raise SamplingError(
+                f"only {len(chosen)} different frames to start {count} trajectories from; "
+                "raise reference.hot_ps or lower reference.trajectories"
+            )
+        chosen.append(furthest)
+        nearest = np.minimum(nearest, np.linalg.norm(features - features[furthest], axis=1))
+    return np.array(chosen, dtype=np.int64)
+
+
+def _make(
+    work: Callable[[Any, int, Announce], None],
+    tasks: Sequence[Any],
+    name: Callable[[Any], str],
+    workers: int,
+    progress: Progress,
+    total: int,
+    done: int,
+) -> tuple[Loss, ...]:
+    """Do the tasks in processes; `done` of the `total` pieces are there before them. Gives those that failed."""
+    lost: list[Loss] = []
+    progress(done, total)
+    for finished, outcome in enumerate(run_in_processes(work, tasks, workers=workers), start=done + 1):
+        if outcome.reason is not None:
+            lost.append(Loss(name(tasks[outcome.index]), f"{outcome.stage}: {outcome.reason}"))
+        progress(finished, total, f"{len(lost)} failed" if lost else "")
+    return tuple(sorted(lost, key=lambda loss: loss.piece))
+
+
+def _segment_name(task: tuple[int, int]) -> str:
+    return f"segment {task[1]} of trajectory {task[0]}"
+
+
+def _starting_frames(recipe: Recipe, count: int) -> Float32[np.ndarray, "starts atoms 3"]:
+    """All-atom frames: the structure, then the k-centres of the hot frames on C-alpha distances."""
+    _, native = read_structure(recipe.structure)
+    frames = [native[None].astype(np.float32)]
+    for index in range(recipe.params.hot_trajectories):
+        if recipe.hot(index).is_file():
+            with read_hdf5(recipe.hot(index), "reference-hot") as handle:
+                frames.append(handle["positions"][:])
+    pooled = np.concatenate(frames)
+    beads = alpha_carbons(read_pdb_text(recipe.structure).topology)
+    distances = np.stack([pdist(frame[beads].astype(np.float64)) for frame in pooled])
+    return np.asarray(pooled[k_centres(distances, count)])
+
+
+@dataclass(frozen=True, eq=False)
+class _Segment:
+    """A segment of the swarm as it lies in its file."""
+
+    positions: Float32[np.ndarray, "frames beads 3"]
+    end: State
+    begin: str
+
+
+def _chain(recipe: Recipe, trajectory: int) -> list[_Segment]:
+    """Segments of a trajectory up to the first that is missing, damaged, or does not continue the one before."""
+    chain: list[_Segment] = []
+    try:
+        state = _load_start(recipe, trajectory)
+        while True:
+            segment = _load_segment(recipe.segment(trajectory, len(chain)))
+            if segment.begin != state.digest:
+                return chain
+            chain.append(segment)
+            state = segment.end
+    except BadFile:
+        return chain
+
+
+def _join(chain: Sequence[_Segment]) -> Float32[np.ndarray, "frames beads 3"]:
+    if not chain:
+        return np.empty((0, 1, 3), dtype=np.float32)
+    return np.concatenate([segment.positions for segment in chain])
+
+
+def _load_start(recipe: Recipe, index: int) -> State:
+    with read_hdf5(recipe.start(index), "reference-start") as handle:
+        return State(handle["end_positions"][:], handle["end_velocities"][:])
+
+
+def _load_segment(path: Path) -> _Segment:
+    with read_hdf5(path, "reference-segment") as handle:
+        end = State(handle["end_positions"][:], handle["end_velocities"][:])
+        return _Segment(handle["positions"][:], end, str(handle.attrs["begin"]))
+
+
+# ------------------------------------------------------------------------------------- inside a worker process
+
+
+def _run_hot(index: int, attempt: int, announce: Announce, *, recipe: Recipe) -> None:
+    """One trajectory of the exploration, all atoms kept."""
+    params = recipe.params
+    seed = derive_seed(recipe.seed, index, "reference hot", attempt)
+    _, positions = read_structure(recipe.structure)
+    announce("minimising")
+    context = _relaxed_context(recipe, positions, params.hot_temperature_K, seed)
+    announce("exploring")
+    stride = recipe.steps(params.hot_spacing_ps)
+    frames = list(_frames(context, round(params.hot_ps / params.hot_spacing_ps), stride))
+    content = {"positions": np.array(frames, dtype=np.float32)}
+    write_hdf5(recipe.hot(index), content, {"cgal_kind": "reference-hot"})
+
+
+def _run_relax(
+    task: tuple[int, Float32[np.ndarray, "atoms 3"]], attempt: int, announce: Announce, *, recipe: Recipe
+) -> None:
+    """One start at the target temperature."""
+    index, frame = task
+    seed = derive_seed(recipe.seed, index, "reference start", attempt)
+    announce("minimising")
+    context = _relaxed_context(recipe, frame.astype(np.float64), recipe.temperature_K, seed)
+    announce("equilibrating")
+    steps = recipe.steps(recipe.params.equilibration_ps)
+    list(_frames(context, 1, steps))
+    state = _state_of(context)
+    content = {"end_positions": state.positions, "end_velocities": state.velocities}
+    write_hdf5(recipe.start(index), content, {"cgal_kind": "reference-start"})
+
+
+def _run_segment(task: tuple[int, int], attempt: int, announce: Announce, *, recipe: Recipe) -> None:
+    """One segment of a trajectory, from where the one before ended."""
+    trajectory, index = task
+    begin = _load_segment(recipe.segment(trajectory, index - 1)).end if index else _load_start(recipe, trajectory)
+    seed = derive_seed(recipe.seed, trajectory, f"reference segment {index}", attempt)
+    context = _context(recipe, recipe.temperature_K, seed)
+    context.setPositions(begin.positions)
+    context.setVelocities(begin.velocities)
+    announce("sampling")
+    params = recipe.params
+    beads = alpha_carbons(read_pdb_text(recipe.structure).topology)
+    frames = _frames(context, round(params.segment_ps / params.spacing_ps), recipe.steps(params.spacing_ps))
+    positions = np.array([frame[beads] for frame in frames], dtype=np.float32)
+    end = _state_of(context)
+    write_hdf5(
+        recipe.segment(trajectory, index),
+        {"positions": positions, "end_positions": end.positions, "end_velocities": end.velocities},
+        {"cgal_kind": "reference-segment", "begin": begin.digest},
+    )
+
+
+@lru_cache(maxsize=2)
+def _system(structure: str, force_field: ForceFieldParams) -> openmm.System:
+    topology, _ = read_structure(structure)
+    return build_system(topology, force_field)
+
+
+def _context(recipe: Recipe, temperature_K: float, seed: int) -> openmm.Context:
+    system, timestep_ps = _system(recipe.structure, recipe.force_field), recipe.force_field.timestep_ps
+    return make_context(system, recipe.force_field, temperature_K=temperature_K, timestep_ps=timestep_ps, seed=seed)
+
+
+def _relaxed_context(
+    recipe: Recipe, positions: Float64[np.ndarray, "atoms 3"], temperature_K: float, seed: int
+) -> openmm.Context:
+    """Context at a minimised and sound structure, with velocities; raises SamplingError when it is not sound."""
+    context = _context(recipe, temperature_K, seed)
+    context.setPositions(positions)
+    openmm.LocalEnergyMinimizer.minimize(context, maxIterations=MINIMISE_STEPS)
+    topology, _ = read_structure(recipe.structure)
+    minimised = positions_of(context)
+    found = faults(topology, context.getSystem(), minimised, clash_nm=CLASH_nm)
+    found += tuple(bond for bond in cis_peptide_bonds(topology, minimised) if "PRO" not in bond)
+    if found:
+        raise SamplingError(f"the minimised structure has {'; '.join(found[:3])}; lower reference.hot_temperature_K")
+    context.setVelocitiesToTemperature(temperature_K, seed)
+    return context
+
+
+def _frames(context: openmm.Context, count: int, stride: int) -> Iterator[Float64[np.ndarray, "atoms 3"]]:
+    """Positions [nm] of all atoms every `stride` steps; raises SamplingError when the run has diverged."""
+    for _ in range(count):
+        try:
+            context.getIntegrator().step(stride)
+            positions = positions_of(context)
+        except openmm.OpenMMException as error:
+            raise SamplingError(f"the all-atom run diverged ({error}); lower force_field.timestep_ps") from error
+        if not np.abs(positions).max() < FURTHEST_nm:
+            raise SamplingError("the all-atom run diverged (an atom flew off); lower force_field.timestep_ps")
+        yield positions
+
+
+def _state_of(context: openmm.Context) -> State:
+    state = context.getState(positions=True, velocities=True)
+    return State(
+        np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)),
+        np.array(state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond)),
+    )
