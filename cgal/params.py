@@ -197,6 +197,16 @@ class ReferenceParams(Section):
     trajectory_ns: Positive = Field(2.0, description="length of each; raising it extends them")
     segment_ps: Positive = Field(200.0, description="a killed run loses at most this much of each trajectory at work")
     spacing_ps: Positive = Field(2.0, description="time between stored frames")
+    tica_lag_ps: Positive = Field(100.0, description="of the coordinates that the Markov model's states are made in")
+    tica_dimensions: Annotated[int, Field(ge=2)] = Field(4, description="slow coordinates")
+    states: Annotated[int, Field(ge=2)] = Field(100, description="k-means clusters in them")
+    lag_ps: Positive = Field(100.0, description="of the Markov model; see the figure of implied timescales")
+    samples: Count = Field(100, description="draws of the posterior, for errors of timescales and probabilities")
+    bootstrap: Count = Field(200, description="draws of trajectories, for the error of the folded fraction")
+    folded_nm: Positive = Field(0.2, description="CA RMSD to the native frame below which a frame is folded")
+    unfolded_nm: Positive = Field(0.5, description="and above which it is unfolded; what lies between is neither")
+    splits: Count = Field(8, description="random splits into halves, by trajectory, for the floor")
+    frames: Count = Field(10000, description="of the reference that the benchmark uses, evenly thinned")
 
 
 class ExecutionParams(Section):
