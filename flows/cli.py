@@ -184,6 +184,32 @@ def import_(
 
 
 @app.command()
+def reference(
+    protein: Annotated[str | None, typer.Argument(help="Another protein than that of params.yaml.")] = None,
+    root: Root = HERE,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; else execution.oracle_workers.")] = None,
+    status: Annotated[bool, typer.Option("--status", help="Only show how far the sampling is.")] = False,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Analyse what is there; sample nothing, leave data/ as it is.")
+    ] = False,
+) -> None:
+    """Make the ground truth: a swarm of all-atom trajectories and its Markov model. Stop and go on at any time."""
+    root = _open(root)
+    from flows.terminal import console
+
+    with console.status("starting Prefect (the first start takes some seconds)"):
+        from flows import reference as flow
+        from flows.workspace import Workspace
+
+    workspace = Workspace(root, protein)
+    if status:
+        console.print(flow.status_table(flow.sampling_status(workspace), workspace.data.name))
+        return
+    summary = flow.run_reference(workspace, workers, preview=preview)
+    console.print(flow.reference_table(summary, workspace.params.benchmark.mode))
+
+
+@app.command()
 def structure(
     out: Annotated[Path, typer.Argument(help="PDB file to write.")],
     root: Root = HERE,

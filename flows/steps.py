@@ -22,13 +22,13 @@ from flows.tracking import TrackingUnavailable, log_round
 from flows.versioning import Repository
 from flows.workspace import Workspace
 
-__all__ = ["append_task", "prepare_task", "publish_task", "stage_task", "track_task"]
+__all__ = ["append_task", "prepare_task", "publish_task", "stage_task", "track_task", "worth_retrying"]
 
 FIGURES = {"train": "training", "benchmark": "benchmark", "select": "selection"}
 """Stages that draw, and the folder of `round/plots` they draw in."""
 
 
-def _worth_retrying(task: Any, run: Any, state: Any) -> bool:
+def worth_retrying(task: Any, run: Any, state: Any) -> bool:
     """A fault that the user must mend fails at once; anything else is tried again."""
     try:
         state.result()
@@ -49,7 +49,7 @@ def _as_task(function: Callable[..., Any], name: str, round_index: int, workspac
         retries=execution.retries,
         retry_delay_seconds=exponential_backoff(backoff_factor=execution.retry_delay_s),
         retry_jitter_factor=0.2,
-        retry_condition_fn=_worth_retrying,
+        retry_condition_fn=worth_retrying,
         timeout_seconds=execution.timeout_s,
         cache_policy=NO_CACHE,
     )

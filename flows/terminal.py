@@ -22,7 +22,7 @@ from rich.table import Column, Table
 from cgal.params import Params
 from cgal.progress import Progress
 
-__all__ = ["METRICS", "campaign_table", "console", "describe", "next_lines", "params_table", "stage_bar"]
+__all__ = ["METRICS", "SCALE", "campaign_table", "console", "describe", "next_lines", "params_table", "stage_bar"]
 
 console = Console(highlight=False)
 if not console.is_terminal:

@@ -13,9 +13,10 @@ __all__ = ["Workspace"]
 
 @dataclass(frozen=True)
 class Workspace:
-    """A working copy of the project, seen from its root folder."""
+    """A working copy of the project, seen from its root folder; of params.yaml's protein if no other is named."""
 
     root: Path
+    protein: str | None = None
 
     @cached_property
     def params(self) -> Params:
@@ -25,7 +26,7 @@ class Workspace:
     @property
     def data(self) -> Path:
         """Folder of the protein's data, versioned as a whole by `data.dvc`."""
-        return self.root / "data" / self.params.protein
+        return self.root / "data" / (self.protein or self.params.protein)
 
     @property
     def round(self) -> Path:

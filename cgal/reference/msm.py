@@ -16,13 +16,13 @@ from deeptime.markov import TransitionCountEstimator, TransitionCountModel, pcca
 from deeptime.markov.msm import MaximumLikelihoodMSM
 from deeptime.markov.tools.estimation.dense.tmat_sampling.sampler_rev import SamplerRev
 from jaxtyping import Bool, Float64, Int32, Int64
-from scipy.spatial.distance import pdist
 
 from cgal.errors import SamplingError
 from cgal.frames import CGTrajectory
 from cgal.params import ReferenceParams
 from cgal.progress import Progress, silent
 from cgal.randomness import derive_generator, derive_seed
+from cgal.reference.sampling import pair_distances
 
 __all__ = [
     "ChapmanKolmogorov",
@@ -152,7 +152,7 @@ def discretise(trajectory: CGTrajectory, params: ReferenceParams, *, seed: int) 
         np.zeros(len(trajectory), dtype=np.int64), trajectory.replica, _spacing_ps(trajectory), 1
     )
     lag = undivided.frames(params.tica_lag_ps)
-    distances = np.stack([pdist(frame.astype(np.float64)) for frame in trajectory.positions])
+    distances = pair_distances(trajectory.positions)
     pieces = [distances[trajectory.replica == replica] for replica in np.unique(trajectory.replica)]
     tica = TICA(lagtime=lag, dim=params.tica_dimensions).fit([piece for piece in pieces if len(piece) > lag])
     slow = np.asarray(tica.fetch_model().transform(distances), dtype=np.float64)

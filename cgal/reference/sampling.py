@@ -23,7 +23,6 @@ import numpy as np
 import openmm
 from jaxtyping import Float32, Float64, Int64, Shaped
 from openmm import unit
-from scipy.spatial.distance import pdist
 
 from cgal.errors import BadFile, BadParams, SamplingError
 from cgal.files import read_hdf5, read_json, write_hdf5, write_json
@@ -35,7 +34,18 @@ from cgal.randomness import derive_seed
 from cgal.soundness import cis_peptide_bonds, faults
 from cgal.workers import Announce, run_in_processes
 
-__all__ = ["Loss", "Recipe", "Status", "explore", "k_centres", "load_swarm", "relax", "status", "swarm"]
+__all__ = [
+    "Loss",
+    "Recipe",
+    "Status",
+    "explore",
+    "k_centres",
+    "load_swarm",
+    "pair_distances",
+    "relax",
+    "status",
+    "swarm",
+]
 
 CLASH_nm = 0.08
 FURTHEST_nm = 1e3
@@ -220,6 +230,13 @@ def load_swarm(recipe: Recipe) -> CGTrajectory:
     )
 
 
+def pair_distances(positions: Float32[np.ndarray, "frames beads 3"]) -> Float64[np.ndarray, "frames pairs"]:
+    """Distance of every two beads [nm]."""
+    first, second = np.triu_indices(positions.shape[1], 1)
+    beads = positions.astype(np.float64)
+    return np.asarray(np.linalg.norm(beads[:, first] - beads[:, second], axis=2))
+
+
 def k_centres(features: Shaped[np.ndarray, "frames features"], count: int) -> Int64[np.ndarray, " count"]:
     """Indices of `count` frames far from one another: frame 0, then always the one furthest from all chosen ones.
 
@@ -273,8 +290,7 @@ def _starting_frames(recipe: Recipe, count: int) -> Float32[np.ndarray, "starts 
                 frames.append(handle["positions"][:])
     pooled = np.concatenate(frames)
     beads = alpha_carbons(read_pdb_text(recipe.structure).topology)
-    distances = np.stack([pdist(frame[beads].astype(np.float64)) for frame in pooled])
-    return np.asarray(pooled[k_centres(distances, count)])
+    return np.asarray(pooled[k_centres(pair_distances(pooled[:, beads]), count)])
 
 
 @dataclass(frozen=True, eq=False)
