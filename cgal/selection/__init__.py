@@ -2,6 +2,7 @@
 
 from cgal.selection.acquisition import STRATEGIES, select
 from cgal.selection.figures import plot_selection
+from cgal.selection.nearest import nearest_rmsd_nm
 from cgal.selection.picks import Selection
 
-__all__ = ["STRATEGIES", "Selection", "plot_selection", "select"]
+__all__ = ["STRATEGIES", "Selection", "nearest_rmsd_nm", "plot_selection", "select"]

@@ -11,6 +11,7 @@ from cgal.errors import EmptyTrajectory
 from cgal.frames import CGTrajectory, rmsd_nm
 from cgal.params import SelectionParams
 from cgal.selection.coverage import Coverage
+from cgal.selection.nearest import nearest_rmsd_nm
 from cgal.selection.picks import Selection
 from cgal.selection.pool import Pool, Strategy, drop_reasons
 from cgal.selection.rmsd_histogram import rmsd_histogram
@@ -49,10 +50,11 @@ def select(
     coverage = Coverage.measure(rmsd[frame], rmsd_nm(training, reference), params.bins, params.cutoff_nm)
     pool = Pool(frame, trajectory.positions[frame], rmsd[frame], training, coverage)
     picks = STRATEGIES[params.strategy](pool, count, np.random.default_rng(seed))
+    positions = pool.positions[picks.candidate]
     return Selection(
         params.strategy,
         trajectory.sequence,
-        pool.positions[picks.candidate],
+        positions,
         pool.frame[picks.candidate],
         picks.score,
         pool.rmsd_nm[picks.candidate],
@@ -60,6 +62,7 @@ def select(
         len(pool),
         dropped,
         coverage,
+        nearest_rmsd_nm(positions, training)[0],
     )
 
 

@@ -18,7 +18,8 @@ class Selection:
     """Picked frames, best first: bead positions [nm], index into the simulated trajectory, score and RMSD [nm].
 
     `dropped` counts the frames that were no candidates, by reason; `candidates` those that were. `requested` is how
-    many picks were asked for, which may be zero. `coverage` compares all candidates with all training frames.
+    many picks were asked for, which may be zero. `coverage` compares all candidates with all training frames, and
+    `nearest_nm` is the RMSD of each pick to the nearest of these.
     """
 
     strategy: str
@@ -31,6 +32,7 @@ class Selection:
     candidates: int
     dropped: dict[str, int]
     coverage: Coverage
+    nearest_nm: Float64[np.ndarray, " picked"]
 
     def __len__(self) -> int:
         """Give the number of picked frames."""
@@ -46,8 +48,9 @@ class Selection:
         """One line for people: what was picked from what, and what was dropped."""
         lost = ", ".join(f"{number} {reason}" for reason, number in self.dropped.items() if number)
         missing = "" if len(self) == self.requested else f" (asked for {self.requested}; no more frames qualify)"
+        far = f", {np.median(self.nearest_nm):.3f} nm (median) from the training set" if len(self) else ""
         return (
-            f"picked {len(self)} of {self.candidates} candidates from {self.bins_used} RMSD bins{missing}; "
+            f"picked {len(self)} of {self.candidates} candidates from {self.bins_used} RMSD bins{far}{missing}; "
             f"dropped: {lost or 'none'}"
         )
 
@@ -60,6 +63,7 @@ class Selection:
                 "frame": self.frame,
                 "score": self.score,
                 "rmsd_nm": self.rmsd_nm,
+                "nearest_nm": self.nearest_nm,
                 "edges": self.coverage.edges,
                 "simulated": self.coverage.simulated,
                 "training": self.coverage.training,
@@ -90,4 +94,5 @@ class Selection:
                 int(handle.attrs["candidates"]),
                 json.loads(decode(handle.attrs["dropped"])),
                 Coverage(*(handle[name][:] for name in ("edges", "simulated", "training", "gap"))),
+                handle["nearest_nm"][:],
             )

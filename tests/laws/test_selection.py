@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from cgal.errors import EmptyTrajectory
+from cgal.errors import BadTrajectory, EmptyTrajectory
 from cgal.frames import CGTrajectory, rmsd_nm
 from cgal.params import SelectionParams
-from cgal.selection import select
+from cgal.selection import nearest_rmsd_nm, select
 from cgal.selection.coverage import coverage_gap
 
 SEQUENCE = "GGGGGGGG"
@@ -129,3 +129,107 @@ def test_random_picks_every_candidate_equally_often():
         drawn[pick(simulated, simulated, strategy="random", seed=seed).frame] += 1
     assert drawn.sum() == 400
     assert np.abs(drawn - 20).max() < 4 * np.sqrt(10)
+
+
+# Nearest training frame
+
+
+def kabsch_nm(frame, other):
+    """RMSD after superposition in double precision, by numpy's singular values."""
+    a, b = (side.astype(np.float64) - side.mean(axis=0, dtype=np.float64) for side in (frame, other))
+    u, s, vt = np.linalg.svd(a.T @ b)
+    flip = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
+    return np.sqrt(max((np.sum(a**2) + np.sum(b**2) - 2 * np.sum(s * flip)) / len(a), 0.0))
+
+
+def by_hand(frames, training):
+    every = np.array([[kabsch_nm(frame, other) for other in training] for frame in frames])
+    return every.min(axis=1), every
+
+
+@pytest.mark.parametrize("beads", [4, 5, 10, 35])
+def test_nearest_rmsd_is_the_least_of_all_superpositions(beads):
+    """Random walks of the size of a protein; more training frames than one block, and no multiple of it."""
+    walk = np.random.default_rng(beads).normal(0, 0.22, (170, beads, 3)).cumsum(axis=1).astype(np.float32)
+    frames, training = walk[:30], walk[30:]
+    distance, index = nearest_rmsd_nm(frames, training)
+    least, every = by_hand(frames, training)
+    assert distance == pytest.approx(least, abs=1e-6)
+    assert index.tolist() == every.argmin(axis=1).tolist()
+
+
+def test_nearest_rmsd_is_mdtrajs():
+    """mdtraj's single precision is good to 1e-5 nm as long as frames do not nearly coincide."""
+    walk = np.random.default_rng(0).normal(0, 0.22, (300, 10, 3)).cumsum(axis=1).astype(np.float32)
+    frames, training = walk[:50], walk[50:]
+    expected = np.min([rmsd_nm(frames, other) for other in training], axis=0)
+    assert expected.min() > 0.05
+    assert nearest_rmsd_nm(frames, training)[0] == pytest.approx(expected, abs=1e-5)
+
+
+def degenerate_frames():
+    generator = np.random.default_rng(2)
+    chain = generator.normal(0, 0.22, (10, 3)).cumsum(axis=0)
+    line = np.outer(np.arange(10), [0.3, 0.2, 0.1])
+    plane = chain * [1, 1, 0]
+    return {
+        "itself": (chain, chain),
+        "turned and moved": (chain, chain @ Rotation.random(rng=1).as_matrix().T + 5.0),
+        "mirror image": (chain, chain * [1, 1, -1]),
+        "nearly itself": (chain, chain + generator.normal(0, 1e-4, (10, 3))),
+        "line on itself": (line, np.outer(np.arange(10), [-0.1, 0.3, 0.2])),
+        "line on a chain": (line, chain),
+        "plane on its turned self": (plane, plane[:, [2, 0, 1]]),
+        "plane on its mirror image": (plane, plane * [-1, 1, 1]),
+        "line on a plane": (line, plane),
+        "collapsed on a chain": (np.ones((10, 3)), chain),
+        "collapsed on collapsed": (np.ones((10, 3)), np.zeros((10, 3))),
+        "exploded": (chain * 1e9, chain),
+    }
+
+
+@pytest.mark.parametrize("case", degenerate_frames())
+def test_degenerate_frames_have_their_exact_rmsd_too(case):
+    """Alone, and among many other training frames; single-precision coordinates move by 3e-7 nm themselves."""
+    frame, other = (side.astype(np.float32) for side in degenerate_frames()[case])
+    scale = max(float(np.abs(frame).max()), 1.0)
+    assert nearest_rmsd_nm(frame[None], other[None])[0][0] == pytest.approx(kabsch_nm(frame, other), abs=1e-6 * scale)
+    among = np.concatenate([hairpins(np.linspace(0, 1.5, 80))[:, [0, 1, 2, 3, 4, 5, 6, 7, 7, 7]], other[None]])
+    assert nearest_rmsd_nm(frame[None], among)[0] == pytest.approx(by_hand([frame], among)[0], abs=1e-6 * scale)
+
+
+def test_a_mirror_image_is_no_near_frame():
+    helix = np.array([[0.23 * np.cos(1.75 * i), 0.23 * np.sin(1.75 * i), 0.15 * i] for i in range(8)], dtype=np.float32)
+    assert nearest_rmsd_nm(helix[None], (helix * np.float32([1, 1, -1]))[None])[0][0] > 0.1
+
+
+def test_nearest_frames_are_the_same_with_any_memory_and_threads():
+    frames, training = hairpins(np.linspace(0, 1.5, 200)), hairpins(np.linspace(0, 1.5, 300), seed=4)
+    plenty = nearest_rmsd_nm(frames, training, threads=1)
+    scarce = nearest_rmsd_nm(frames, training, threads=2, memory_MiB=0.01)
+    assert all(np.array_equal(one, other) for one, other in zip(plenty, scarce, strict=True))
+
+
+def test_of_equal_training_frames_the_first_is_the_nearest():
+    frames = hairpins(np.linspace(0, 1.5, 5))
+    distance, index = nearest_rmsd_nm(frames, np.concatenate([frames, frames]))
+    assert index.tolist() == [0, 1, 2, 3, 4]
+    assert distance == pytest.approx(np.zeros(5), abs=1e-6)
+    assert nearest_rmsd_nm(frames[:0], frames)[0].shape == (0,)
+
+
+def test_frames_that_cannot_be_compared_are_refused():
+    frames = hairpins([0.1, 0.2])
+    with pytest.raises(EmptyTrajectory, match="training set is empty"):
+        nearest_rmsd_nm(frames, frames[:0])
+    with pytest.raises(BadTrajectory, match="8 beads and training frames of 7"):
+        nearest_rmsd_nm(frames, frames[:, :7])
+    with pytest.raises(BadTrajectory, match="training frame 1 has a coordinate that is no number"):
+        nearest_rmsd_nm(frames, np.stack([frames[0], frames[1] * np.float32(np.nan)]))
+
+
+def test_picks_know_how_far_they_are_from_the_training_set():
+    simulated, training = hairpins(np.linspace(0.0, 1.5, 100)), hairpins([0.1] * 20, seed=3)
+    selection = pick(simulated, training)
+    assert selection.nearest_nm == pytest.approx(by_hand(selection.positions, training)[0], abs=1e-6)
+    assert "nm (median) from the training set" in selection.note
