@@ -25,24 +25,10 @@ from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.params import BenchmarkParams, Params
 from cgal.progress import Progress, silent
 from cgal.randomness import derive_generator
-from cgal.reference import (
-    Analysis,
-    Loss,
-    Recipe,
-    Status,
-    analyse,
-    explore,
-    load_swarm,
-    plot_floor,
-    plot_reference,
-    prefix,
-    relax,
-    status,
-    summarise,
-    swarm,
-    thin,
-    weigh,
-)
+from cgal.reference.analysis import Analysis, analyse, summarise
+from cgal.reference.figures import plot_floor, plot_reference
+from cgal.reference.msm import prefix, thin, weigh
+from cgal.reference.sampling import Loss, Recipe, Status, explore, load_swarm, relax, status, swarm
 from flows.orphans import close_dead_runs, project_tag, stop_orphaned_servers
 from flows.steps import worth_retrying
 from flows.terminal import METRICS as HEADINGS

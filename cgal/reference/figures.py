@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from cgal.files import atomic_write
 from cgal.params import ReferenceParams
 from cgal.reference.analysis import Analysis
-from cgal.reference.msm import ChapmanKolmogorov, Timescales
+from cgal.reference.msm import ChapmanKolmogorov
 
 __all__ = ["plot_floor", "plot_reference"]
 
@@ -24,7 +24,7 @@ UNITS = {"tica": "", "reaction_coordinate": "nm", "bond": "nm", "angle": "rad", 
 def plot_reference(analysis: Analysis, params: ReferenceParams, folder: Path) -> list[Path]:
     """Draw `timescales.png`, `chapman_kolmogorov.png`, `populations.png` and `trajectories.png`."""
     return [
-        _save(_timescales(analysis.timescales, analysis.model.lag_ps), folder / "timescales.png"),
+        _save(_timescales(analysis), folder / "timescales.png"),
         _save(_chapman_kolmogorov(analysis.chapman_kolmogorov), folder / "chapman_kolmogorov.png"),
         _save(_populations(analysis, params), folder / "populations.png"),
         _save(_trajectories(analysis, params), folder / "trajectories.png"),
@@ -55,7 +55,8 @@ def plot_floor(floors: Sequence[Mapping[str, Any]], mode: str, folder: Path) -> 
     return [_save(figure, folder / "floor.png")]
 
 
-def _timescales(found: Timescales, lag_ps: float) -> Figure:
+def _timescales(analysis: Analysis) -> Figure:
+    found, lag_ps, slowest = analysis.timescales, analysis.model.lag_ps, analysis.slowest_ps
     figure = Figure(figsize=(6, 4.2), layout="constrained")
     panel = figure.subplots()
     for process in range(found.value_ps.shape[1]):
@@ -64,6 +65,9 @@ def _timescales(found: Timescales, lag_ps: float) -> Figure:
         panel.fill_between(found.lags_ps, low, high, color=colour, alpha=0.18, linewidth=0)
         panel.plot(found.lags_ps, found.value_ps[:, process], color=colour, marker="o", markersize=4)
     panel.fill_between(found.lags_ps, 0, found.lags_ps, color="#dddddd", label="faster than the lag")
+    errors = [[max(slowest.value - slowest.low, 0)], [max(slowest.high - slowest.value, 0)]]
+    label = "95 % interval over trajectories"
+    panel.errorbar([lag_ps], [slowest.value], errors, color=MODEL, marker="s", capsize=4, zorder=5, label=label)
     panel.axvline(lag_ps, color=REFERENCE, linestyle=":", label=f"chosen lag, {lag_ps:g} ps")
     panel.set_xscale("log")
     panel.set_yscale("log")

@@ -169,7 +169,13 @@ def fit_msm(discrete: DiscreteTrajectories, lag_ps: float) -> MarkovModel:
     """
     lag = discrete.frames(lag_ps)
     counts = sum(_path_counts(discrete, lag))
-    return _reversible(np.asarray(counts, dtype=np.float64), lag * discrete.spacing_ps)
+    model = _reversible(np.asarray(counts, dtype=np.float64), lag * discrete.spacing_ps)
+    if len(model.active) == 1:
+        raise SamplingError(
+            f"no two of the {discrete.count} states of the swarm are connected at a lag of {lag_ps:g} ps; "
+            "sample longer ('cgal reference' goes on), or lower reference.lag_ps or reference.states"
+        )
+    return model
 
 
 def frame_weights(model: MarkovModel, discrete: DiscreteTrajectories) -> Float64[np.ndarray, " frames"]:
@@ -319,6 +325,8 @@ def relaxation_times(
 def _reversible(counts: Float64[np.ndarray, "states states"], lag_ps: float) -> MarkovModel:
     """Maximum-likelihood chain on the largest strongly connected set."""
     connected = TransitionCountModel(counts).submodel_largest()
+    if connected.n_states == 1:  # deeptime asks for two
+        return MarkovModel(lag_ps, np.asarray(connected.state_symbols, dtype=np.int64), np.ones((1, 1)), np.ones(1))
     model = MaximumLikelihoodMSM(reversible=True).fit(connected).fetch_model()
     return MarkovModel(
         lag_ps,

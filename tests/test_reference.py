@@ -1,0 +1,272 @@
+"""Sampling a real tetrapeptide in real processes, killed and resumed; the flow; the floor."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from prefect.testing.utilities import prefect_test_harness
+from typer.testing import CliRunner
+
+from cgal.errors import BadParams, SamplingError
+from cgal.files import read_json
+from cgal.forcefield import read_structure, write_structure
+from cgal.frames import CGTrajectory
+from cgal.params import ForceFieldParams, Params, ReferenceParams
+from cgal.reference.figures import plot_floor
+from cgal.reference.msm import thin
+from cgal.reference.sampling import Recipe, explore, load_swarm, relax, status, swarm
+from cgal.structures import structure_from_sequence
+from flows.cli import app
+from flows.reference import floors, run_reference, sampling_status
+from flows.versioning import Repository
+from flows.workspace import Workspace
+from tests.laws.test_msm import MATRIX, UNEVEN, beads, walk
+
+FORCE_FIELD = ForceFieldParams(platform="CPU")
+TINY = ReferenceParams(
+    hot_trajectories=2,
+    hot_ps=4.0,
+    hot_spacing_ps=0.4,
+    equilibration_ps=0.4,
+    trajectories=2,
+    trajectory_ns=0.008,
+    segment_ps=4.0,
+    spacing_ps=0.2,
+    tica_lag_ps=0.4,
+    tica_dimensions=2,
+    states=4,
+    lag_ps=0.4,
+    samples=5,
+    bootstrap=10,
+    splits=2,
+    frames=100,
+)
+
+
+def sample(recipe: Recipe) -> tuple[str, ...]:
+    """All stages; gives what was lost."""
+    losses = explore(recipe, workers=2) + relax(recipe, workers=2) + swarm(recipe, workers=2)
+    return tuple(loss.reason for loss in losses)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.h5"))}
+
+
+@pytest.fixture(scope="module")
+def structure() -> str:
+    return structure_from_sequence("GASP", FORCE_FIELD, temperature_K=350.0, seed=1)
+
+
+@pytest.fixture(scope="module")
+def sampled(structure: str, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """An undisturbed run."""
+    recipe = Recipe(structure, FORCE_FIELD, TINY, 350.0, 1, tmp_path_factory.mktemp("undisturbed"))
+    assert sample(recipe) == ()
+    return recipe
+
+
+@pytest.fixture
+def copy(sampled: Recipe, tmp_path: Path) -> Recipe:
+    shutil.copytree(sampled.folder, tmp_path / "copy")
+    return replace(sampled, folder=tmp_path / "copy")
+
+
+def test_swarm_is_as_long_and_as_dense_as_asked(sampled: Recipe) -> None:
+    found = load_swarm(sampled)
+    assert found.sequence == "GASP"
+    np.testing.assert_array_equal(found.replica, np.repeat([0, 1], 40))
+    np.testing.assert_allclose(found.time_ps, np.tile(np.arange(1, 41) * 0.2, 2))
+    bonds_nm = np.linalg.norm(np.diff(found.positions.astype(np.float64), axis=1), axis=2)
+    assert ((bonds_nm > 0.27) & (bonds_nm < 0.43)).all()
+    state = status(sampled)
+    assert (state.hot, state.starts, state.total_ns, state.asked_ns) == (2, 2, pytest.approx(0.016), 0.008)
+
+
+def test_segments_join_without_a_jump(sampled: Recipe) -> None:
+    """Successive frames are 0.2 ps apart, also over the seam of two segments: C-alphas move by some 0.02 nm."""
+    positions = load_swarm(sampled).positions[:40].astype(np.float64)
+    steps_nm = np.linalg.norm(np.diff(positions, axis=0), axis=2).mean(axis=1)
+    assert steps_nm[19] < steps_nm.max() * 1.01
+    assert steps_nm.max() < 0.1
+
+
+def test_trajectories_differ(sampled: Recipe) -> None:
+    positions = load_swarm(sampled).positions
+    assert np.abs(positions[:40] - positions[40:]).max() > 0.05
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(sampled: Recipe, tmp_path: Path) -> None:
+    """Killed (with its workers, by themselves) when the first segment is there."""
+    folder = tmp_path / "killed"
+    (tmp_path / "structure.pdb").write_text(sampled.structure)
+    code = f"""
+import json
+from pathlib import Path
+from cgal.params import ForceFieldParams, ReferenceParams
+from cgal.reference.sampling import Recipe, explore, relax, swarm
+if __name__ == "__main__":
+    recipe = Recipe(Path({str(tmp_path / "structure.pdb")!r}).read_text(), ForceFieldParams(platform="CPU"),
+                    ReferenceParams.model_validate_json({TINY.model_dump_json()!r}), 350.0, 1, Path({str(folder)!r}))
+    for make in (explore, relax, swarm):
+        make(recipe, workers=1)
+"""
+    (tmp_path / "run.py").write_text(code)
+    with subprocess.Popen([sys.executable, str(tmp_path / "run.py")], start_new_session=True) as process:
+        deadline = time.monotonic() + 120
+        while not list(folder.glob("swarm/*/0000.h5")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    made = contents(folder)
+    assert 0 < len(list(folder.glob("swarm/*/*.h5"))) < 4
+    time.sleep(1.0)  # its workers end within half a second
+    assert sample(replace(sampled, folder=folder)) == ()
+    assert contents(folder) == contents(sampled.folder)
+    assert {name: content for name, content in contents(folder).items() if name in made} == made
+
+
+def test_asking_for_more_adds_to_what_is_there(copy: Recipe) -> None:
+    """A third trajectory, and a third segment of each; all that was there keeps its bytes."""
+    before = contents(copy.folder)
+    params = copy.params.model_copy(update={"trajectories": 3, "trajectory_ns": 0.012})
+    more = replace(copy, params=params)
+    assert sample(more) == ()
+    after = contents(copy.folder)
+    assert len(after) == len(before) + 1 + 2 + 3
+    assert before.items() <= after.items()
+    assert status(more).swarm_ns == (0.012, 0.012, 0.012)
+
+
+def test_a_damaged_segment_is_made_again(copy: Recipe) -> None:
+    before = contents(copy.folder)
+    path = copy.segment(1, 1)
+    path.write_bytes(path.read_bytes()[:1000])
+    assert status(copy).swarm_ns == (0.008, 0.004)
+    assert swarm(copy, workers=1) == ()
+    assert contents(copy.folder) == before
+
+
+def test_another_recipe_is_refused(copy: Recipe) -> None:
+    with pytest.raises(BadParams, match=r"sampled with temperature_K 350.0, which is now 340.0; set it back, or move"):
+        swarm(replace(copy, temperature_K=340.0), workers=1)
+    other = copy.params.model_copy(update={"segment_ps": 2.0})
+    with pytest.raises(BadParams, match=r"reference.segment_ps 4.0, which is now 2.0"):
+        swarm(replace(copy, params=other), workers=1)
+
+
+def test_an_unsound_structure_is_lost_with_its_reason(structure: str, tmp_path: Path) -> None:
+    """The mirror image: every residue has the wrong hand."""
+    topology, positions = read_structure(structure)
+    params = TINY.model_copy(update={"hot_trajectories": 1})
+    recipe = Recipe(write_structure(topology, -positions), FORCE_FIELD, params, 350.0, 1, tmp_path)
+    (loss,) = explore(recipe, workers=1)
+    assert loss.piece == "hot trajectory 0"
+    assert "wrong handedness at CA of ALA 2" in loss.reason
+    with pytest.raises(SamplingError, match="the swarm has no frame yet; run 'cgal reference'"):
+        load_swarm(recipe)
+
+
+def test_floor_falls_as_sampling_grows() -> None:
+    """Four times the sampling: half the floor, when trajectories are long against the slowest process.
+
+    The mean over splits of W1 to the other half falls by 1.4 at the least, in TICA and in the reaction coordinate.
+    """
+    swarm_ = beads(walk(MATRIX, UNEVEN, 1600, seed=3))
+    reference = ReferenceParams(
+        tica_lag_ps=20.0, tica_dimensions=2, states=20, lag_ps=20.0, spacing_ps=2.0, splits=6, frames=2000
+    )
+    params = Params(reference=reference)
+    found = floors(swarm_, thin(swarm_, 4000), params)
+    assert [floor["sampled_ns"] for floor in found] == [32.0, 64.0, 96.0, 128.0]
+    for metric in ("tica", "reaction_coordinate"):
+        first, last = (floor["exact"][metric]["mean"] for floor in (found[0], found[-1]))
+        assert last < first / 1.4
+        assert found[-1]["exact"][metric]["low"] <= last <= found[-1]["exact"][metric]["high"]
+
+
+def test_floor_of_too_short_a_swarm_starts_where_it_can(tmp_path: Path) -> None:
+    """A quarter of each trajectory is 16 ps, less than the lag."""
+    swarm_ = beads(walk(MATRIX, UNEVEN, 32, seed=3))
+    reference = ReferenceParams(
+        tica_lag_ps=20.0, tica_dimensions=2, states=5, lag_ps=20.0, spacing_ps=2.0, splits=2, frames=2000
+    )
+    found = floors(swarm_, swarm_, Params(reference=reference))
+    assert [floor["sampled_ns"] for floor in found] == pytest.approx([1.28, 1.92, 2.56])
+    assert plot_floor(found, "exact", tmp_path)[0].stat().st_size > 10_000
+
+
+# ------------------------------------------------------------------------------------- the flow and the command
+
+
+@pytest.fixture(scope="module")
+def prefect_server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture
+def project(make_project: Callable[..., Path], sampled: Recipe) -> Path:
+    """A working copy with a second protein, whose sampling is done but for a segment."""
+    root = make_project(
+        force_field=FORCE_FIELD.model_dump(), reference=TINY.model_dump(), benchmark={"tica_lag_ps": 0.4}
+    )
+    (root / "data" / "tetra").mkdir()
+    (root / "data" / "tetra" / "structure.pdb").write_text(sampled.structure)
+    shutil.copytree(sampled.folder, root / ".cgal" / "reference" / "tetra")
+    (root / ".cgal" / "reference" / "tetra" / "swarm" / "001" / "0001.h5").unlink()
+    return root
+
+
+def test_command_makes_the_reference_and_says_how_far_it_is(project: Path, prefect_server: None) -> None:
+    """Status, then the real flow; the reference is recorded in DVC, and a second run writes the same bytes."""
+    shown = CliRunner().invoke(app, ["reference", "tetra", "--root", str(project), "--status"])
+    assert shown.exit_code == 0, shown.output
+    assert "0.0 to 0.0 ns" in shown.output
+    workspace = Workspace(project, "tetra")
+    assert sampling_status(workspace).total_ns == pytest.approx(0.012)
+    before = (project / "data.dvc").read_text()
+    summary = run_reference(workspace, 1)
+    assert summary["sampled_ns"] == pytest.approx(0.016)
+    assert summary["losses"] == []
+    assert len(summary["floor"]) > 0
+    truth = CGTrajectory.load(workspace.data / "reference.h5")
+    assert len(truth) == 80
+    assert truth.weights.sum() == pytest.approx(1)
+    assert read_json(workspace.data / "reference.json")["folded"]["low"] >= 0
+    assert (project / "data.dvc").read_text() != before
+    figures = {path.name for path in (project / "report" / "reference" / "tetra").glob("*.png")}
+    assert figures == {
+        "chapman_kolmogorov.png", "floor.png", "populations.png", "timescales.png", "trajectories.png"
+    }  # fmt: skip
+    first = {path.name: path.read_bytes() for path in workspace.data.iterdir()}
+    recorded = Repository(project).record_data()
+    run_reference(workspace, 1)
+    assert {path.name: path.read_bytes() for path in workspace.data.iterdir()} == first
+    assert Repository(project).record_data() == recorded
+
+
+def test_preview_leaves_data_as_it_is(project: Path, prefect_server: None) -> None:
+    workspace = Workspace(project, "tetra")
+    summary = run_reference(workspace, preview=True)
+    assert summary["sampled_ns"] == pytest.approx(0.012)
+    assert [path.name for path in workspace.data.iterdir()] == ["structure.pdb"]
+    assert (project / "report" / "reference" / "tetra" / "reference.h5").is_file()
+
+
+def test_command_without_a_structure_says_what_to_do(project: Path) -> None:
+    shown = subprocess.run(
+        ["cgal", "reference", "missing", "--status"], cwd=project, capture_output=True, text=True, check=False,
+        env=os.environ | {"PREFECT_HOME": str(project / ".prefect")},
+    )  # fmt: skip
+    assert shown.returncode == 1
+    assert "data/missing/structure.pdb: no such file" in shown.stderr
+    assert yaml.safe_load((project / "params.yaml").read_text())["protein"] == "chignolin"
