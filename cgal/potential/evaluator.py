@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from cgal.potential.analytic import BendTerms, PairTerms
 from cgal.potential.checkpoint import Potential
 from cgal.potential.geometry import pairs
-from cgal.potential.tabulated import TabulatedSchNet
+from cgal.potential.tabulated import INTERVALS, TabulatedSchNet
 
 __all__ = ["Evaluator"]
 
@@ -25,12 +25,12 @@ class Evaluator(nn.Module):
     differences: Tensor
     bonded: Tensor
 
-    def __init__(self, potential: Potential) -> None:
+    def __init__(self, potential: Potential, filter_intervals: int = INTERVALS) -> None:
         super().__init__()
         self.sequence = potential.sequence
         self.pair_terms = PairTerms(potential.prior)
         self.bend_terms = BendTerms(potential.prior)
-        self.network = TabulatedSchNet(potential.network, potential.types)
+        self.network = TabulatedSchNet(potential.network, potential.types, filter_intervals)
         first, second = pairs(len(self.sequence), 1, torch.device("cpu"))
         beads = torch.eye(len(self.sequence))
         self.register_buffer("differences", beads[:, second] - beads[:, first])

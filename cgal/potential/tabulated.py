@@ -21,7 +21,7 @@ from cgal.potential.network import CGSchNet, ENERGY_SCALE_kJ_per_mol
 __all__ = ["TabulatedSchNet"]
 
 INTERVALS = 512
-"""Intervals of a filter table, each of width h. The spline errs by h^4 |W''''| / 384 and its slope by
+"""Intervals of a filter table by default, each of width h. The spline errs by h^4 |W''''| / 384 and its slope by
 h^3 |W''''| / (72 sqrt 3) at most. A filter varies over w, the width of a radial function: with |W''''| ~ |W| / w^4,
 w = 0.05 nm and h = 0.003 nm that is 3e-8 |W| and 2e-6 |W / w|, below what float32 rounds off along the way."""
 
@@ -82,9 +82,9 @@ class Block(nn.Module):
 
     table: Tensor
 
-    def __init__(self, schnet: Any, block: Any, cutoff_nm: float) -> None:
+    def __init__(self, schnet: Any, block: Any, cutoff_nm: float, intervals: int) -> None:
         super().__init__()
-        self.register_buffer("table", _tabulate(schnet, block, cutoff_nm))
+        self.register_buffer("table", _tabulate(schnet, block, cutoff_nm, intervals))
         self.to_sources = Dense(block.in2f)
         self.to_hidden = Dense(block.f2out[0])
         self.to_update = Dense(block.f2out[1], input_shift=math.log(2))
@@ -96,16 +96,16 @@ class Block(nn.Module):
         return Filters(values, slopes)
 
 
-def _tabulate(schnet: Any, block: Any, cutoff_nm: float) -> Float32[Tensor, "rows features"]:
+def _tabulate(schnet: Any, block: Any, cutoff_nm: float, intervals: int) -> Float32[Tensor, "rows features"]:
     """Filter times cutoff at evenly spaced knots from 0 to the cutoff, each followed by its slope times the spacing."""
 
     def filters(distances: Float64[Tensor, " knots"]) -> Float64[Tensor, "knots features"]:
         values: Tensor = block.filter_network(schnet.radial_basis(distances)) * schnet.cutoff_fn(distances)[:, None]
         return values
 
-    knots = torch.linspace(0.0, cutoff_nm, INTERVALS + 1, dtype=torch.float64)
+    knots = torch.linspace(0.0, cutoff_nm, intervals + 1, dtype=torch.float64)
     values, slopes = cast(tuple[Tensor, Tensor], torch.func.jvp(filters, (knots,), (torch.ones_like(knots),)))
-    return torch.stack([values, slopes * (cutoff_nm / INTERVALS)], 1).flatten(0, 1).float()
+    return torch.stack([values, slopes * (cutoff_nm / intervals)], 1).flatten(0, 1).float()
 
 
 class TabulatedSchNet(nn.Module):
@@ -120,13 +120,14 @@ class TabulatedSchNet(nn.Module):
     four: Tensor
     neighbours: Tensor
 
-    def __init__(self, network: CGSchNet, types: Int64[Tensor, " beads"]) -> None:
+    def __init__(self, network: CGSchNet, types: Int64[Tensor, " beads"], intervals: int = INTERVALS) -> None:
         super().__init__()
         exact: Any = deepcopy(network).cpu().double().requires_grad_(False)
         schnet, cutoff_nm = exact.representation, network.params.cutoff_nm
+        self.intervals, self.cutoff_nm = intervals, cutoff_nm
         readout = ENERGY_SCALE_kJ_per_mol * exact.readout[1].weight[0]
-        self.knots_per_nm = INTERVALS / cutoff_nm
-        self.blocks = nn.ModuleList(Block(schnet, block, cutoff_nm) for block in schnet.interactions)
+        self.knots_per_nm = intervals / cutoff_nm
+        self.blocks = nn.ModuleList(Block(schnet, block, cutoff_nm, intervals) for block in schnet.interactions)
         self.to_hidden = Dense(exact.readout[0])
         self.register_buffer("embedding", schnet.embedding(types.cpu()).float()[None])
         self.register_buffer("readout", readout.float())
@@ -164,8 +165,8 @@ class TabulatedSchNet(nn.Module):
 
     def _spline(self, distances: Float32[Tensor, "frames pairs"]) -> Spline:
         """Find each distance in the table: past the cutoff it is the last knot, where value and slope are zero."""
-        at = distances.flatten().mul(self.knots_per_nm).clamp_(max=INTERVALS)
-        knot = at.long().clamp_(0, INTERVALS - 1)  # of a number that is none, too
+        at = distances.flatten().mul(self.knots_per_nm).clamp_(max=self.intervals)
+        knot = at.long().clamp_(0, self.intervals - 1)  # of a number that is none, too
         t = at - knot
         squares = t * t
         powers = torch.stack([torch.ones_like(t), t, squares, squares * t], 1)

@@ -15,10 +15,13 @@ from scipy.spatial.transform import Rotation
 from cgal.params import NetworkParams, PriorParams
 from cgal.potential.checkpoint import Potential, initial_potential
 from cgal.potential.evaluator import Evaluator
+from cgal.potential.fused import FusedEvaluator
 from cgal.potential.network import new_network
 from cgal.potential.prior import fit_prior
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, real_beads, real_prior, shaken_beads
 
+type AnyEvaluator = Evaluator | FusedEvaluator
+EVALUATORS = (Evaluator, FusedEvaluator)
 ARCHITECTURES = [NetworkParams(), NetworkParams(features=8, blocks=1, radial_functions=6, cutoff_nm=0.8)]
 
 
@@ -47,12 +50,12 @@ def potential(request) -> Potential:
     return trained(request.param)
 
 
-@pytest.fixture(scope="module")
-def evaluator(potential) -> Evaluator:
-    return Evaluator(potential)
+@pytest.fixture(scope="module", params=EVALUATORS)
+def evaluator(request, potential) -> AnyEvaluator:
+    return request.param(potential)
 
 
-def assert_agree(evaluator: Evaluator, potential: Potential, positions: torch.Tensor) -> None:
+def assert_agree(evaluator: AnyEvaluator, potential: Potential, positions: torch.Tensor) -> None:
     expected_energies, expected = deepcopy(potential).double().energy_and_forces(positions.double())
     energies, forces = evaluator.energy_and_forces(positions)
     assert energies.dtype == forces.dtype == torch.float32
@@ -83,29 +86,32 @@ def test_they_agree_with_a_pair_across_the_cutoff(potential, evaluator):
     assert_agree(evaluator, potential, positions)
 
 
-def test_forces_of_nearly_straight_and_of_folded_back_chains_agree():
+@pytest.mark.parametrize("kind", EVALUATORS)
+def test_forces_of_nearly_straight_and_of_folded_back_chains_agree(kind):
     """Where bonds are collinear the coordinates are rounded off; the two round off alike."""
     potential = trained(SMALL_NETWORK)
     line = torch.arange(10)[:, None] * torch.tensor([0.38, 0.0, 0.0])
     noise = torch.randn(6, 10, 3, generator=torch.Generator().manual_seed(0))
     bent = line + torch.tensor([0.0, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1])[:, None, None] * noise
-    evaluator = Evaluator(potential)
+    evaluator = kind(potential)
     assert_agree(evaluator, potential, bent[2:])
     assert evaluator.energy_and_forces(bent)[1].isfinite().all()
 
 
+@pytest.mark.parametrize("kind", EVALUATORS)
 @pytest.mark.parametrize("sequence", ["YDPE", "ACDEFGHIKLMNPQRSTVWY"])
-def test_chains_of_other_lengths_agree(sequence):
+def test_chains_of_other_lengths_agree(kind, sequence):
     potential = trained(SMALL_NETWORK, sequence)
-    assert_agree(Evaluator(potential), potential, torch.from_numpy(chain(sequence)))
+    assert_agree(kind(potential), potential, torch.from_numpy(chain(sequence)))
 
 
-def test_forces_are_minus_the_gradient_of_the_tabulated_energy():
+@pytest.mark.parametrize("kind", EVALUATORS)
+def test_forces_are_minus_the_gradient_of_the_tabulated_energy(kind):
     """The spline's slope is its own: along a straight path the work of the forces is the loss of energy.
 
     1000 midpoints over 0.1 nm a bead err by 1e-7; float32 energies of 1e3 kJ/mol by 1e-4.
     """
-    evaluator = Evaluator(trained(SMALL_NETWORK))
+    evaluator = kind(trained(SMALL_NETWORK))
     ends = torch.from_numpy(real_beads()[[0, -1]])
     path = torch.linspace(0, 1, 1001)[:, None, None]
     points = ends[0] + path * (ends[1] - ends[0])
@@ -139,10 +145,11 @@ def test_energy_is_invariant_and_forces_turn_along_under_rigid_motion(evaluator,
     assert float((moved_forces - forces @ turn.T).abs().max() / rms) < 2e-4
 
 
-def test_of_an_untrained_potential_it_is_the_prior():
+@pytest.mark.parametrize("kind", EVALUATORS)
+def test_of_an_untrained_potential_it_is_the_prior(kind):
     potential = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 0)
     positions = torch.from_numpy(shaken_beads(12))
-    energies, forces = Evaluator(potential).energy_and_forces(positions)
+    energies, forces = kind(potential).energy_and_forces(positions)
     exact = real_prior()
     torch.testing.assert_close(energies.double(), exact.energy(positions.double()), rtol=1e-5, atol=1e-3)
     expected = exact.forces(positions.double())
@@ -151,7 +158,7 @@ def test_of_an_untrained_potential_it_is_the_prior():
 
 def test_same_positions_same_bits_and_a_broken_frame_leaves_the_others_unchanged(potential, evaluator):
     positions = torch.from_numpy(shaken_beads(12))
-    first, again = evaluator.energy_and_forces(positions), Evaluator(potential).energy_and_forces(positions)
+    first, again = evaluator.energy_and_forces(positions), type(evaluator)(potential).energy_and_forces(positions)
     for fault in (torch.nan, torch.inf, 1e30):
         broken = positions.clone()
         broken[3, 4] = fault
@@ -162,9 +169,10 @@ def test_same_positions_same_bits_and_a_broken_frame_leaves_the_others_unchanged
             assert torch.equal(one[others], three[others])
 
 
-def test_it_is_frozen_while_the_potential_may_go_on_learning():
+@pytest.mark.parametrize("kind", EVALUATORS)
+def test_it_is_frozen_while_the_potential_may_go_on_learning(kind):
     potential = trained(SMALL_NETWORK)
-    evaluator, positions = Evaluator(potential), torch.from_numpy(shaken_beads(3))
+    evaluator, positions = kind(potential), torch.from_numpy(shaken_beads(3))
     before = evaluator.energy_and_forces(positions)[0]
     with torch.no_grad():
         for parameter in potential.parameters():
@@ -172,4 +180,3 @@ def test_it_is_frozen_while_the_potential_may_go_on_learning():
         for term in potential.prior.buffers():
             term.add_(0.1)
     assert torch.equal(evaluator.energy_and_forces(positions)[0], before)
-    assert not list(evaluator.parameters())

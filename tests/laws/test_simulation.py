@@ -10,7 +10,8 @@ from cgal.frames import AtomFrames, alpha_carbons, sequence_of
 from cgal.params import NetworkParams, PriorParams, SimulationParams
 from cgal.potential.checkpoint import initial_potential
 from cgal.potential.prior import fit_prior
-from cgal.simulation import BAOAB, State, simulate
+from cgal.simulation import simulate
+from cgal.simulation.langevin import BAOAB, State
 from cgal.units import thermal_energy_kJ_per_mol
 
 TEMPERATURE_K = 350.0

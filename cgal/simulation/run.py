@@ -1,0 +1,137 @@
+"""From start frames to a trajectory: run the replicas, keep the sound frames, say what became of each replica."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32
+
+from cgal.errors import EmptyTrajectory
+from cgal.frames import CGTrajectory, ReplicaFate
+from cgal.params import SimulationParams
+from cgal.potential.checkpoint import Potential
+from cgal.potential.evaluator import Evaluator
+from cgal.potential.fused import FusedEvaluator
+from cgal.potential.kernels import CAUSES
+from cgal.progress import Progress, silent
+from cgal.simulation.fused import FusedEngine
+from cgal.simulation.langevin import BAOAB, EnergyModel, Engine, GraphEngine, Snapshot, TorchEngine
+from cgal.units import thermal_energy_kJ_per_mol
+
+__all__ = ["simulate"]
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """Saved frames of all replicas, which of them were sound when saved, and how it ended."""
+
+    positions: Float32[np.ndarray, "saves replicas beads 3"]
+    sound: Bool[np.ndarray, "saves replicas"]
+    end: Snapshot
+
+
+def simulate(
+    potential: EnergyModel,
+    starts: Float32[np.ndarray, "starts beads 3"],
+    params: SimulationParams,
+    *,
+    temperature_K: float,
+    seed: int,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> CGTrajectory:
+    """Run `params.replicas` replicas of Langevin dynamics from frames drawn from `starts`.
+
+    Frames are saved after every `params.stride` steps (never the start frame itself) and come back ordered by replica,
+    then time. A replica with a bond over `maximum_bond_nm` ("exploded"), two beads closer than `minimum_distance_nm`
+    ("imploded") or a coordinate that is no number ("not finite") is quarantined at that very step. Every replica has
+    its fate in `fates`. Start frames, velocities and noise depend on `seed` alone, so a lost replica changes nothing
+    for the others, nor does the number of threads. A `Potential` is frozen first: into compiled loops on a CPU, into a
+    captured step on CUDA.
+
+    Raises EmptyTrajectory when there is no start frame, or when every replica is lost before its first saved frame.
+    """
+    if len(starts) == 0:
+        raise EmptyTrajectory("simulation: no start frame was given; give at least one frame of the training set")
+    home = _draw_starts(starts, params.replicas, seed)
+    record = _run(_engine(potential, home, params, temperature_K, seed, device), params, progress)
+    fates = _fates(record.end, params.steps)
+    if not record.sound.any():
+        raise EmptyTrajectory(_explain_loss(fates, params))
+    return _trajectory(potential.sequence, record, fates, params)
+
+
+def _draw_starts(
+    starts: Float32[np.ndarray, "starts beads 3"], replicas: int, seed: int
+) -> Float32[np.ndarray, "replicas beads 3"]:
+    """Draw a start frame for each replica, none twice while there are enough."""
+    drawn = np.random.default_rng(seed).choice(len(starts), replicas, replace=len(starts) < replicas)
+    return starts[drawn]
+
+
+def _engine(
+    potential: EnergyModel,
+    home: Float32[np.ndarray, "replicas beads 3"],
+    params: SimulationParams,
+    temperature_K: float,
+    seed: int,
+    device: str,
+) -> Engine:
+    """Choose the fastest way to run a potential on a device."""
+    kind = torch.device(device).type
+    if isinstance(potential, Potential):
+        frozen = FusedEvaluator if kind == "cpu" else Evaluator
+        potential = frozen(potential, params.filter_intervals)
+    integrator = BAOAB(
+        potential.to(device),
+        params.timestep_ps,
+        params.bead_mass_amu,
+        params.friction_per_ps,
+        thermal_energy_kJ_per_mol(temperature_K),
+    )
+    if isinstance(integrator.model, FusedEvaluator):
+        return FusedEngine(integrator, home, params, seed)
+    engine = GraphEngine if kind == "cuda" and isinstance(integrator.model, Evaluator) else TorchEngine
+    return engine(integrator, torch.from_numpy(home).to(device), params, seed)
+
+
+def _run(engine: Engine, params: SimulationParams, progress: Progress) -> Record:
+    """Run and watch; stop early when no replica is left."""
+    frames, sound = [], []
+    for step in range(params.stride, params.steps + 1, params.stride):
+        engine.advance(params.stride)
+        now = engine.snapshot()
+        frames.append(now.positions)
+        sound.append(now.cause == 0)
+        progress(step, params.steps, f"{sound[-1].sum()} of {len(sound[-1])} replicas sound")
+        if not sound[-1].any():
+            break
+    else:
+        engine.advance(params.steps % params.stride)
+    return Record(np.stack(frames), np.stack(sound), engine.snapshot())
+
+
+def _fates(end: Snapshot, steps: int) -> tuple[ReplicaFate, ...]:
+    return tuple(
+        ReplicaFate(replica, step if cause else steps, CAUSES[cause])
+        for replica, (cause, step) in enumerate(zip(end.cause.tolist(), end.lost_at.tolist(), strict=True))
+    )
+
+
+def _explain_loss(fates: tuple[ReplicaFate, ...], params: SimulationParams) -> str:
+    causes = ", ".join(f"{number} {cause}" for cause, number in sorted(Counter(fate.cause for fate in fates).items()))
+    return (
+        f"simulation: no sound frame was saved (the first is due at step {params.stride} of {params.steps}); "
+        f"{len(fates)} replicas: {causes}, the last at step {max(fate.last_step for fate in fates)}; "
+        "lower simulation.timestep_ps, or train a better model"
+    )
+
+
+def _trajectory(
+    sequence: str, record: Record, fates: tuple[ReplicaFate, ...], params: SimulationParams
+) -> CGTrajectory:
+    """Put the sound frames in order of replica, then time."""
+    replica, save = np.nonzero(record.sound.T)
+    time_ps = (save + 1) * params.stride * params.timestep_ps
+    return CGTrajectory.from_positions(sequence, record.positions[save, replica], time_ps, replica, fates)
