@@ -16,7 +16,7 @@ __all__ = ["active_learning"]
 
 
 @flow(name="active-learning", flow_run_name="{campaign}")
-def active_learning(root: Path, campaign: str) -> int:
+def active_learning(root: Path, campaign: str, startup_s: float = 0.0) -> int:
     """Run a campaign from where it stands to its closing round, and give that round's index.
 
     1. prepare: fit force map and prior, project the seed to shard 0 (once a campaign);
@@ -26,14 +26,16 @@ def active_learning(root: Path, campaign: str) -> int:
     5. append the labels as shard k + 1, which opens the next round; or stop after the closing one, or when no frame
        was found worth a label.
 
-    A tag that exists means that steps 2 and 3 are done: that is how a killed campaign goes on.
+    A tag that exists means that steps 2 and 3 are done: that is how a killed campaign goes on. `startup_s` is what it
+    took to get here; the first round bears it.
     """
+    opened = monotonic() - startup_s
     workspace, repository = Workspace(root), Repository(root)
     prepare_task(workspace)(root)
     while True:
         k = round_index(load_manifest(workspace.data))
         if not repository.is_published(campaign, k):
-            _run_and_publish(workspace, k)
+            opened = _run_and_publish(workspace, k, opened)
         track_task(k, workspace)(root)
         if k >= workspace.params.campaign.rounds:
             return k
@@ -46,12 +48,17 @@ def active_learning(root: Path, campaign: str) -> int:
         console.print(f"[green]✓[/green] append-r{k:03d}: {frames} labelled frames open round {k + 1}")
 
 
-def _run_and_publish(workspace: Workspace, k: int) -> None:
-    started = monotonic()
+def _run_and_publish(workspace: Workspace, k: int, opened: float) -> float:
+    """Run and publish a round, and give the moment up to which its timings go: from `opened`, nothing is left out.
+
+    They are published with the round, so what publishing and tracking it takes is the overhead of the next one.
+    """
     before = workspace.timings(k)
     console.rule(f"round {k} of {workspace.params.campaign.rounds}", align="left")
     run_round(workspace.root, k)
     stages = sum(seconds for stage, seconds in workspace.timings(k).items() if before.get(stage) != seconds)
-    workspace.add_timing(k, "overhead", monotonic() - started - stages)
+    closed = monotonic()
+    workspace.add_timing(k, "overhead", closed - opened - stages)
     tag = publish_task(k, workspace)(workspace.root)
-    console.print(f"[green]✓[/green] published {tag}")
+    console.print(f"[green]✓[/green] published {tag} in {monotonic() - closed:.1f} s")
+    return closed

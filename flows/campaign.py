@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from cgal.dataset import load_manifest, reset, round_index
 from cgal.errors import BadFile, BadParams, VersioningError
 from cgal.files import atomic_write
 from cgal.params import Params
@@ -54,6 +53,8 @@ def new_campaign(workspace: Workspace, repository: Repository, name: str) -> Wor
     Shards of another campaign leave the workspace; their published rounds keep them in the DVC cache. Raises
     VersioningError when the name is taken.
     """
+    from cgal.dataset import reset  # seconds of imports, and 'cgal run' on a complete campaign only looks
+
     Params.model_validate(
         workspace.params.model_dump() | {"campaign": workspace.params.campaign.model_dump() | {"name": name}}
     )
@@ -71,6 +72,8 @@ def continue_campaign(workspace: Workspace, repository: Repository, state: Campa
 
     Raises BadParams when the dataset belongs to another campaign and this one has no published round to go back to.
     """
+    from cgal.dataset import load_manifest, round_index
+
     manifest_path = workspace.data / "manifest.json"
     if not manifest_path.is_file():
         return

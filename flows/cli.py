@@ -1,9 +1,9 @@
 """The command line: `cgal ...`. Heavy packages are imported inside the commands, so that `cgal --help` is instant."""
 
 import json
-import os
 import sys
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Any, Literal
 
 import typer
@@ -15,6 +15,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich's help pages take as long to import as all the rest
+    context_settings={"max_content_width": 120},
 )
 
 Root = Annotated[Path, typer.Option("--root", help="The project's folder.", file_okay=False)]
@@ -36,27 +38,45 @@ def run(
     new: Annotated[str | None, typer.Option(help="Start a new campaign of this name from the seed.")] = None,
 ) -> None:
     """Run the campaign of params.yaml from where it stands to its closing round."""
+    started = monotonic()
     root = _open(root)
-    from flows.campaign import campaign_state, continue_campaign, fetch_data, new_campaign
+    from flows.campaign import campaign_state
     from flows.terminal import console
     from flows.versioning import CampaignLock, Repository
     from flows.workspace import Workspace
 
     workspace, repository = Workspace(root), Repository(root)
     with CampaignLock(root, new or workspace.params.campaign.name):
+        state = campaign_state(workspace, repository)
+        if state.complete and not new:
+            console.print(f"Campaign {state.name} is complete (rounds 0 to {state.last_published}).")
+        else:
+            state = _run_campaign(root, new, started)
+    _print_campaign(root, state.name)
+    if state.complete:
+        console.print(f"Start another from the seed: [bold]cgal run --new {_next_name(state.name)}[/bold]")
+
+
+def _run_campaign(root: Path, new: str | None, started: float) -> Any:
+    """Open the campaign while Prefect starts, run it, and give the state in which it was found."""
+    from flows.campaign import campaign_state, continue_campaign, fetch_data, new_campaign
+    from flows.startup import load_campaign, start_prefect
+    from flows.terminal import console
+    from flows.versioning import Repository
+    from flows.workspace import Workspace
+
+    workspace, repository = Workspace(root), Repository(root)
+    server = start_prefect()
+    with console.status("starting Prefect, loading the science"):
         fetch_data(workspace, repository)
         if new:
             workspace = new_campaign(workspace, repository, new)
         state = campaign_state(workspace, repository)
-        if state.complete:
-            console.print(f"Campaign {state.name} is complete (rounds 0 to {state.last_published}).")
-        else:
-            continue_campaign(workspace, repository, state)
-            console.print(_opening(state))
-            _run_flow(root, state.name)
-    _print_campaign(root, state.name)
-    if state.complete:
-        console.print(f"Start another from the seed: [bold]cgal run --new {_next_name(state.name)}[/bold]")
+        continue_campaign(workspace, repository, state)
+        load_campaign(server)
+    console.print(_opening(state))
+    _run_flow(root, state.name, started)
+    return state
 
 
 def _opening(state: Any) -> str:
@@ -65,19 +85,15 @@ def _opening(state: Any) -> str:
     return f"Campaign {state.name} goes on: rounds 0 to {state.last_published} are published."
 
 
-def _run_flow(root: Path, campaign: str) -> None:
-    from flows.terminal import console
+def _run_flow(root: Path, campaign: str, started: float) -> None:
+    from prefect import tags
 
-    with console.status("starting Prefect (the first start takes some seconds)"):
-        from prefect import tags
+    from flows.active_learning import active_learning
+    from flows.orphans import close_dead_runs, project_tag
 
-        from flows.active_learning import active_learning
-        from flows.orphans import close_dead_runs, project_tag, stop_orphaned_servers
-
-        stop_orphaned_servers(Path(os.environ["PREFECT_HOME"]))
-        close_dead_runs(root)
+    close_dead_runs(root)
     with tags(project_tag(root)):
-        active_learning(root, campaign)
+        active_learning(root, campaign, startup_s=monotonic() - started)
 
 
 def _next_name(name: str) -> str:
@@ -195,12 +211,15 @@ def reference(
 ) -> None:
     """Make the ground truth: a swarm of all-atom trajectories and its Markov model. Stop and go on at any time."""
     root = _open(root)
+    from flows.startup import PrefectServer, start_prefect
     from flows.terminal import console
+    from flows.workspace import Workspace
 
-    with console.status("starting Prefect (the first start takes some seconds)"):
+    with console.status("loading the science" if status else "starting Prefect, loading the science"):
+        server = PrefectServer() if status else start_prefect()
         from flows import reference as flow
-        from flows.workspace import Workspace
 
+        server.wait()
     workspace = Workspace(root, protein)
     if status:
         console.print(flow.status_table(flow.sampling_status(workspace), workspace.data.name))

@@ -2,12 +2,11 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cgal.benchmark import plot_rmsd_rounds, plot_rounds
 from cgal.files import read_json
-from cgal.oracle import OracleResult
 from flows.tracking import RoundRecord, flatten
 from flows.versioning import PublishedRound, Repository
 from flows.workspace import Workspace
@@ -17,12 +16,16 @@ __all__ = ["campaign_rounds", "draw_campaign", "round_record"]
 
 def campaign_rounds(repository: Repository, campaign: str) -> list[dict[str, Any]]:
     """Every published round, in order: tag, commit, W1 with intervals, frames, oracle cost, replicas, wall time."""
-    return [_describe(repository, published) for published in repository.published(campaign)]
+    rounds = repository.published(campaign)
+    tags = [published.tag for published in rounds]
+    metrics, timings = (_read_json(repository, tags, f"round/{name}.json") for name in ("metrics", "timings"))
+    return [
+        _describe(published, scores, spent["seconds"])
+        for published, scores, spent in zip(rounds, metrics, timings, strict=True)
+    ]
 
 
-def _describe(repository: Repository, published: PublishedRound) -> dict[str, Any]:
-    metrics = _read_json(repository, published.tag, "round/metrics.json")
-    seconds = _read_json(repository, published.tag, "round/timings.json")["seconds"]
+def _describe(published: PublishedRound, metrics: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
     simulation = metrics["simulation"]
     return {
         "round": metrics["round"],
@@ -45,6 +48,8 @@ def _describe(repository: Repository, published: PublishedRound) -> dict[str, An
 
 def round_record(workspace: Workspace, repository: Repository, round_index: int) -> RoundRecord:
     """What MLflow is told of a published round whose outputs lie in the workspace."""
+    from cgal.oracle import OracleResult
+
     params = workspace.params
     published = repository.published_round(params.campaign.name, round_index)
     labels = OracleResult.load(workspace.round / "oracle.h5")
@@ -70,13 +75,15 @@ def round_record(workspace: Workspace, repository: Repository, round_index: int)
     )
 
 
-def _read_json(repository: Repository, tag: str, path: str) -> Any:
-    return json.loads(repository.read_round_file(tag, path))
-
-
 def draw_campaign(repository: Repository, campaign: str, folder: Path) -> Path:
     """Draw W1 and RMSD histograms over the rounds of a campaign into `folder`."""
+    from cgal.benchmark import plot_rmsd_rounds, plot_rounds
+
     tags = [published.tag for published in repository.published(campaign)]
-    plot_rounds([_read_json(repository, tag, "round/metrics.json") for tag in tags], folder)
-    plot_rmsd_rounds([_read_json(repository, tag, "round/histograms.json") for tag in tags], folder)
+    plot_rounds(_read_json(repository, tags, "round/metrics.json"), folder)
+    plot_rmsd_rounds(_read_json(repository, tags, "round/histograms.json"), folder)
     return folder
+
+
+def _read_json(repository: Repository, tags: Sequence[str], path: str) -> list[Any]:
+    return [json.loads(content) for content in repository.read_round_files(tags, path)]

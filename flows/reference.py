@@ -1,6 +1,5 @@
 """The ground truth: all-atom sampling that may take days and be killed at any time, then weights, tests and floor."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +28,7 @@ from cgal.reference.analysis import Analysis, analyse, summarise
 from cgal.reference.figures import plot_floor, plot_reference
 from cgal.reference.msm import prefix, thin, weigh
 from cgal.reference.sampling import Loss, Recipe, Status, explore, load_swarm, relax, status, swarm
-from flows.orphans import close_dead_runs, project_tag, stop_orphaned_servers
+from flows.orphans import close_dead_runs, project_tag
 from flows.steps import worth_retrying
 from flows.terminal import METRICS as HEADINGS
 from flows.terminal import SCALE, console, stage_bar
@@ -80,10 +79,7 @@ def sampling_status(workspace: Workspace) -> Status:
 def run_reference(workspace: Workspace, workers: int | None = None, *, preview: bool = False) -> dict[str, Any]:
     """Run the flow, alone in the sampling's folder, and give the summary; see `reference`."""
     recipe = recipe_of(workspace)
-    home = os.environ.get("PREFECT_HOME")
     with _reference_lock(recipe), tags(project_tag(recipe.folder)):
-        if home:
-            stop_orphaned_servers(Path(home))
         close_dead_runs(recipe.folder)
         name, count = workspace.data.name, workers or workspace.params.execution.oracle_workers
         return reference(workspace.root, name, count, preview=preview)

@@ -9,6 +9,7 @@ from typing import Any
 from prefect import Task, task
 from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.context import TagsContext
 from prefect.tasks import exponential_backoff
 
 from cgal.dataset import append, prepare
@@ -41,7 +42,9 @@ def worth_retrying(task: Any, run: Any, state: Any) -> bool:
     return True
 
 
-def _as_task(function: Callable[..., Any], name: str, round_index: int, workspace: Workspace) -> Task[..., Any]:
+def _as_task(
+    function: Callable[[Path], Any], name: str, round_index: int, workspace: Workspace
+) -> Callable[[Path], Any]:
     execution = workspace.params.execution
     wrap = task(
         name=name,
@@ -53,10 +56,16 @@ def _as_task(function: Callable[..., Any], name: str, round_index: int, workspac
         timeout_seconds=execution.timeout_s,
         cache_policy=NO_CACHE,
     )
-    return wrap(function)
+    wrapped: Task[[Path], Any] = wrap(function)
+
+    def call(root: Path) -> Any:
+        with TagsContext(current_tags=set()):  # for each tagged task the server is asked for concurrency slots: 2 s
+            return wrapped(root)
+
+    return call
 
 
-def stage_task(stage: str, round_index: int, workspace: Workspace) -> Task[[Path], Summary]:
+def stage_task(stage: str, round_index: int, workspace: Workspace) -> Callable[[Path], Summary]:
     """Prefect task `<stage>-r<round>` that runs one stage unless DVC says that nothing it depends on has changed."""
 
     def run(root: Path) -> Summary:
@@ -93,7 +102,7 @@ def _publish_artifacts(workspace: Workspace, stage: str, title: str, summary: Su
         create_image_artifact(f"data:image/png;base64,{encoded}", key=key, description=f"{title}: {figure.stem}")
 
 
-def prepare_task(workspace: Workspace) -> Task[[Path], None]:
+def prepare_task(workspace: Workspace) -> Callable[[Path], None]:
     """Prefect task that fits force map and prior and projects the seed, once a campaign."""
 
     def run(root: Path) -> None:
@@ -106,7 +115,7 @@ def prepare_task(workspace: Workspace) -> Task[[Path], None]:
     return _as_task(run, "prepare", 0, workspace)
 
 
-def publish_task(round_index: int, workspace: Workspace) -> Task[[Path], str]:
+def publish_task(round_index: int, workspace: Workspace) -> Callable[[Path], str]:
     """Prefect task that records the round in DVC and git and gives its tag."""
 
     def run(root: Path) -> str:
@@ -118,7 +127,7 @@ def publish_task(round_index: int, workspace: Workspace) -> Task[[Path], str]:
     return _as_task(run, "publish", round_index, workspace)
 
 
-def track_task(round_index: int, workspace: Workspace) -> Task[[Path], None]:
+def track_task(round_index: int, workspace: Workspace) -> Callable[[Path], None]:
     """Prefect task that brings the published round to MLflow (again and again to the same run)."""
 
     def run(root: Path) -> None:
@@ -128,7 +137,7 @@ def track_task(round_index: int, workspace: Workspace) -> Task[[Path], None]:
     return _as_task(run, "track", round_index, workspace)
 
 
-def append_task(round_index: int, workspace: Workspace) -> Task[[Path], int]:
+def append_task(round_index: int, workspace: Workspace) -> Callable[[Path], int]:
     """Prefect task that turns the oracle's frames into the next shard, which opens the next round; gives their number.
 
     With no labelled frame there is nothing to learn from: the dataset stays as it is.

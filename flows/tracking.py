@@ -38,6 +38,7 @@ __all__ = [
     "round_metrics",
     "server_command",
     "tracking_uri",
+    "warm_up",
 ]
 
 DATABASE = "mlflow.db"
@@ -195,6 +196,12 @@ def log_round(root: Path, record: RoundRecord) -> RunIds:
         if run.info.status != "FINISHED":
             client.set_terminated(run.info.run_id)
         return RunIds(experiment, campaign.info.run_id, run.info.run_id, version)
+
+
+def warm_up() -> None:
+    """Import MLflow, in a moment when there is nothing better to do."""
+    _set_environment()
+    import mlflow  # noqa: F401
 
 
 def _set_environment() -> None:

@@ -102,7 +102,9 @@ class Repository:
 
     def published(self, campaign: str) -> list[PublishedRound]:
         """All published rounds of a campaign, in order; an empty list for a campaign that nobody has run."""
-        tags = sorted(self._tags(f"refs/tags/{campaign}/round-*"), key=_round_index)
+        return self._described(campaign, sorted(self._tags(f"refs/tags/{campaign}/round-*"), key=_round_index))
+
+    def _described(self, campaign: str, tags: Sequence[str]) -> list[PublishedRound]:
         commits = self._git.objects([f"{tag}^{{commit}}" for tag in tags])
         datas = self._git.contents([f"{tag}:data.dvc" for tag in tags])
         locks = self._git.contents([f"{tag}:dvc.lock" for tag in tags])
@@ -114,9 +116,8 @@ class Repository:
 
     def published_round(self, campaign: str, round_index: int) -> PublishedRound:
         """One published round; raises VersioningError when it is not there."""
-        for published in self.published(campaign):
-            if published.round_index == round_index:
-                return published
+        if found := self._described(campaign, [round_tag(campaign, round_index)]):
+            return found[0]
         raise VersioningError(f"campaign {campaign} has no published round {round_index}; 'cgal rounds' lists them")
 
     def is_published(self, campaign: str, round_index: int) -> bool:
@@ -146,10 +147,15 @@ class Repository:
 
     def read_round_file(self, tag: str, path: str) -> bytes:
         """Content of a file of a published round, read from git alone."""
-        content = self._git.contents([f"{tag}:{path}"])[0]
-        if content is None:
-            raise VersioningError(f"{tag} has no {path}; 'git ls-tree -r --name-only {tag}' lists what it has")
-        return content
+        return self.read_round_files([tag], path)[0]
+
+    def read_round_files(self, tags: Sequence[str], path: str) -> list[bytes]:
+        """Content of one file in each of some published rounds, read from git alone."""
+        contents = self._git.contents([f"{tag}:{path}" for tag in tags])
+        for tag, content in zip(tags, contents, strict=True):
+            if content is None:
+                raise VersioningError(f"{tag} has no {path}; 'git ls-tree -r --name-only {tag}' lists what it has")
+        return [content for content in contents if content is not None]
 
     def checkout_round(self, tag: str) -> None:
         """Restore a published round: `git checkout TAG -- data.dvc dvc.lock params.yaml && dvc checkout`.
@@ -433,12 +439,17 @@ def _round_index(tag: str) -> int:
 
 
 def _data_md5(data_dvc: bytes) -> str:
-    return str(yaml.safe_load(data_dvc)["outs"][0]["md5"])
+    return str(_yaml(data_dvc)["outs"][0]["md5"])
 
 
 def _model_md5(dvc_lock: bytes) -> str:
-    outputs = yaml.safe_load(dvc_lock)["stages"]["train"]["outs"]
+    outputs = _yaml(dvc_lock)["stages"]["train"]["outs"]
     return str(next(output["md5"] for output in outputs if output["path"] == "round/model.pt"))
+
+
+def _yaml(content: bytes) -> Any:
+    """Parse by libyaml where it is there: ten times faster, which counts once a campaign has many rounds."""
+    return yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
 
 
 def _record_stage(repo: Any, path: str, stage_name: str) -> None:
