@@ -1,0 +1,157 @@
+"""The functions of `pair_sums` compiled for one CPU core; they run without the interpreter's lock.
+
+Nothing of the size pairs x features is written but the filters themselves: the features of a pair's beads stay in cache
+while both are served.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cgal.potential.geometry import pairs
+from cgal.potential.kernels import entry
+from cgal.potential.pair_sums import Along, Beads, Filters, Rows, Stencil, Table
+
+__all__ = ["convolve", "interpolate", "slopes", "table_gradient", "tangent_convolve"]
+
+
+def interpolate(table: Table, rows: Rows, values: Stencil, slopes: Stencil) -> tuple[Filters, Filters]:
+    """Filter of each pair and its slope along the distance."""
+    filters = torch.zeros((*rows.shape, table.shape[1]), dtype=table.dtype)
+    filter_slopes = torch.zeros_like(filters)
+    _interpolate(*_arrays(table, rows, values, slopes, filters, filter_slopes))
+    return filters, filter_slopes
+
+
+def convolve(filters: Filters, features: Beads) -> Beads:
+    """h_i = sum_j W_ij y_j; its own transpose, since W_ij = W_ji."""
+    received = torch.zeros_like(features)
+    _convolve(*_pairs(features), *_arrays(filters, features, received))
+    return received
+
+
+def tangent_convolve(
+    filters: Filters, filter_slopes: Filters, approach: Along, features: Beads, tangents: Beads
+) -> Beads:
+    """Tangent of `convolve` when the features change by `tangents` and each distance by `approach`."""
+    received = torch.zeros_like(features)
+    _tangent_convolve(*_pairs(features), *_arrays(filters, filter_slopes, approach, features, tangents, received))
+    return received
+
+
+def slopes(filter_slopes: Filters, features: Beads, adjoints: Beads) -> Along:
+    """Slope along each distance of what has gradients `adjoints` along the result of `convolve`."""
+    along = torch.empty(filter_slopes.shape[:2], dtype=filter_slopes.dtype)
+    _slopes(*_pairs(features), *_arrays(filter_slopes, features, adjoints, along))
+    return along
+
+
+def table_gradient(
+    gradient: Table,
+    rows: Rows,
+    values: Stencil,
+    slopes: Stencil,
+    approach: Along,
+    features: tuple[Beads, Beads],
+    adjoints: tuple[Beads, Beads],
+) -> None:
+    """Add the tangent of the gradient along the table; features and adjoints come with their tangents."""
+    _table_gradient(*_pairs(features[0]), *_arrays(gradient, rows, values, slopes, approach, *features, *adjoints))
+
+
+def _arrays(*tensors: Tensor) -> list[Any]:
+    return [tensor.numpy() for tensor in tensors]
+
+
+def _pairs(features: Beads) -> list[Any]:
+    return _arrays(*pairs(features.shape[1], 1, features.device))
+
+
+@entry
+def _interpolate(table: Any, rows: Any, values: Any, slopes: Any, filters: Any, filter_slopes: Any) -> None:
+    for n in range(rows.shape[0]):
+        for p in range(rows.shape[1]):
+            for k in range(values.shape[2]):
+                row, value, slope = rows[n, p] + k, values[n, p, k], slopes[n, p, k]
+                for f in range(table.shape[1]):
+                    filters[n, p, f] += value * table[row, f]
+                    filter_slopes[n, p, f] += slope * table[row, f]
+
+
+@entry
+def _convolve(first: Any, second: Any, filters: Any, features: Any, received: Any) -> None:
+    for n in range(filters.shape[0]):
+        for p in range(filters.shape[1]):
+            i, j = first[p], second[p]
+            for f in range(filters.shape[2]):
+                received[n, i, f] += filters[n, p, f] * features[n, j, f]
+            for f in range(filters.shape[2]):
+                received[n, j, f] += filters[n, p, f] * features[n, i, f]
+
+
+@entry
+def _tangent_convolve(
+    first: Any,
+    second: Any,
+    filters: Any,
+    filter_slopes: Any,
+    approach: Any,
+    features: Any,
+    tangents: Any,
+    received: Any,
+) -> None:
+    for n in range(filters.shape[0]):
+        for p in range(filters.shape[1]):
+            i, j, rate = first[p], second[p], approach[n, p]
+            for f in range(filters.shape[2]):
+                change = rate * filter_slopes[n, p, f]
+                received[n, i, f] += filters[n, p, f] * tangents[n, j, f] + change * features[n, j, f]
+            for f in range(filters.shape[2]):
+                change = rate * filter_slopes[n, p, f]
+                received[n, j, f] += filters[n, p, f] * tangents[n, i, f] + change * features[n, i, f]
+
+
+@entry
+def _slopes(first: Any, second: Any, filter_slopes: Any, features: Any, adjoints: Any, along: Any) -> None:
+    for n in range(filter_slopes.shape[0]):
+        for p in range(filter_slopes.shape[1]):
+            i, j = first[p], second[p]
+            total = filter_slopes.dtype.type(0)
+            for f in range(filter_slopes.shape[2]):
+                met = features[n, i, f] * adjoints[n, j, f] + features[n, j, f] * adjoints[n, i, f]
+                total += filter_slopes[n, p, f] * met
+            along[n, p] = total
+
+
+@entry
+def _table_gradient(
+    first: Any,
+    second: Any,
+    gradient: Any,
+    rows: Any,
+    values: Any,
+    slopes: Any,
+    approach: Any,
+    features: Any,
+    tangents: Any,
+    adjoints: Any,
+    adjoint_tangents: Any,
+) -> None:
+    along_filter, along_slope = np.empty((2, gradient.shape[1]), gradient.dtype)
+    for n in range(rows.shape[0]):
+        for p in range(rows.shape[1]):
+            i, j, rate = first[p], second[p], approach[n, p]
+            for f in range(gradient.shape[1]):
+                along_slope[f] = features[n, i, f] * adjoints[n, j, f] + features[n, j, f] * adjoints[n, i, f]
+            for f in range(gradient.shape[1]):
+                along_filter[f] = (
+                    features[n, i, f] * adjoint_tangents[n, j, f] + features[n, j, f] * adjoint_tangents[n, i, f]
+                )
+            for f in range(gradient.shape[1]):
+                along_filter[f] += tangents[n, i, f] * adjoints[n, j, f] + tangents[n, j, f] * adjoints[n, i, f]
+            for k in range(values.shape[2]):
+                row, value, slope = rows[n, p] + k, values[n, p, k], rate * slopes[n, p, k]
+                for f in range(gradient.shape[1]):
+                    gradient[row, f] += value * along_filter[f] + slope * along_slope[f]

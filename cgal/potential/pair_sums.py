@@ -1,0 +1,79 @@
+"""Sums over bead pairs that a continuous-filter convolution and its derivatives are made of.
+
+This module is their definition, in plain torch, and serves any device; `pair_kernels` has the same functions compiled
+for the CPU, where they are several times faster. A pair p = (i, j), i < j, stands for both directions, since they
+share a filter W_p. A filter is read from a table of its values at evenly spaced distances: W_p = sum_k a_pk T_(m+k)
+and its slope W'_p = sum_k b_pk T_(m+k), with m the pair's first row.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from cgal.potential.geometry import pairs
+
+__all__ = ["convolve", "interpolate", "slopes", "table_gradient", "tangent_convolve"]
+
+type Beads = Float[Tensor, "frames beads features"]
+type Filters = Float[Tensor, "frames pairs features"]
+type Along = Float[Tensor, "frames pairs"]
+type Stencil = Float[Tensor, "frames pairs points"]
+type Rows = Int64[Tensor, "frames pairs"]
+type Table = Float[Tensor, "rows features"]
+
+
+def interpolate(table: Table, rows: Rows, values: Stencil, slopes: Stencil) -> tuple[Filters, Filters]:
+    """Filter of each pair and its slope along the distance."""
+    points = _points(rows, values)
+    shape = (*rows.shape, table.shape[1])
+    filters, filter_slopes = (
+        embedding_bag(points, table, mode="sum", per_sample_weights=weights.flatten(0, 1)).view(shape)
+        for weights in (values, slopes)
+    )
+    return filters, filter_slopes
+
+
+def convolve(filters: Filters, features: Beads) -> Beads:
+    """h_i = sum_j W_ij y_j; its own transpose, since W_ij = W_ji."""
+    first, second = pairs(features.shape[1], 1, features.device)
+    to_first, to_second = filters * features[:, second], filters * features[:, first]
+    return torch.zeros_like(features).index_add(1, first, to_first).index_add(1, second, to_second)
+
+
+def tangent_convolve(
+    filters: Filters, filter_slopes: Filters, approach: Along, features: Beads, tangents: Beads
+) -> Beads:
+    """Tangent of `convolve` when the features change by `tangents` and each distance by `approach`."""
+    return convolve(filters, tangents) + convolve(approach[:, :, None] * filter_slopes, features)
+
+
+def slopes(filter_slopes: Filters, features: Beads, adjoints: Beads) -> Along:
+    """Slope along each distance of what has gradients `adjoints` along the result of `convolve`."""
+    return (filter_slopes * _meet(features, adjoints)).sum(2)
+
+
+def table_gradient(
+    gradient: Table,
+    rows: Rows,
+    values: Stencil,
+    slopes: Stencil,
+    approach: Along,
+    features: tuple[Beads, Beads],
+    adjoints: tuple[Beads, Beads],
+) -> None:
+    """Add the tangent of the gradient along the table; features and adjoints come with their tangents."""
+    along_filters = _meet(features[0], adjoints[1]) + _meet(features[1], adjoints[0])
+    along_slopes = approach[:, :, None] * _meet(features[0], adjoints[0])
+    parts = values[..., None] * along_filters[:, :, None] + slopes[..., None] * along_slopes[:, :, None]
+    gradient.index_add_(0, _points(rows, values).flatten(), parts.flatten(0, 2))
+
+
+def _points(rows: Rows, weights: Stencil) -> Int64[Tensor, "all_pairs points"]:
+    return rows.flatten()[:, None] + torch.arange(weights.shape[2], device=rows.device)
+
+
+def _meet(features: Beads, adjoints: Beads) -> Filters:
+    """y_i g_j + y_j g_i of each pair: the gradient along its filter."""
+    first, second = pairs(features.shape[1], 1, features.device)
+    return features[:, first] * adjoints[:, second] + features[:, second] * adjoints[:, first]
