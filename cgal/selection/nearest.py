@@ -152,8 +152,8 @@ def _correlate(frame, block, correlation):
     """Sums over beads of the products of coordinates, two beads a pass so that stores do not hold up the products."""
     correlation[:] = 0
     for bead in range(0, len(frame), 2):
-        x, y, z = frame[bead]
-        next_x, next_y, next_z = frame[bead + 1]
+        x, y, z = frame[bead, 0], frame[bead, 1], frame[bead, 2]
+        next_x, next_y, next_z = frame[bead + 1, 0], frame[bead + 1, 1], frame[bead + 1, 2]
         for axis in range(3):
             for lane in range(LANES):
                 here, there = block[bead, axis, lane], block[bead + 1, axis, lane]
@@ -192,7 +192,9 @@ def _screen(m, norms, norm, lost, tolerance, possible):
         slope = np.float32(4) * trial * bend - np.float32(8) * determinant
         curvature = np.float32(2) * trial2 + bend
         noise = tolerance * scale * scale
-        farther = (trial > 0) & (quartic > noise * scale * scale) & (slope > noise * scale) & (curvature > noise)
+        farther = (
+            (trial > np.float32(0)) & (quartic > noise * scale * scale) & (slope > noise * scale) & (curvature > noise)
+        )
         possible[lane] = np.float32(0) if farther else np.float32(1)
     some = np.float32(0)
     for lane in range(LANES):
