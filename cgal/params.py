@@ -206,8 +206,8 @@ class ReferenceParams(Section):
     lag_ps: Positive = Field(100.0, description="of the Markov model; see the figure of implied timescales")
     samples: Count = Field(100, description="draws of the posterior, for errors of timescales and probabilities")
     bootstrap: Count = Field(200, description="draws of trajectories, for the error of the folded fraction")
-    folded_nm: Positive = Field(0.2, description="CA RMSD to the native frame below which a frame is folded")
-    unfolded_nm: Positive = Field(0.5, description="and above which it is unfolded; what lies between is neither")
+    folded_nm: Positive = Field(0.15, description="CA RMSD to the native frame below which a frame is folded")
+    unfolded_nm: Positive = Field(0.35, description="and above which it is unfolded; what lies between is neither")
     splits: Count = Field(8, description="random splits into halves, by trajectory, for the floor")
     frames: Count = Field(10000, description="of the reference that the benchmark uses, evenly thinned")
 

@@ -211,21 +211,24 @@ def reference(
 ) -> None:
     """Make the ground truth: a swarm of all-atom trajectories and its Markov model. Stop and go on at any time."""
     root = _open(root)
-    from flows.startup import PrefectServer, start_prefect
+    from flows.startup import start_prefect
     from flows.terminal import console
     from flows.workspace import Workspace
 
-    with console.status("loading the science" if status else "starting Prefect, loading the science"):
-        server = PrefectServer() if status else start_prefect()
-        from flows import reference as flow
-
-        server.wait()
     workspace = Workspace(root, protein)
     if status:
-        console.print(flow.status_table(flow.sampling_status(workspace), workspace.data.name))
+        from cgal.reference.sampling import status as sampling_status
+        from flows.sampling import recipe_of, status_table
+
+        console.print(status_table(sampling_status(recipe_of(workspace)), workspace.data.name))
         return
-    summary = flow.run_reference(workspace, workers, preview=preview)
-    console.print(flow.reference_table(summary, workspace.params.benchmark.mode))
+    server = start_prefect()
+    with console.status("starting Prefect, loading the science"):
+        from flows.reference import reference_table, run_reference
+
+        server.wait()
+    summary = run_reference(workspace, workers, preview=preview)
+    console.print(reference_table(summary, workspace.params.benchmark.mode))
 
 
 @app.command()

@@ -57,6 +57,7 @@ def import_protein(
     seed, centre = _seed(frames, window)
     reset(workspace.data)
     as_reference(frames).save(workspace.data / "reference.h5")
+    (workspace.data / "reference.json").unlink(missing_ok=True)  # it tells of another one
     write_text(workspace.data / "structure.pdb", structure_pdb(seed, centre))
     seed.save(workspace.data / "seed.h5")
     (workspace.data / "seed_labels.h5").unlink(missing_ok=True)

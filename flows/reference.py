@@ -1,14 +1,12 @@
 """The ground truth: all-atom sampling that may take days and be killed at any time, then weights, tests and floor."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import numpy as np
 from deeptime.decomposition import CovarianceKoopmanModel
-from filelock import FileLock, Timeout
 from prefect import flow, tags, task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
@@ -18,8 +16,8 @@ from rich.table import Table
 from cgal.benchmark.observables import local_observables
 from cgal.benchmark.tica import fit_tica, project
 from cgal.benchmark.wasserstein import METRICS, Sample, estimators
-from cgal.errors import CampaignLocked, SamplingError
-from cgal.files import write_json
+from cgal.errors import SamplingError
+from cgal.files import sha256, write_json
 from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.params import BenchmarkParams, Params
 from cgal.progress import Progress, silent
@@ -27,15 +25,16 @@ from cgal.randomness import derive_generator
 from cgal.reference.analysis import Analysis, analyse, summarise
 from cgal.reference.figures import plot_floor, plot_reference
 from cgal.reference.msm import prefix, thin, weigh
-from cgal.reference.sampling import Loss, Recipe, Status, explore, load_swarm, relax, status, swarm
+from cgal.reference.sampling import Loss, Recipe, explore, load_swarm, relax, swarm
 from flows.orphans import close_dead_runs, project_tag
+from flows.sampling import recipe_of, sampling_lock
 from flows.steps import worth_retrying
 from flows.terminal import METRICS as HEADINGS
 from flows.terminal import SCALE, console, stage_bar
 from flows.versioning import CampaignLock, Repository
 from flows.workspace import Workspace
 
-__all__ = ["floors", "recipe_of", "reference", "reference_table", "run_reference", "sampling_status", "status_table"]
+__all__ = ["floors", "reference", "reference_table", "run_reference"]
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 MODES = ("exact", "paper")
@@ -64,38 +63,13 @@ def reference(root: Path, protein: str, workers: int, *, preview: bool = False) 
     return summary
 
 
-def recipe_of(workspace: Workspace) -> Recipe:
-    """What the protein's sampling is made from, and the folder that it goes to; raises BadFile without a structure."""
-    params = workspace.params
-    folder = workspace.root / ".cgal" / "reference" / workspace.data.name
-    return Recipe(workspace.structure, params.force_field, params.reference, params.temperature_K, params.seed, folder)
-
-
-def sampling_status(workspace: Workspace) -> Status:
-    """How far the protein's sampling has got."""
-    return status(recipe_of(workspace))
-
-
 def run_reference(workspace: Workspace, workers: int | None = None, *, preview: bool = False) -> dict[str, Any]:
     """Run the flow, alone in the sampling's folder, and give the summary; see `reference`."""
     recipe = recipe_of(workspace)
-    with _reference_lock(recipe), tags(project_tag(recipe.folder)):
+    with sampling_lock(recipe), tags(project_tag(recipe.folder)):
         close_dead_runs(recipe.folder)
         name, count = workspace.data.name, workers or workspace.params.execution.oracle_workers
         return reference(workspace.root, name, count, preview=preview)
-
-
-@contextmanager
-def _reference_lock(recipe: Recipe) -> Iterator[None]:
-    """Hold the sampling's folder; raises CampaignLocked when another process samples there."""
-    recipe.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(recipe.folder / "lock", timeout=0, thread_local=False):
-            yield
-    except Timeout:
-        raise CampaignLocked(
-            f"{recipe.folder}: another 'cgal reference' samples there; 'cgal reference --status' shows how far it is"
-        ) from None
 
 
 def _step(name: str, function: Callable[..., Any], workspace: Workspace) -> Callable[..., Any]:
@@ -135,7 +109,10 @@ def _weigh(workspace: Workspace, recipe: Recipe, losses: Sequence[Loss], preview
         fallen = floors(found.swarm, truth, params, progress)
     plot_floor(fallen, params.benchmark.mode, figures)
     summary = _summary(workspace, found, fallen, losses)
-    _write(workspace, figures if preview else workspace.data, truth, summary, record=not preview)
+    if preview:
+        _write(figures, truth, summary)
+    else:
+        _record(workspace, truth, summary)
     console.print(f"figures: {figures}")
     return summary
 
@@ -160,14 +137,15 @@ def _summary(
     }
 
 
-def _write(workspace: Workspace, folder: Path, truth: CGTrajectory, summary: dict[str, Any], *, record: bool) -> None:
-    if not record:
-        truth.save(folder / "reference.h5")
-        write_json(folder / "reference.json", summary)
-        return
+def _write(folder: Path, truth: CGTrajectory, summary: dict[str, Any]) -> None:
+    truth.save(folder / "reference.h5")
+    write_json(folder / "reference.json", summary | {"sha256": sha256(folder / "reference.h5")})
+
+
+def _record(workspace: Workspace, truth: CGTrajectory, summary: dict[str, Any]) -> None:
+    """Put the reference into the protein's data, and let DVC know; no campaign may be at work on it."""
     with CampaignLock(workspace.root, "reference"):
-        truth.save(folder / "reference.h5")
-        write_json(folder / "reference.json", summary)
+        _write(workspace.data, truth, summary)
         Repository(workspace.root).record_data()
 
 
@@ -231,20 +209,6 @@ def _spread(values: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
         return {"mean": float(np.mean(found)), "low": min(found), "high": max(found)}
 
     return {mode: {metric: over(mode, metric) for metric in METRICS} for mode in MODES}
-
-
-def status_table(state: Status, protein: str) -> Table:
-    """How far the sampling has got."""
-    table = Table(title=f"reference of {protein}", box=SIMPLE_HEAD)
-    for heading in ("stage", "done", "asked for"):
-        table.add_column(heading, justify="right")
-    count = len(state.swarm_ns)
-    table.add_row("explore", f"{state.hot} trajectories", f"{state.hot_asked} trajectories")
-    table.add_row("relax", f"{state.starts} starts", f"{count} starts")
-    table.add_row("sample", f"{state.total_ns:.1f} ns", f"{count * state.asked_ns:.1f} ns")
-    shortest, longest = min(state.swarm_ns), max(state.swarm_ns)
-    table.add_row("each trajectory", f"{shortest:.1f} to {longest:.1f} ns", f"{state.asked_ns:.1f} ns")
-    return table
 
 
 def reference_table(summary: dict[str, Any], mode: str) -> Table:

@@ -12,21 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
 
-from cgal.errors import BadParams, SamplingError
+from cgal.errors import BadParams, CampaignLocked, SamplingError
 from cgal.files import read_json
 from cgal.forcefield import read_structure, write_structure
 from cgal.frames import CGTrajectory
-from cgal.params import ForceFieldParams, Params, ReferenceParams
+from cgal.params import BenchmarkParams, ForceFieldParams, Params, ReferenceParams
 from cgal.reference.figures import plot_floor
 from cgal.reference.msm import thin
 from cgal.reference.sampling import Recipe, explore, load_swarm, relax, status, swarm
 from cgal.structures import structure_from_sequence
 from flows.cli import app
-from flows.reference import floors, run_reference, sampling_status
+from flows.reference import floors, run_reference
+from flows.sampling import recipe_of, sampling_lock
 from flows.versioning import Repository
 from flows.workspace import Workspace
 from tests.laws.test_msm import MATRIX, UNEVEN, beads, walk
@@ -112,7 +112,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(sampled: Recipe, tmp_
     code = f"""
 import json
 from pathlib import Path
-from cgal.params import ForceFieldParams, ReferenceParams
+from cgal.params import BenchmarkParams, ForceFieldParams, ReferenceParams
 from cgal.reference.sampling import Recipe, explore, relax, swarm
 if __name__ == "__main__":
     recipe = Recipe(Path({str(tmp_path / "structure.pdb")!r}).read_text(), ForceFieldParams(platform="CPU"),
@@ -182,9 +182,9 @@ def test_floor_falls_as_sampling_grows() -> None:
     """
     swarm_ = beads(walk(MATRIX, UNEVEN, 1600, seed=3))
     reference = ReferenceParams(
-        tica_lag_ps=20.0, tica_dimensions=2, states=20, lag_ps=20.0, spacing_ps=2.0, splits=6, frames=2000
+        tica_lag_ps=20.0, tica_dimensions=2, states=20, lag_ps=20.0, spacing_ps=2.0, splits=4, frames=2000
     )
-    params = Params(reference=reference)
+    params = Params(reference=reference, benchmark=BenchmarkParams(maximum_frames=400))
     found = floors(swarm_, thin(swarm_, 4000), params)
     assert [floor["sampled_ns"] for floor in found] == [32.0, 64.0, 96.0, 128.0]
     for metric in ("tica", "reaction_coordinate"):
@@ -199,7 +199,7 @@ def test_floor_of_too_short_a_swarm_starts_where_it_can(tmp_path: Path) -> None:
     reference = ReferenceParams(
         tica_lag_ps=20.0, tica_dimensions=2, states=5, lag_ps=20.0, spacing_ps=2.0, splits=2, frames=2000
     )
-    found = floors(swarm_, swarm_, Params(reference=reference))
+    found = floors(swarm_, swarm_, Params(reference=reference, benchmark=BenchmarkParams(tica_lag_ps=20.0)))
     assert [floor["sampled_ns"] for floor in found] == pytest.approx([1.28, 1.92, 2.56])
     assert plot_floor(found, "exact", tmp_path)[0].stat().st_size > 10_000
 
@@ -232,7 +232,7 @@ def test_command_makes_the_reference_and_says_how_far_it_is(project: Path, prefe
     assert shown.exit_code == 0, shown.output
     assert "0.0 to 0.0 ns" in shown.output
     workspace = Workspace(project, "tetra")
-    assert sampling_status(workspace).total_ns == pytest.approx(0.012)
+    assert status(recipe_of(workspace)).total_ns == pytest.approx(0.012)
     before = (project / "data.dvc").read_text()
     summary = run_reference(workspace, 1)
     assert summary["sampled_ns"] == pytest.approx(0.016)
@@ -256,6 +256,8 @@ def test_command_makes_the_reference_and_says_how_far_it_is(project: Path, prefe
 
 def test_preview_leaves_data_as_it_is(project: Path, prefect_server: None) -> None:
     workspace = Workspace(project, "tetra")
+    with sampling_lock(recipe_of(workspace)), pytest.raises(CampaignLocked, match="another 'cgal reference' samples"):
+        run_reference(workspace, preview=True)
     summary = run_reference(workspace, preview=True)
     assert summary["sampled_ns"] == pytest.approx(0.012)
     assert [path.name for path in workspace.data.iterdir()] == ["structure.pdb"]
@@ -269,4 +271,3 @@ def test_command_without_a_structure_says_what_to_do(project: Path) -> None:
     )  # fmt: skip
     assert shown.returncode == 1
     assert "data/missing/structure.pdb: no such file" in shown.stderr
-    assert yaml.safe_load((project / "params.yaml").read_text())["protein"] == "chignolin"

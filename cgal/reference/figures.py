@@ -76,7 +76,7 @@ def _timescales(analysis: Analysis) -> Figure:
     panel.set_xlabel("lag / ps")
     panel.set_ylabel("implied timescale / ps")
     panel.set_title("Implied timescales, 95 % intervals of the posterior", fontsize=11)
-    panel.legend(frameon=False, loc="lower right")
+    panel.legend(frameon=False, loc="upper left")
     return figure
 
 

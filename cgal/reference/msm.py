@@ -200,18 +200,24 @@ def implied_timescales(
     seed: int,
     progress: Progress = silent,
 ) -> Timescales:
-    """Timescales at ten lags from two frames to half of the longest trajectory; they level off where a lag suffices."""
+    """Timescales at ten lags from two frames to half of the longest trajectory; they level off where a lag suffices.
+
+    A lag at which no two states are connected leaves NaN.
+    """
     longest = int(discrete.longest_ps / discrete.spacing_ps / 2)
     lags = np.unique(np.geomspace(SHORTEST_LAG_FRAMES, max(longest, SHORTEST_LAG_FRAMES + 1), LAGS).round().astype(int))
     value, low, high = (np.full((len(lags), processes), np.nan) for _ in range(3))
     for k, lag in enumerate(lags):
         progress(k, len(lags), f"timescales at a lag of {lag * discrete.spacing_ps:g} ps")
         lag_ps = float(lag * discrete.spacing_ps)
-        value[k] = fit_msm(discrete, lag_ps).timescales_ps(processes)
-        drawn = [
-            chain.timescales_ps(processes) for chain in _posterior(discrete, lag_ps, samples, derive_seed(seed, k, "t"))
-        ]
-        low[k], high[k] = np.nanpercentile(drawn, PERCENTILES, axis=0)
+        model = _fit_if_connected(discrete, lag_ps)
+        if model is None:
+            continue
+        value[k] = model.timescales_ps(processes)
+        chains = _posterior(discrete, lag_ps, samples, derive_seed(seed, k, "timescales"))
+        drawn = np.array([chain.timescales_ps(processes) for chain in chains])
+        known = min(processes, len(model.active) - 1)
+        low[k, :known], high[k, :known] = np.percentile(drawn[:, :known], PERCENTILES, axis=0)
     return Timescales(lags * discrete.spacing_ps, value, low, high)
 
 
@@ -220,7 +226,8 @@ def chapman_kolmogorov(
 ) -> ChapmanKolmogorov:
     """Compare T(lag)^k with T(k lag), coarse-grained to PCCA+ sets (Roeblitz and Weber 2013), for k = 0 to 5.
 
-    A multiple of the lag that no trajectory is longer than is left out.
+    A multiple of the lag beyond half of the longest trajectory is left out; one at which no two states are connected
+    has NaN for its count.
     """
     model = fit_msm(discrete, lag_ps)
     memberships = np.zeros((discrete.count, sets))
@@ -232,9 +239,14 @@ def chapman_kolmogorov(
         for chain in _posterior(discrete, lag_ps, samples, derive_seed(seed, 0, "ck"))
     ]
     low, high = np.percentile(drawn, PERCENTILES, axis=0)
-    counted = [predicted[0]] + [_moved(fit_msm(discrete, k * model.lag_ps), memberships, [1])[0] for k in multiples[1:]]
+    counted = np.full_like(predicted, np.nan)
+    counted[0] = predicted[0]
+    for row, multiple in enumerate(multiples[1:], start=1):
+        longer = _fit_if_connected(discrete, multiple * model.lag_ps)
+        if longer is not None:
+            counted[row] = _moved(longer, memberships, [1])[0]
     share = model.stationary @ memberships[model.active]
-    return ChapmanKolmogorov(np.array(multiples) * model.lag_ps, predicted, low, high, np.array(counted), share)
+    return ChapmanKolmogorov(np.array(multiples) * model.lag_ps, predicted, low, high, counted, share)
 
 
 def bootstrap(
@@ -320,6 +332,13 @@ def relaxation_times(
     with np.errstate(divide="ignore"):
         times[: len(eigenvalues)] = -lag_ps / np.log(np.clip(np.abs(eigenvalues), NOT_CONVERGED, 1 - NOT_CONVERGED))
     return times
+
+
+def _fit_if_connected(discrete: DiscreteTrajectories, lag_ps: float) -> MarkovModel | None:
+    try:
+        return fit_msm(discrete, lag_ps)
+    except SamplingError:
+        return None
 
 
 def _reversible(counts: Float64[np.ndarray, "states states"], lag_ps: float) -> MarkovModel:
