@@ -1,8 +1,9 @@
-"""What is no science: how soon commands answer, how long a campaign takes to start, and what a round costs beside its stages.
+"""What is no science: how soon commands answer, how a campaign starts, and what a round costs beside its stages.
 
 The peer is cgal itself as it was before this was looked at, from the same repository's history.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -99,7 +100,7 @@ def _campaign(root: Path) -> Campaign:
 
 
 def _stage_seconds(root: Path, tag: str) -> float:
-    timings = yaml.safe_load(Repository(root).read_round_file(tag, "round/timings.json"))["seconds"]
+    timings: dict[str, float] = json.loads(Repository(root).read_round_file(tag, "round/timings.json"))["seconds"]
     return sum(seconds for stage, seconds in timings.items() if stage != "overhead")
 
 

@@ -6,6 +6,7 @@ from time import monotonic
 from prefect import flow
 
 from cgal.dataset import load_manifest, round_index
+from flows import tracker
 from flows.round import run_round
 from flows.steps import append_task, prepare_task, publish_task, track_task
 from flows.terminal import console
@@ -31,6 +32,7 @@ def active_learning(root: Path, campaign: str, startup_s: float = 0.0) -> int:
     """
     opened = monotonic() - startup_s
     workspace, repository = Workspace(root), Repository(root)
+    tracker.warm_up(root)
     prepare_task(workspace)(root)
     while True:
         k = round_index(load_manifest(workspace.data))

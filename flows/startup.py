@@ -18,9 +18,8 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from cgal.errors import CgalError
-from flows import tracking
 
-__all__ = ["PrefectServer", "ServerUnavailable", "load_campaign", "start_prefect"]
+__all__ = ["PrefectServer", "ServerUnavailable", "die_with", "load_campaign", "start_prefect"]
 
 HOST = "127.0.0.1"
 POLL_S = 0.1
@@ -103,8 +102,6 @@ def load_campaign(server: PrefectServer) -> None:
     """Import what a campaign needs while its server starts, and wait until that answers."""
     for name in NEEDED:
         import_module(name)
-    if not server.up:
-        tracking.warm_up()  # else the first round does it
     server.wait()
 
 
@@ -136,14 +133,15 @@ def _with_this_package() -> str:
 
 
 def _serve(listener: int, parent: int) -> None:
-    Thread(target=_die_with, args=(parent,), daemon=True).start()
+    Thread(target=die_with, args=(parent,), daemon=True).start()
     import uvicorn
     from prefect.server.api.server import create_app
 
     uvicorn.run(create_app(ephemeral=True, final=True), fd=listener, log_level="error", lifespan="on")
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
+    """End this process within half a second of its parent's end, however that ends; for a thread of its own."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

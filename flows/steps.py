@@ -19,7 +19,8 @@ from cgal.oracle import OracleResult
 from flows.records import round_record
 from flows.stages import Summary, run_stage
 from flows.terminal import console, describe, stage_bar
-from flows.tracking import TrackingUnavailable, log_round
+from flows.tracker import log_round
+from flows.tracking import TrackingUnavailable
 from flows.versioning import Repository
 from flows.workspace import Workspace
 

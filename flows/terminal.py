@@ -114,7 +114,8 @@ def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row("floor", *(f"{floor[name] * SCALE.get(name, 1.0):.2g}" for name in METRICS), *[""] * 5)
     table.caption = (
         "frames: training set; AA steps: all-atom MD steps of the oracle so far; lost: replicas that exploded, "
-        "imploded or went NaN; failed: frames the oracle could not label; wall: in brackets all that is no science; "
+        "imploded or went NaN; failed: frames the oracle could not label; wall: in brackets all that is no science, "
+        "with the publishing of the round before; "
         "floor: one half of the reference against the other; differences below it are noise"
     )
     return table

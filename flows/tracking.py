@@ -13,7 +13,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,10 +198,14 @@ def log_round(root: Path, record: RoundRecord) -> RunIds:
         return RunIds(experiment, campaign.info.run_id, run.info.run_id, version)
 
 
-def warm_up() -> None:
-    """Import MLflow, in a moment when there is nothing better to do."""
+def warm_up(root: Path) -> None:
+    """Import MLflow and make the embedded store's tables, where they are missing; says nothing of what goes wrong.
+
+    `log_round` does both too, and explains.
+    """
     _set_environment()
-    import mlflow  # noqa: F401
+    with suppress(Exception):
+        _connect(root)
 
 
 def _set_environment() -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic
 
 import mdtraj
 import pytest
@@ -34,12 +35,17 @@ def test_two_rounds_and_a_closing_one(make_project: Callable[..., Path], prefect
     untouched.write_text("somebody's work")
     before = run(root, "git", "rev-parse", "HEAD")
 
+    started = monotonic()
     assert active_learning(root, "small") == 2
+    elapsed_s = monotonic() - started
 
     rounds = campaign_rounds(Repository(root), "small")
     assert [entry["tag"] for entry in rounds] == ["small/round-000", "small/round-001", "small/round-002"]
     manifest = load_manifest(root / "data" / "chignolin")
     assert [shard.name for shard in manifest.shards] == ["000.h5", "001.h5", "002.h5"]
+    # stages and the rest add up to the wall time: nothing is left out but the last publishing, nothing counts twice
+    assert 0.8 * elapsed_s < sum(entry["wall_s"] for entry in rounds) < elapsed_s
+    assert all(0 < entry["overhead_s"] < entry["wall_s"] for entry in rounds)
     assert rounds[2]["frames"] == sum(shard.frames for shard in manifest.shards)
     assert rounds[2]["oracle_steps"] > rounds[1]["oracle_steps"] > rounds[0]["oracle_steps"]
     for entry in rounds:

@@ -1,0 +1,57 @@
+"""MLflow in a process of its own: the same results and errors, and a kill of that process costs one try."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows import tracker
+from flows.tracking import TrackingConflict, TrackingUnavailable
+from tests.test_tracking import make_record
+
+
+def processes() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_errors_come_back_and_a_killed_process_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker.warm_up(tmp_path)
+    record = make_record(tmp_path, 0)
+    ids = tracker.log_round(tmp_path, record)
+    with pytest.raises(TrackingConflict, match="another name"):
+        tracker.log_round(tmp_path, replace(record, git_commit="f" * 40))
+
+    (process,) = processes()
+    process.kill()
+    process.wait()
+    with pytest.raises(TrackingUnavailable, match="was killed"):
+        tracker.log_round(tmp_path, record)
+    assert tracker.log_round(tmp_path, record) == ids
+
+
+def test_process_ends_with_a_run_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "if __name__ == '__main__':\n"
+        "    from flows import tracker\n"
+        f"    tracker.warm_up(Path({str(tmp_path)!r}))\n"
+        "    print('started', flush=True)\n    time.sleep(60)\n"
+    )
+    path = tmp_path / "run.py"
+    path.write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    run = subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, env=environment)
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"started\n"
+    children = psutil.Process(run.pid).children()
+    assert children
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
