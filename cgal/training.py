@@ -6,7 +6,8 @@ of n beads:
     chi^2 = 1 / (3 n M) sum | F_prior(x) + F_network(x) - Xi_F f |^2
 
 The prior is fixed, so its forces are taken off the labels once and the network alone is trained. The noise of the
-labels is part of chi^2: the held-out error of a perfect model is that noise, not zero.
+labels is part of chi^2: the held-out error of a perfect model is that noise, not zero. How the gradient of chi^2 along
+the weights is found is told in `cgal.potential.force_matching`.
 """
 
 import csv
@@ -23,15 +24,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.utils import vector_to_parameters
 
 from cgal.errors import BadTrajectory, EmptyTrajectory, PreflightFailed
 from cgal.files import atomic_write, write_bytes, write_text
 from cgal.frames import LabelledFrames
 from cgal.params import TrainingParams
 from cgal.potential.checkpoint import Potential
+from cgal.potential.force_matching import ForceMatching, Sharer, worker_threads
 from cgal.potential.network import CGSchNet, bead_types
 from cgal.potential.prior import Prior
 from cgal.progress import Progress, silent
@@ -119,9 +122,9 @@ def train(
     Raises BadTrajectory (a label is not finite, or a protein has no prior), EmptyTrajectory (nothing to train on or
     to hold out), PreflightFailed (held-out error not below the prior's, unless `params.preflight` is false).
     """
-    with _deterministic_algorithms():
+    with _deterministic_algorithms(), worker_threads() as share:
         training, held_out = _prepare(shards, {**(priors or {}), initial.sequence: initial.prior}, params)
-        run = _Run(deepcopy(initial.network), training, held_out, params, seed)
+        run = _Run(initial.network, training, held_out, params, seed, share)
         run.resume(scratch)
         while not run.finished:
             run.epoch()
@@ -131,7 +134,7 @@ def train(
     if params.preflight:
         _preflight(validation)
     potential = deepcopy(initial)
-    potential.network.load_state_dict(run.best_weights)
+    vector_to_parameters(run.best_weights, potential.network.parameters())
     return TrainingResult(potential, tuple(run.history), validation, run.best_epoch)
 
 
@@ -171,6 +174,11 @@ class _Frames(NamedTuple):
 
     def take(self, index: Tensor) -> "_Frames":
         return self._replace(positions=self.positions[index], residuals=self.residuals[index])
+
+    def split(self, size: int) -> "Iterator[_Frames]":
+        """Batches of frames in order."""
+        for positions, residuals in zip(self.positions.split(size), self.residuals.split(size), strict=True):
+            yield self._replace(positions=positions, residuals=residuals)
 
 
 def _prepare(
@@ -223,24 +231,21 @@ def _count(proteins: Sequence[_Frames]) -> int:
     return sum(len(frames.positions) for frames in proteins)
 
 
-def _mean_square(proteins: Sequence[_Frames], network: CGSchNet | None = None) -> float:
+def _components(proteins: Sequence[_Frames]) -> int:
+    return sum(frames.residuals.numel() for frames in proteins)
+
+
+def _mean_square(proteins: Sequence[_Frames], matching: ForceMatching | None = None) -> float:
     """Mean squared force error [(kJ/mol/nm)^2] over all frames: of the prior alone, or with the network."""
     total, components = 0.0, 0
     for frames in proteins:
-        for index in torch.arange(len(frames.positions), device=frames.positions.device).split(EVALUATION_BATCH):
-            batch = frames.take(index)
-            error = batch.residuals if network is None else batch.residuals - _network_forces(network, batch)
-            total += float(error.double().square().sum())
-            components += error.numel()
+        for batch in frames.split(EVALUATION_BATCH):
+            errors = batch.residuals
+            if matching is not None:
+                errors = errors - matching.forces(batch.types, batch.positions)
+            total += float(errors.double().square().sum())
+            components += errors.numel()
     return total / components
-
-
-def _network_forces(network: CGSchNet, frames: _Frames, *, differentiable: bool = False) -> Tensor:
-    """Forces [kJ/mol/nm] of the network alone; `differentiable` with respect to its weights when training."""
-    positions = frames.positions.detach().requires_grad_()
-    energies = network(positions, frames.types)
-    (gradient,) = torch.autograd.grad(energies.sum(), positions, create_graph=differentiable)
-    return -gradient
 
 
 class _Run:
@@ -253,18 +258,21 @@ class _Run:
         held_out: list[_Frames],
         params: TrainingParams,
         seed: int,
+        share: Sharer,
     ) -> None:
-        self.network, self.training, self.held_out, self.params = network, training, held_out, params
+        self.training, self.held_out, self.params = training, held_out, params
         self.fingerprint = _fingerprint(network, training, held_out, params, seed)
+        self.matching = ForceMatching(network, [frames.positions for frames in [*training, *held_out]], share)
+        self.weights = self.matching.weights
         self.generator = torch.Generator().manual_seed(seed)
         self.optimiser = torch.optim.AdamW(
-            network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay
+            [self.weights], lr=params.learning_rate, weight_decay=params.weight_decay, fused=True
         )
         self.scale = max(_mean_square(training), 1e-12)
         self.prior_rmse = math.sqrt(_mean_square(held_out))
         self.history: list[EpochRecord] = []
-        self.best_epoch, self.best_rmse, self.best_weights = 0, math.inf, deepcopy(network.state_dict())
-        self._record(math.sqrt(_mean_square(training, network)), 0.0)
+        self.best_epoch, self.best_rmse, self.best_weights = 0, math.inf, self.weights.clone()
+        self._record(math.sqrt(_mean_square(training, self.matching)), 0.0)
 
     @property
     def epochs_done(self) -> int:
@@ -289,11 +297,8 @@ class _Run:
         rate = _learning_rate(self.epochs_done, self.params)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        total = components = 0.0
-        for batch in self._batches():
-            total += self._step(batch) * batch.residuals.numel()
-            components += batch.residuals.numel()
-        self._record(math.sqrt(total / components), rate)
+        errors = [self._step(batch) for batch in self._batches()]
+        self._record(math.sqrt(float(torch.stack(errors).sum()) / _components(self.training)), rate)
 
     def _batches(self) -> Iterator[_Frames]:
         """Shuffled batches, each of one protein, in shuffled order."""
@@ -306,23 +311,21 @@ class _Run:
         for number in torch.randperm(len(batches), generator=self.generator).tolist():
             yield batches[number]
 
-    def _step(self, batch: _Frames) -> float:
-        """One step of the optimiser; returns the batch's mean squared force error before it."""
-        error = batch.residuals - _network_forces(self.network, batch, differentiable=True)
-        loss = error.square().mean()
-        self.optimiser.zero_grad()
-        (loss / self.scale).backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.params.gradient_clip)
+    def _step(self, batch: _Frames) -> Float64[Tensor, ""]:
+        """One step of the optimiser; returns the batch's sum of squared force errors before it."""
+        mean_square, gradient = self.matching.gradient(*batch)
+        length = torch.linalg.vector_norm(gradient.div_(self.scale))
+        self.weights.grad = gradient.mul_((self.params.gradient_clip / length).clamp_(max=1.0))
         self.optimiser.step()
-        return float(loss.detach())
+        return mean_square * batch.residuals.numel()
 
     def _record(self, train_rmse: float, rate: float) -> None:
         """Note the epoch, and keep its weights if no held-out error was lower."""
-        validation_rmse = math.sqrt(_mean_square(self.held_out, self.network))
+        validation_rmse = math.sqrt(_mean_square(self.held_out, self.matching))
         self.history.append(EpochRecord(len(self.history), train_rmse, validation_rmse, rate))
         if validation_rmse < self.best_rmse:
             self.best_epoch, self.best_rmse = self.epochs_done, validation_rmse
-            self.best_weights = deepcopy(self.network.state_dict())
+            self.best_weights = self.weights.clone()
 
     def save(self, scratch: Path | None) -> None:
         """Every `checkpoint_epochs`, write what `resume` needs."""
@@ -332,7 +335,7 @@ class _Run:
         torch.save(
             {
                 "fingerprint": self.fingerprint,
-                "network": self.network.state_dict(),
+                "weights": self.weights,
                 "optimiser": self.optimiser.state_dict(),
                 "generator": self.generator.get_state(),
                 "history": [tuple(record) for record in self.history],
@@ -348,7 +351,7 @@ class _Run:
         state = _read_state(scratch / "training.pt") if scratch is not None else {}
         if state.get("fingerprint") != self.fingerprint:
             return
-        self.network.load_state_dict(state["network"])
+        self.weights.copy_(state["weights"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"])
         self.history = [EpochRecord(*record) for record in state["history"]]
@@ -375,7 +378,7 @@ def _fingerprint(
     """SHA-256 of all that decides the course of a training."""
     digest = hashlib.sha256()
     digest.update(params.model_dump_json(exclude=NOT_IN_FINGERPRINT).encode())
-    digest.update(f"{network.params.model_dump_json()} {seed} {torch.get_num_threads()}".encode())
+    digest.update(f"{network.params.model_dump_json()} {seed}".encode())
     for tensor in [*network.state_dict().values(), *(part for frames in [*training, *held_out] for part in frames)]:
         digest.update(f"{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

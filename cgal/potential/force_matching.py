@@ -7,15 +7,15 @@ gradient along the weights w takes v as it is, and derivatives commute:
 
 the ordinary gradient dE/dw, differentiated along one direction in the space of positions. So four sweeps over the
 layers do it, of the cost of an energy each: forth and back for the forces, thereby v, and once more forth and back for
-the derivative along v (the tangent) of everything that the first two computed. A layer z = A y whose output has the
-adjoint g = dE/dz contributes dE/dA = g y^T, and so g' y^T + g y'^T to the tangent; bonds and beads enter through the rate
-v_ij . r_ij / |r_ij| at which each distance changes, and nothing else.
+the derivative along v (the tangent) of all that the first two computed. A layer z = A y whose output has the
+adjoint g = dE/dz contributes dE/dA = g y^T, whose tangent is g' y^T + g y'^T. Positions enter through distances alone:
+the tangent of |r_ij|, here called approach, is (v_j - v_i) . r_ij / |r_ij|.
 
-A continuous filter depends on one distance alone. So the filter networks are evaluated at the knots of a grid over the
-distances that occur; each pair reads its filter off by Lagrange interpolation, and what the pairs want changed is summed
-up at the knots before it goes back through the filter networks. With `KNOTS_PER_WIDTH` knots to the width of a radial
-function the interpolation errs by 1e-8 of a filter and 1e-6 of its slope, no more than float32 rounds off; the cutoff is
-applied exactly. The gradient is that of the interpolated energy, to the last digit.
+A continuous filter depends on one distance. So the filter networks are evaluated at the knots of a grid over the
+distances that occur; each pair reads its filter off by Lagrange interpolation, and what the pairs want changed is
+summed up at the knots before it goes back through the filter networks. With `KNOTS_PER_WIDTH` knots to the width of a
+radial function the interpolation errs by 1e-8 of a filter and 1e-6 of its slope, no more than float32 rounds off; the
+cutoff is applied exactly. The gradient is that of the interpolated energy, to the last digit.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from itertools import islice
-from math import ceil, pi
+from math import ceil
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -32,12 +32,12 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.nn.functional import linear
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
 from cgal.potential import pair_kernels, pair_sums
 from cgal.potential.geometry import pair_distances, pairs
 from cgal.potential.network import CGSchNet, ENERGY_SCALE_kJ_per_mol
-from cgal.potential.pair_sums import Along, Beads, Table
+from cgal.potential.pair_sums import Along, Beads, Grid, Points, Table
 
 __all__ = ["ForceMatching", "worker_threads"]
 
@@ -50,9 +50,6 @@ KNOTS_PER_WIDTH = 8
 BEADS = 160
 """Beads, of as many whole frames, that are worked on at once: their layers stay in cache, and threads share out such
 batches."""
-
-SHORTEST_nm = 1e-6
-"""Beads on top of each other have no direction; with this their forces are numbers."""
 
 type Layer = Float[Tensor, "rows features"]
 type Sharer = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
@@ -95,61 +92,38 @@ class Weights(NamedTuple):
     readout: Tensor
 
     @classmethod
-    def view(cls, vector: Float[Tensor, " weights"], network: CGSchNet) -> "Weights":
-        """Views of the parts of a vector."""
-        shapes = [parameter.shape for parameter in network.parameters()]
+    def view(cls, vector: Float[Tensor, " weights"], shapes: Sequence[torch.Size]) -> "Weights":
+        """Views of the parts of a vector that holds parameters of these shapes."""
         parts = vector.split([shape.numel() for shape in shapes])
         views = iter([part.view(shape) for part, shape in zip(parts, shapes, strict=True)])
         embedding = next(views)
-        blocks = (BlockWeights(*islice(views, len(BlockWeights._fields))) for _ in range(network.params.blocks))
-        return cls(embedding, tuple(blocks), *views)
+        size = len(BlockWeights._fields)
+        blocks = tuple(BlockWeights(*islice(views, size)) for _ in range((len(shapes) - 4) // size))
+        return cls(embedding, blocks, *views)
 
 
-class Points(NamedTuple):
-    """Where the pairs of some frames are: directions, and what to read off the table for filter and slope."""
-
-    directions: Float[Tensor, "frames pairs 3"]
-    rows: Int64[Tensor, "frames pairs"]
-    values: Float[Tensor, "frames pairs points"]
-    slopes: Float[Tensor, "frames pairs points"]
-
-
-class Grid:
-    """Evenly spaced knots over the distances that occur, and interpolation between them."""
-
-    def __init__(self, network: CGSchNet, positions: Sequence[Float[Tensor, "_ _ 3"]]) -> None:
-        radial_basis: Any = network.representation.radial_basis
-        self.cutoff_nm = network.params.cutoff_nm
-        self.spacing_nm = float(radial_basis.widths[0]) / KNOTS_PER_WIDTH
-        distances = [pair_distances(frames, 1) for frames in positions if len(frames)]
-        self.start_nm = min(float(each.min()) for each in distances)
-        end_nm = min(max(float(each.max()) for each in distances), self.cutoff_nm)
-        self.intervals = max(1, ceil((end_nm - self.start_nm) / self.spacing_nm))
-        device, steps = positions[0].device, torch.arange(self.intervals + POINTS - 1, dtype=torch.float64)
-        knots_nm = self.start_nm + self.spacing_nm * (steps - (POINTS // 2 - 1))
-        self.radial: Tensor = deepcopy(radial_basis).double()(knots_nm.to(device)).to(positions[0].dtype)
-        self.lagrange = torch.from_numpy(_lagrange(self.spacing_nm)).to(device)
-
-    def points(self, positions: Float[Tensor, "frames beads 3"]) -> Points:
-        """Look up all pairs of some frames; a distance that comes twice costs once."""
-        first, second = pairs(positions.shape[1], 1, positions.device)
-        separations = (positions.index_select(1, second) - positions.index_select(1, first)).double()
-        distances = separations.square().sum(2).sqrt_().clamp_(min=SHORTEST_nm)
-        at = (distances - self.start_nm) / self.spacing_nm
-        rows = at.long().clamp_(0, self.intervals - 1)
-        powers = torch.vander((at - rows).clamp_(0.0, 1.0).flatten(), POINTS, increasing=True)
-        values, slopes = (powers @ self.lagrange).view(*rows.shape, 2, POINTS).unbind(2)
-        inside, phase = distances < self.cutoff_nm, distances * (pi / self.cutoff_nm)
-        cutoff = (0.5 + 0.5 * phase.cos()).mul_(inside)[:, :, None]
-        cutoff_slope = (phase.sin() * (-0.5 * pi / self.cutoff_nm)).mul_(inside)[:, :, None]
-        dtype = positions.dtype
-        slopes = torch.addcmul(values * cutoff_slope, slopes, cutoff)
-        return Points(
-            (separations / distances[:, :, None]).to(dtype), rows, (values * cutoff).to(dtype), slopes.to(dtype)
-        )
+def _grid(network: CGSchNet, positions: Sequence[Float[Tensor, "_ _ 3"]]) -> Grid:
+    """Grid over the distances that occur, but for those beyond the cutoff."""
+    radial_basis: Any = network.representation.radial_basis
+    cutoff_nm, spacing_nm = network.params.cutoff_nm, float(radial_basis.widths[0]) / KNOTS_PER_WIDTH
+    distances = [pair_distances(frames, 1) for frames in positions if len(frames)]
+    start_nm = min(float(each.min()) for each in distances)
+    end_nm = min(max(float(each.max()) for each in distances), cutoff_nm)
+    intervals = max(1, ceil((end_nm - start_nm) / spacing_nm))
+    return Grid(
+        start_nm, spacing_nm, intervals, cutoff_nm, torch.from_numpy(_lagrange(spacing_nm)).to(distances[0].device)
+    )
 
 
-def _lagrange(spacing_nm: float) -> np.ndarray[Any, Any]:
+def _radial_expansion(network: CGSchNet, grid: Grid) -> Float[Tensor, "knots radial"]:
+    """Radial functions at the knots: those of the intervals, and some to both sides."""
+    radial_basis: Any = network.representation.radial_basis
+    steps = torch.arange(1 - POINTS // 2, grid.intervals + POINTS // 2, device=grid.lagrange.device)
+    expansion: Tensor = deepcopy(radial_basis).double()(grid.start_nm + grid.spacing_nm * steps.double())
+    return expansion.to(radial_basis.widths.dtype)
+
+
+def _lagrange(spacing_nm: float) -> Float64[np.ndarray, "powers weights"]:
     """Coefficients of t^0 .. t^7 for the weight of each knot in the value, then in the slope; t runs from 0 to 1."""
     nodes = np.arange(POINTS) - (POINTS // 2 - 1.0)
     values = np.linalg.inv(np.vander(nodes, increasing=True))
@@ -181,7 +155,7 @@ class FilterNetwork:
         torch.sum(along_hidden, 0, out=gradient.filter_hidden_bias)
 
 
-def _outer(total: Tensor, *products: tuple[Layer, Layer]) -> None:
+def _outer(total: Tensor, *products: tuple[Tensor, Tensor]) -> None:
     """Sum of g y^T over the rows and over what is given."""
     torch.mm(products[0][0].T, products[0][1], out=total)
     for adjoint, features in products[1:]:
@@ -211,7 +185,7 @@ class Block:
         return linear(self.hidden, weights.to_update, weights.update_bias).add_(features)
 
     def back(self, along_next: Layer) -> Along:
-        """This block's share of the slope along each distance."""
+        """Share of this block in the slope along each distance."""
         weights, self.along_next = self.weights, along_next
         self.along_hidden = (along_next @ weights.to_update).mul_(self.hidden_slope)
         self.along_received = self._beads(self.along_hidden @ weights.to_hidden)
@@ -327,10 +301,12 @@ class ForceMatching:
     """
 
     def __init__(self, network: CGSchNet, positions: Sequence[Float[Tensor, "_ _ 3"]], share: Sharer = map) -> None:
-        self.network, self.grid, self.share = network, Grid(network, positions), share
+        self.grid, self.share = _grid(network, positions), share
+        self.radial = _radial_expansion(network, self.grid)
+        self.shapes = [parameter.shape for parameter in network.parameters()]
         self.weights = parameters_to_vector(network.parameters()).detach()
         self.sums: ModuleType = pair_kernels if self.weights.device.type == "cpu" else pair_sums
-        self._views = Weights.view(self.weights, network)
+        self._views = Weights.view(self.weights, self.shapes)
 
     def forces(
         self, types: Int64[Tensor, " beads"], positions: Float[Tensor, "frames beads 3"]
@@ -339,7 +315,7 @@ class ForceMatching:
         tables = [network.table for network in self._filter_networks()]
 
         def forces_of(batch: Tensor) -> Tensor:
-            points = self.grid.points(batch)
+            points = self.sums.locate(batch, self.grid)
             return _forces(Sweeps(self._views, tables, types, points, self.sums).forth_and_back(), points, batch)
 
         return torch.cat(list(self.share(forces_of, positions.split(self._frames(positions)))))
@@ -355,27 +331,28 @@ class ForceMatching:
         tables = [network.table for network in networks]
 
         def gradient_of(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-            points = self.grid.points(batch[0])
+            points = self.sums.locate(batch[0], self.grid)
             sweeps = Sweeps(self._views, tables, types, points, self.sums)
             errors = batch[1] - _forces(sweeps.forth_and_back(), points, batch[0])
-            gradient, along_tables = torch.zeros_like(self.weights), torch.stack(tables).zero_()
+            gradient, along_tables = torch.empty_like(self.weights), self._zero_tables()
             approach = _approach(errors * (2.0 / labels.numel()), points)
-            sweeps.tangent(approach, Weights.view(gradient, self.network), along_tables.unbind())
+            sweeps.tangent(approach, Weights.view(gradient, self.shapes), along_tables.unbind())
             return errors.double().square().sum(), gradient, along_tables
 
         size = self._frames(positions)
         parts = zip(*self.share(gradient_of, zip(positions.split(size), labels.split(size), strict=True)), strict=True)
         squares, gradient, along_tables = (_total(part) for part in parts)
-        into = Weights.view(gradient, self.network).blocks
+        into = Weights.view(gradient, self.shapes).blocks
         list(self.share(lambda part: part[0].back(*part[1:]), zip(networks, along_tables, into, strict=True)))
         return squares / labels.numel(), gradient
 
-    def store(self, weights: Float[Tensor, " weights"], network: CGSchNet) -> None:
-        """Put weights into a network of the same architecture."""
-        vector_to_parameters(weights.clone(), network.parameters())
-
     def _filter_networks(self) -> list[FilterNetwork]:
-        return list(self.share(lambda block: FilterNetwork(block, self.grid.radial), self._views.blocks))
+        return list(self.share(lambda block: FilterNetwork(block, self.radial), self._views.blocks))
+
+    def _zero_tables(self) -> Float[Tensor, "blocks knots features"]:
+        weights = self._views
+        shape = len(weights.blocks), len(self.radial), len(weights.last_bias)
+        return torch.zeros(shape, dtype=self.weights.dtype, device=self.weights.device)
 
     def _frames(self, positions: Tensor) -> int:
         """Frames to a batch: the device's whole memory is nearer to a GPU than any part of it."""

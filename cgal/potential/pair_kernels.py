@@ -4,23 +4,35 @@ Nothing of the size pairs x features is written but the filters themselves: the 
 while both are served.
 """
 
+from math import pi
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from cgal.potential.geometry import pairs
 from cgal.potential.kernels import entry
-from cgal.potential.pair_sums import Along, Beads, Filters, Rows, Stencil, Table
+from cgal.potential.pair_sums import Along, Beads, Filters, Grid, Points, Rows, SHORTEST_nm, Stencil, Table
 
-__all__ = ["convolve", "interpolate", "slopes", "table_gradient", "tangent_convolve"]
+__all__ = ["convolve", "interpolate", "locate", "slopes", "table_gradient", "tangent_convolve"]
+
+
+def locate(positions: Float[Tensor, "frames beads 3"], grid: Grid) -> Points:
+    """Find all pairs on the grid; positions in nm."""
+    first, second = pairs(positions.shape[1], 1, positions.device)
+    shape, points = (len(positions), len(first)), grid.lagrange.shape[1] // 2
+    directions, values, slopes = (torch.empty(*shape, n, dtype=positions.dtype) for n in (3, points, points))
+    rows = torch.empty(shape, dtype=torch.int64)
+    _locate(*_arrays(first, second, positions, grid.lagrange), *grid[:4], *_arrays(directions, rows, values, slopes))
+    return Points(directions, rows, values, slopes)
 
 
 def interpolate(table: Table, rows: Rows, values: Stencil, slopes: Stencil) -> tuple[Filters, Filters]:
     """Filter of each pair and its slope along the distance."""
-    filters = torch.zeros((*rows.shape, table.shape[1]), dtype=table.dtype)
-    filter_slopes = torch.zeros_like(filters)
+    filters = torch.empty((*rows.shape, table.shape[1]), dtype=table.dtype)
+    filter_slopes = torch.empty_like(filters)
     _interpolate(*_arrays(table, rows, values, slopes, filters, filter_slopes))
     return filters, filter_slopes
 
@@ -70,9 +82,50 @@ def _pairs(features: Beads) -> list[Any]:
 
 
 @entry
+def _locate(
+    first: Any,
+    second: Any,
+    positions: Any,
+    lagrange: Any,
+    start_nm: float,
+    spacing_nm: float,
+    intervals: int,
+    cutoff_nm: float,
+    directions: Any,
+    rows: Any,
+    values: Any,
+    slopes: Any,
+) -> None:
+    separation = np.empty(3, np.float64)
+    for n in range(positions.shape[0]):
+        for p in range(len(first)):
+            square = 0.0
+            for axis in range(3):
+                separation[axis] = positions[n, second[p], axis] - positions[n, first[p], axis]
+                square += separation[axis] * separation[axis]
+            distance = max(np.sqrt(square), SHORTEST_nm)
+            for axis in range(3):
+                directions[n, p, axis] = separation[axis] / distance
+            at = (distance - start_nm) / spacing_nm
+            rows[n, p] = min(max(int(at), 0), intervals - 1)
+            t = min(max(at - rows[n, p], 0.0), 1.0)
+            inside, phase = 0.5 if distance < cutoff_nm else 0.0, distance * (pi / cutoff_nm)
+            cutoff, cutoff_slope = inside + inside * np.cos(phase), -inside * (pi / cutoff_nm) * np.sin(phase)
+            for k in range(values.shape[2]):
+                value, slope = 0.0, 0.0
+                for power in range(len(lagrange) - 1, -1, -1):
+                    value = value * t + lagrange[power, k]
+                    slope = slope * t + lagrange[power, k + values.shape[2]]
+                values[n, p, k] = value * cutoff
+                slopes[n, p, k] = value * cutoff_slope + slope * cutoff
+
+
+@entry
 def _interpolate(table: Any, rows: Any, values: Any, slopes: Any, filters: Any, filter_slopes: Any) -> None:
     for n in range(rows.shape[0]):
         for p in range(rows.shape[1]):
+            filters[n, p] = 0
+            filter_slopes[n, p] = 0
             for k in range(values.shape[2]):
                 row, value, slope = rows[n, p] + k, values[n, p, k], slopes[n, p, k]
                 for f in range(table.shape[1]):

@@ -1,4 +1,4 @@
-"""Sums over bead pairs that a continuous-filter convolution and its derivatives are made of.
+"""What is done pair by pair in a continuous-filter convolution and its derivatives.
 
 This module is their definition, in plain torch, and serves any device; `pair_kernels` has the same functions compiled
 for the CPU, where they are several times faster. A pair p = (i, j), i < j, stands for both directions, since they
@@ -6,21 +6,66 @@ share a filter W_p. A filter is read from a table of its values at evenly spaced
 and its slope W'_p = sum_k b_pk T_(m+k), with m the pair's first row.
 """
 
+from math import pi
+from typing import NamedTuple
+
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from cgal.potential.geometry import pairs
 
-__all__ = ["convolve", "interpolate", "slopes", "table_gradient", "tangent_convolve"]
+__all__ = ["Grid", "Points", "convolve", "interpolate", "locate", "slopes", "table_gradient", "tangent_convolve"]
+
+SHORTEST_nm = 1e-6
+"""Beads on top of each other have no direction; with this their forces are numbers."""
 
 type Beads = Float[Tensor, "frames beads features"]
 type Filters = Float[Tensor, "frames pairs features"]
 type Along = Float[Tensor, "frames pairs"]
 type Stencil = Float[Tensor, "frames pairs points"]
 type Rows = Int64[Tensor, "frames pairs"]
-type Table = Float[Tensor, "rows features"]
+type Table = Float[Tensor, "knots features"]
+
+
+class Grid(NamedTuple):
+    """Intervals between evenly spaced knots, and coefficients of t^0, t^1 ... (t runs from 0 to 1 in an interval).
+
+    They give the weight of each knot around in the value, then that in the slope.
+    """
+
+    start_nm: float
+    spacing_nm: float
+    intervals: int
+    cutoff_nm: float
+    lagrange: Float64[Tensor, "powers weights"]
+
+
+class Points(NamedTuple):
+    """Where the pairs are: unit vectors, and what to read off a table for the filter times cutoff and its slope."""
+
+    directions: Float[Tensor, "frames pairs 3"]
+    rows: Rows
+    values: Stencil
+    slopes: Stencil
+
+
+def locate(positions: Float[Tensor, "frames beads 3"], grid: Grid) -> Points:
+    """Find all pairs on the grid; positions in nm."""
+    first, second = pairs(positions.shape[1], 1, positions.device)
+    separations = (positions.index_select(1, second) - positions.index_select(1, first)).double()
+    distances = separations.square().sum(2).sqrt().clamp(min=SHORTEST_nm)
+    at = (distances - grid.start_nm) / grid.spacing_nm
+    rows = at.long().clamp(0, grid.intervals - 1)
+    powers = torch.vander((at - rows).clamp(0.0, 1.0).flatten(), len(grid.lagrange), increasing=True)
+    values, slopes = (powers @ grid.lagrange).view(*rows.shape, 2, -1).unbind(2)
+    inside, phase = distances < grid.cutoff_nm, distances * (pi / grid.cutoff_nm)
+    cutoff = (inside * (0.5 + 0.5 * phase.cos()))[:, :, None]
+    cutoff_slope = (inside * (-0.5 * pi / grid.cutoff_nm) * phase.sin())[:, :, None]
+    found = separations / distances[:, :, None], values * cutoff, values * cutoff_slope + slopes * cutoff
+    directions, values, slopes = (tensor.to(positions.dtype) for tensor in found)
+    return Points(directions, rows, values, slopes)
 
 
 def interpolate(table: Table, rows: Rows, values: Stencil, slopes: Stencil) -> tuple[Filters, Filters]:
