@@ -32,6 +32,9 @@ from jaxtyping import Float64, Int64
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
+from cgal.benchmark.kernels import add_kernels
+from cgal.benchmark.transport import transport_costs
+
 __all__ = ["METRICS", "Estimator", "Resamples", "Sample", "estimate", "estimators"]
 
 METRICS = ("tica", "reaction_coordinate", "bond", "angle", "dihedral")
@@ -66,6 +69,11 @@ class Sample:
         """Number of terms."""
         return int(self.values.shape[1])
 
+    @property
+    def blocks(self) -> int:
+        """Number of blocks, empty ones included."""
+        return int(self.block.max()) + 1
+
     def take(self, frames: Int64[np.ndarray, " picked"]) -> "Sample":
         """Give the frames at these indices, blocks numbered as before."""
         return replace(self, values=self.values[frames], weights=self.weights[frames], block=self.block[frames])
@@ -94,7 +102,12 @@ class Resamples:
     @classmethod
     def draw(cls, model: Sample, reference: Sample, count: int, generator: np.random.Generator) -> "Resamples":
         """Draw `count` resamples of each side's blocks, with replacement."""
-        return cls(*(_multiplicities(int(side.block.max()) + 1, count, generator) for side in (model, reference)))
+        return cls(*(_multiplicities(side.blocks, count, generator) for side in (model, reference)))
+
+    @classmethod
+    def none(cls, model: Sample, reference: Sample) -> "Resamples":
+        """Give the sample itself alone."""
+        return cls(*(np.ones((1, side.blocks)) for side in (model, reference)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,47 +126,58 @@ type Transport = Callable[[Any, Any, Any], Any]
 
 @dataclass(frozen=True)
 class Estimator:
-    """How one observable is compared: its W1, and the masses (one pair a term) that a bootstrap reweights."""
+    """How one observable is compared: the masses (one pair a term) that a bootstrap reweights, and its W1.
 
-    value: Callable[[Sample, Sample], float]
+    Without `exact` W1 is the one between the masses.
+    """
+
     masses: Callable[[Sample, Sample], list[Masses]]
     transport: Transport
+    exact: Callable[[Sample, Sample], float] | None = None
 
-    def changes(self, model: Sample, reference: Sample, resamples: Resamples) -> Float64[np.ndarray, " resamples"]:
-        """W1 of each resample less that of the sample itself, averaged over terms."""
-        distances = np.mean(
-            [
-                self.transport(
-                    term.points, _norm(resamples.model @ term.model), _norm(resamples.reference @ term.reference)
-                )
-                for term in self.masses(model, reference)
-            ],
-            axis=0,
+    def value(self, model: Sample, reference: Sample) -> float:
+        """W1, averaged over terms."""
+        if self.exact is not None:
+            return self.exact(model, reference)
+        return float(self.distances(model, reference, Resamples.none(model, reference))[0])
+
+    def distances(self, model: Sample, reference: Sample, resamples: Resamples) -> Float64[np.ndarray, " rows"]:
+        """W1 between the masses of each resample, averaged over terms."""
+        return np.asarray(
+            np.mean(
+                [
+                    self.transport(
+                        term.points, _norm(resamples.model @ term.model), _norm(resamples.reference @ term.reference)
+                    )
+                    for term in self.masses(model, reference)
+                ],
+                axis=0,
+            )
         )
-        return np.asarray(distances[1:] - distances[0])
 
 
 def estimate(estimator: Estimator, model: Sample, reference: Sample, resamples: Resamples) -> dict[str, float]:
     """W1 and its 95 % interval in the observable's unit: value, low and high, with 0 <= low <= value <= high."""
-    value = estimator.value(model, reference)
-    below, above = np.percentile(estimator.changes(model, reference, resamples), PERCENTILES)
+    distances = estimator.distances(model, reference, resamples)
+    value = float(distances[0]) if estimator.exact is None else estimator.exact(model, reference)
+    below, above = np.percentile(distances[1:] - distances[0], PERCENTILES)
     return {"value": value, "low": float(np.clip(value - above, 0.0, value)), "high": float(max(value - below, value))}
 
 
 def estimators(maximum_frames: int) -> Mapping[str, Mapping[str, Estimator]]:
     """Estimator of each observable, for both modes; `maximum_frames` bounds the exact problem in the TICA plane."""
-    exact_line = Estimator(line_value, line_cells, line_transport)
-    paper_line = Estimator(grid_line_value, grid_line_masses, line_transport)
+    exact_line = Estimator(line_cells, line_transport, line_value)
+    paper_line = Estimator(grid_line_masses, line_transport)
     return {
         "exact": {
-            "tica": Estimator(partial(plane_value, maximum_frames=maximum_frames), plane_cells, plane_transport),
+            "tica": Estimator(plane_cells, plane_transport, partial(plane_value, maximum_frames=maximum_frames)),
             "reaction_coordinate": exact_line,
             "bond": exact_line,
             "angle": exact_line,
-            "dihedral": Estimator(circle_value, circle_cells, circle_transport),
+            "dihedral": Estimator(circle_cells, circle_transport, circle_value),
         },
         "paper": {
-            "tica": Estimator(grid_plane_value, grid_plane_masses, plane_transport),
+            "tica": Estimator(grid_plane_masses, plane_transport),
             **dict.fromkeys(METRICS[1:], paper_line),
         },
     }
@@ -169,8 +193,17 @@ def line_value(model: Sample, reference: Sample) -> float:
 
 def circle_value(model: Sample, reference: Sample) -> float:
     """Mean over terms of W1 on the circle [rad]."""
-    turns = (side.values / TURN_RAD % 1.0 for side in (model, reference))
-    return float(TURN_RAD * np.mean(ot.wasserstein_circle(*turns, *_term_weights(model, reference), p=1)))
+    p, q = _side_by_side(_norm(model.weights), _norm(reference.weights))
+    terms = np.concatenate([model.values, reference.values]).T % TURN_RAD
+    orders = np.argsort(terms, axis=1)
+    return float(
+        np.mean(
+            [
+                circle_transport(term[order, None], p[None, order], q[None, order])
+                for term, order in zip(terms, orders, strict=True)
+            ]
+        )
+    )
 
 
 def plane_value(model: Sample, reference: Sample, maximum_frames: int) -> float:
@@ -181,50 +214,54 @@ def plane_value(model: Sample, reference: Sample, maximum_frames: int) -> float:
 
 def line_cells(model: Sample, reference: Sample) -> list[Masses]:
     """Cells on the line, for each term."""
-    return [_cells(model.term(k), reference.term(k), LINE_CELLS) for k in range(model.terms)]
+    return [_cells(model.term(k), reference.term(k), LINE_CELLS, _nearest_on_line) for k in range(model.terms)]
 
 
 def circle_cells(model: Sample, reference: Sample) -> list[Masses]:
     """Cells on the circle [rad], for each term."""
     wrapped = [replace(side, values=side.values % TURN_RAD % TURN_RAD) for side in (model, reference)]
-    return [_cells(wrapped[0].term(k), wrapped[1].term(k), LINE_CELLS, TURN_RAD) for k in range(model.terms)]
+    return [_cells(wrapped[0].term(k), wrapped[1].term(k), LINE_CELLS, _nearest_on_circle) for k in range(model.terms)]
 
 
 def plane_cells(model: Sample, reference: Sample) -> list[Masses]:
     """Cells in the plane."""
-    return [_cells(model, reference, PLANE_CELLS)]
+    return [_cells(model, reference, PLANE_CELLS, _nearest_in_plane)]
 
 
-def _cells(model: Sample, reference: Sample, count: int, period: float | None = None) -> Masses:
+def _cells(model: Sample, reference: Sample, count: int, nearest: Callable[[Any, Any], Any]) -> Masses:
     """Masses of the Voronoi cells around `count` evenly thinned frames of each side, sorted by coordinate."""
     centres = np.unique(np.concatenate([side.thin(count).values for side in (model, reference)]), axis=0)
-    tree = KDTree(centres, boxsize=period)  # type: ignore[arg-type]  # a scalar or None, says SciPy's manual
-    return Masses(centres, *(_cell_masses(side, tree) for side in (model, reference)))
+    return Masses(
+        centres, *(_cell_masses(side, nearest(centres, side.values), len(centres)) for side in (model, reference))
+    )
 
 
-def _cell_masses(side: Sample, tree: KDTree) -> Float64[np.ndarray, "blocks cells"]:
-    shape = (int(side.block.max()) + 1, tree.n)
-    nearest = side.block * tree.n + tree.query(side.values)[1]
-    return np.bincount(nearest, weights=_norm(side.weights), minlength=shape[0] * shape[1]).reshape(shape)
+def _cell_masses(side: Sample, cell: Int64[np.ndarray, " frames"], cells: int) -> Float64[np.ndarray, "blocks cells"]:
+    masses = np.bincount(side.block * cells + cell, weights=_norm(side.weights), minlength=side.blocks * cells)
+    return masses.reshape(side.blocks, cells)
+
+
+def _nearest_on_line(
+    centres: Float64[np.ndarray, "cells 1"], values: Float64[np.ndarray, "frames 1"]
+) -> Int64[np.ndarray, " frames"]:
+    middles = (centres[1:, 0] + centres[:-1, 0]) / 2
+    return np.searchsorted(middles, values[:, 0])
+
+
+def _nearest_on_circle(
+    centres: Float64[np.ndarray, "cells 1"], values: Float64[np.ndarray, "frames 1"]
+) -> Int64[np.ndarray, " frames"]:
+    around = np.concatenate([centres[-1:] - TURN_RAD, centres, centres[:1] + TURN_RAD])
+    return (_nearest_on_line(around, values) - 1) % len(centres)
+
+
+def _nearest_in_plane(
+    centres: Float64[np.ndarray, "cells 2"], values: Float64[np.ndarray, "frames 2"]
+) -> Int64[np.ndarray, " frames"]:
+    return np.asarray(KDTree(centres).query(values)[1])
 
 
 # Paper mode: kernel densities on a grid, terms pooled
-
-
-def grid_line_value(model: Sample, reference: Sample) -> float:
-    """W1 on the line between kernel densities."""
-    (masses,) = grid_line_masses(model, reference)
-    points = masses.points[:, 0]
-    p, q = _norm(masses.model.sum(axis=0)), _norm(masses.reference.sum(axis=0))
-    return float(ot.emd2_1d(points, points, p, q, metric="euclidean"))
-
-
-def grid_plane_value(model: Sample, reference: Sample) -> float:
-    """W1 in the plane between kernel densities, Euclidean."""
-    (masses,) = grid_plane_masses(model, reference)
-    return _moved(
-        _norm(masses.model.sum(axis=0)) - _norm(masses.reference.sum(axis=0)), cdist(masses.points, masses.points)
-    )
 
 
 def grid_line_masses(model: Sample, reference: Sample) -> list[Masses]:
@@ -256,11 +293,8 @@ def _kernel_masses(
     covariance = np.atleast_2d(np.cov(side.values.T, aweights=weights)) * scott**2
     widest = np.maximum((spacing / 2) ** 2 - np.diag(covariance), 0) + np.finfo(float).tiny
     whiten = np.linalg.inv(np.linalg.cholesky(covariance + np.diag(widest))).T
-    frames, grid = side.values @ whiten, points @ whiten
-    masses = np.zeros((int(side.block.max()) + 1, len(points)))
-    for block in range(len(masses)):
-        inside = side.block == block
-        masses[block] = weights[inside] @ np.exp(-cdist(frames[inside], grid, "sqeuclidean") / 2)
+    masses = np.zeros((side.blocks, len(points)))
+    add_kernels(side.values @ whiten, weights, side.block, points @ whiten, masses)
     return masses
 
 
@@ -285,24 +319,18 @@ def circle_transport(points: Float64[np.ndarray, "points 1"], p: Rows, q: Rows) 
 
 
 def plane_transport(points: Float64[np.ndarray, "points 2"], p: Rows, q: Rows) -> Float64[np.ndarray, " rows"]:
-    """W1 in the plane, Euclidean: one network simplex a row."""
+    """W1 in the plane, Euclidean: what both have stays in place, as it may since the cost is a metric."""
     costs = cdist(points, points)
-    return np.array([_moved(surplus, costs) for surplus in p - q])
-
-
-def _moved(surplus: Float64[np.ndarray, " points"], costs: Float64[np.ndarray, "points points"]) -> float:
-    """Cost of carrying surplus to deficit; what both have stays in place, as it may since the cost is a metric."""
-    source, sink = surplus > 0, surplus < 0
-    amount = float(surplus[source].sum())
-    if amount < 1e-14:
-        return 0.0
-    return amount * _emd(_norm(surplus[source]), _norm(surplus[sink]), costs[np.ix_(source, sink)])
+    distances = transport_costs(costs, p - q)
+    for row in np.flatnonzero(np.isnan(distances)):
+        distances[row] = _emd(p[row], q[row], costs)
+    return distances
 
 
 def _emd(
     p: Float64[np.ndarray, " points"], q: Float64[np.ndarray, " others"], costs: Float64[np.ndarray, "points others"]
 ) -> float:
-    return float(ot.emd2(p, q, np.ascontiguousarray(costs), numItermax=PIVOTS))
+    return float(ot.emd2(p, q, costs, numItermax=PIVOTS))
 
 
 def _multiplicities(blocks: int, count: int, generator: np.random.Generator) -> Float64[np.ndarray, "rows blocks"]:
@@ -313,6 +341,13 @@ def _multiplicities(blocks: int, count: int, generator: np.random.Generator) -> 
 def _norm(masses: Float64[np.ndarray, "*axes"]) -> Float64[np.ndarray, "*axes"]:
     """Scale to sum to one along the last axis."""
     return np.asarray(masses / masses.sum(axis=-1, keepdims=True))
+
+
+def _side_by_side(
+    p: Float64[np.ndarray, " points"], q: Float64[np.ndarray, " others"]
+) -> tuple[Float64[np.ndarray, " all"], Float64[np.ndarray, " all"]]:
+    """Probabilities of both sides on the points of both, one after the other."""
+    return np.concatenate([p, np.zeros_like(q)]), np.concatenate([np.zeros_like(p), q])
 
 
 def _term_weights(*sides: Sample) -> list[Float64[np.ndarray, "_ terms"]]:
