@@ -66,7 +66,7 @@ def backmap(
     The C-alpha may be off by what the restrained minimisation needs, `maximum_displacement_nm` at most. Same seed,
     same positions. Raises BackmappingError, with the structure as far as it came in its `positions`, when the beads
     cannot be rebuilt, or when the result clashes, is torn, has a wrong handedness, a new cis peptide bond, or too
-    much energy.
+    much energy; `hopeless` unless that came of the warm-up, since nothing before it depends on the seed.
     """
     template = _template(structure, force_field)
     if len(beads) != len(template.alpha_carbons):
@@ -79,8 +79,12 @@ def backmap(
     rebuilt = _complete(template, *_rebuild_heavy_atoms(template, beads))
     relaxed = _minimise(template, rebuilt, beads, params, force_field)
     _check(template, relaxed, beads, params)
-    warm = _warm_up(template, relaxed, params, force_field, temperature_K, seed)
-    _check(template, warm, beads, params)
+    try:
+        warm = _warm_up(template, relaxed, params, force_field, temperature_K, seed)
+        _check(template, warm, beads, params)
+    except BackmappingError as error:  # the only part that chance plays a part in
+        error.hopeless, error.steps = False, params.warm_up_steps
+        raise
     return warm.astype(np.float32)
 
 
@@ -247,5 +251,5 @@ def _failure(reason: str, template: Template, positions: Shaped[np.ndarray, "ato
     error = BackmappingError(
         f"{reason}; raise backmapping.minimise_steps, or drop such frames with a lower selection.cutoff_nm"
     )
-    error.positions = positions
+    error.positions, error.hopeless = positions, True
     return error

@@ -25,7 +25,12 @@ __all__ = [
 
 
 class CgalError(Exception):
-    """Something the user can mend; the message says how."""
+    """Something the user can mend; the message says how.
+
+    `hopeless` tells that another try, with another seed, would end the same way.
+    """
+
+    hopeless: bool = False
 
 
 class BadParams(CgalError):
@@ -61,13 +66,19 @@ class PreflightFailed(CgalError):
 
 
 class BackmappingError(CgalError):
-    """A coarse-grained frame could not be rebuilt to a sound all-atom structure, which `positions` [nm] keeps."""
+    """A coarse-grained frame could not be rebuilt to a sound all-atom structure, which `positions` [nm] keeps.
+
+    `steps` are the molecular-dynamics steps taken until then.
+    """
 
     positions: Any = None
+    steps: int = 0
 
 
 class OracleError(CgalError):
-    """All-atom labelling of one frame failed."""
+    """All-atom labelling of one frame failed, after so many molecular-dynamics `steps`."""
+
+    steps: int = 0
 
 
 class QuorumMissed(CgalError):

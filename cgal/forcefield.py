@@ -21,6 +21,7 @@ __all__ = [
     "build_system",
     "choose_platform",
     "forces_of",
+    "hold_alpha_carbons_of",
     "make_context",
     "positions_of",
     "read_structure",
@@ -88,7 +89,7 @@ def build_system(
         use_native_obc2(system)
     if hold_alpha_carbons:
         unconstrained = _create_system(forcefield, topology, params, None)
-        _hold(system, [atom.index for atom in topology.atoms() if atom.name == "CA"], unconstrained)
+        hold_alpha_carbons_of(system, topology, unconstrained)
     return system
 
 
@@ -129,7 +130,9 @@ def use_native_obc2(system: openmm.System) -> None:
     system.addForce(native)
 
 
-def _hold(system: openmm.System, held: list[int], unconstrained: openmm.System) -> None:
+def hold_alpha_carbons_of(system: openmm.System, topology: app.Topology, unconstrained: openmm.System) -> None:
+    """Make every C-alpha massless; its constraints become the bonds that the unconstrained system has instead."""
+    held = {atom.index for atom in topology.atoms() if atom.name == "CA"}
     freed = set()
     for index in reversed(range(system.getNumConstraints())):
         first, second, _ = system.getConstraintParameters(index)
@@ -142,7 +145,7 @@ def _hold(system: openmm.System, held: list[int], unconstrained: openmm.System) 
         bond = source.getBondParameters(index)
         if frozenset(bond[:2]) in freed:
             bonds.addBond(*bond)
-    for atom in held:
+    for atom in sorted(held):
         system.setParticleMass(atom, 0.0)
 
 

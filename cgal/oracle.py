@@ -48,8 +48,10 @@ __all__ = ["Failure", "OracleResult", "Rebuild", "check_quorum", "label", "relab
 type Rebuild = Callable[..., Float32[np.ndarray, "atoms 3"]]
 """`rebuild(beads, seed=seed)` gives warm all-atom positions [nm] for C-alpha beads [nm]; picklable."""
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a label's meaning changes, so that no stale one is picked up."""
+
+STEPS_FILE = "steps.txt"
 
 DIVERGED_kJ_per_mol_nm = 1e5
 """A force on one atom beyond this (thermal ones stay below 1e4) means that the run has diverged."""
@@ -69,8 +71,8 @@ class Failure:
 class OracleResult:
     """Labelled frames, failed ones, and what they cost.
 
-    `steps` counts the molecular-dynamics steps of the frames that were labelled: warm-up, burn-in and average (not
-    minimisation, nor what failed frames took). `wall_time_s` is that of the call, and is not saved.
+    `steps` counts all molecular-dynamics steps: warm-up, burn-in and average, those of failed tries too (what a process
+    had done when it was killed, and minimisation, are not in it). `wall_time_s` is that of the call, and is not saved.
     """
 
     labelled: AtomFrames
@@ -129,6 +131,7 @@ class Recipe:
     oracle: OracleParams
     temperature_K: float
     scratch: Path
+    rebuild_steps: int = 0
 
     def fingerprint(self, task: "Task") -> str:
         """SHA-256 of everything that the label of a frame depends on."""
@@ -141,6 +144,7 @@ class Recipe:
             self.force_field.model_dump_json(),
             self.oracle.model_dump_json(exclude={"quorum"}),
             self.temperature_K,
+            self.rebuild_steps,
         ]
         return sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -170,6 +174,7 @@ class Label:
     positions: Float32[np.ndarray, "frames atoms 3"]
     forces: Float32[np.ndarray, "frames atoms 3"]
     time_ps: Float64[np.ndarray, " frames"]
+    steps: int = 0
 
 
 def label(
@@ -192,14 +197,15 @@ def label(
     a `functools.partial` of one. `rebuild_steps` are the molecular-dynamics steps that it takes (its warm-up), for the
     count. In the result, `trajectory` is the index of the pick.
 
-    A frame that fails is tried once more (with another seed, unless its process was killed), and is then a Failure
-    whose files lie in `scratch/failed`. Labels found in `scratch` are taken if they were made from the same inputs.
+    A frame that fails is tried once more if chance had a part in it (with another seed, unless its process was killed),
+    and is then a Failure whose files lie in `scratch/failed`. Labels found in `scratch` are taken if they were made
+    from the same inputs.
     Raises BadStructure or BadParams before any work when structure, force field or platform cannot be used, and
     BadFile when the disk is full.
     """
-    recipe = Recipe(structure, rebuild, force_field, oracle, temperature_K, scratch)
+    recipe = Recipe(structure, rebuild, force_field, oracle, temperature_K, scratch, rebuild_steps)
     tasks = [Task(pick, frame, int(seed)) for pick, (frame, seed) in enumerate(zip(beads, seeds, strict=True))]
-    return _run(tasks, recipe, workers, progress, rebuild_steps)
+    return _run(tasks, recipe, workers, progress)
 
 
 def relabel(
@@ -222,7 +228,7 @@ def relabel(
     tasks = [
         Task(pick, frame, int(seed)) for pick, (frame, seed) in enumerate(zip(frames.positions, seeds, strict=True))
     ]
-    result = _run(tasks, recipe, workers, progress, rebuild_steps=0)
+    result = _run(tasks, recipe, workers, progress)
     picks = result.labelled.trajectory
     labelled = replace(
         result.labelled,
@@ -247,7 +253,7 @@ def check_quorum(result: OracleResult, requested: int, params: OracleParams) -> 
     )
 
 
-def _run(tasks: Sequence[Task], recipe: Recipe, workers: int, progress: Progress, rebuild_steps: int) -> OracleResult:
+def _run(tasks: Sequence[Task], recipe: Recipe, workers: int, progress: Progress) -> OracleResult:
     begin = time.monotonic()
     topology, _ = read_structure(recipe.structure)
     if tasks:  # what no frame can do without fails here, once
@@ -264,8 +270,7 @@ def _run(tasks: Sequence[Task], recipe: Recipe, workers: int, progress: Progress
         done += 1
         progress(done, len(tasks), f"{len(failures)} failed" if failures else "")
     result = _collect(tasks, sorted(failures, key=lambda failure: failure.pick), recipe, topology.getNumAtoms())
-    steps = (len(tasks) - len(failures)) * (rebuild_steps + _steps(recipe.oracle))
-    return replace(result, steps=steps, wall_time_s=time.monotonic() - begin)
+    return replace(result, wall_time_s=time.monotonic() - begin)
 
 
 def _clean(scratch: Path) -> None:
@@ -295,7 +300,8 @@ def _collect(tasks: Sequence[Task], failures: Sequence[Failure], recipe: Recipe,
         np.concatenate([found.time_ps for found in labels]),
         _provenance(recipe),
     )
-    return OracleResult(frames, tuple(failures), len(tasks), steps=0)
+    lost = sum(_steps_lost(task, recipe) for task in tasks if task.pick in failed)
+    return OracleResult(frames, tuple(failures), len(tasks), sum(found.steps for found in labels) + lost)
 
 
 def _provenance(recipe: Recipe) -> dict[str, Any]:
@@ -323,7 +329,8 @@ def _load_label(task: Task, recipe: Recipe) -> Label | None:
         with read_hdf5(task.label_path(recipe.scratch), "oracle-frame") as handle:
             if handle.attrs["fingerprint"] != recipe.fingerprint(task):
                 return None
-            return Label(handle["positions"][:], handle["forces"][:], handle["time_ps"][:])
+            steps = int(handle.attrs["steps"])
+            return Label(handle["positions"][:], handle["forces"][:], handle["time_ps"][:], steps)
     except BadFile:
         return None
 
@@ -359,6 +366,7 @@ def _printable(topology: app.Topology, positions: Shaped[np.ndarray, "atoms 3"])
 def _label_task(task: Task, attempt: int, announce: Announce, *, recipe: Recipe) -> None:
     """Label one frame and write it; on failure keep the structure and the traceback, and raise."""
     seed = task.seed if attempt == 0 else derive_seed(task.seed, 0, "oracle-retry", attempt)
+    lost = _steps_lost(task, recipe) if attempt else 0
     positions = None
     try:
         positions = task.start
@@ -369,13 +377,24 @@ def _label_task(task: Task, attempt: int, announce: Announce, *, recipe: Recipe)
         found = (_mean_force if recipe.oracle.mode == "mean_force" else _free)(positions, recipe, seed)
     except Exception as error:
         _keep_evidence(task, recipe, getattr(error, "positions", positions), traceback.format_exc())
+        write_text(recipe.scratch / task.evidence / STEPS_FILE, f"{lost + getattr(error, 'steps', 0)}\n")
         raise
     write_hdf5(
         task.label_path(recipe.scratch),
         {"positions": found.positions, "forces": found.forces, "time_ps": found.time_ps},
-        {"cgal_kind": "oracle-frame", "fingerprint": recipe.fingerprint(task)},
+        {
+            "cgal_kind": "oracle-frame",
+            "fingerprint": recipe.fingerprint(task),
+            "steps": lost + recipe.rebuild_steps + _steps(recipe.oracle),
+        },
     )
     shutil.rmtree(recipe.scratch / task.evidence, ignore_errors=True)
+
+
+def _steps_lost(task: Task, recipe: Recipe) -> int:
+    """Molecular-dynamics steps of the tries of this frame that failed; none is known of one whose process died."""
+    path = recipe.scratch / task.evidence / STEPS_FILE
+    return int(path.read_text()) if path.exists() else 0
 
 
 def _keep_evidence(task: Task, recipe: Recipe, positions: Shaped[np.ndarray, "points 3"] | None, log: str) -> None:
@@ -401,20 +420,26 @@ def _start(positions: Float32[np.ndarray, "atoms 3"], recipe: Recipe, timestep_p
     context.setPositions(positions.astype(np.float64))
     context.applyConstraints(1e-6)
     context.setVelocitiesToTemperature(recipe.temperature_K, seed)
-    _advance(context, recipe.oracle.burn_in_steps)
+    _advance(context, recipe.oracle.burn_in_steps, recipe)
     return context
 
 
-def _advance(context: openmm.Context, steps: int) -> Float64[np.ndarray, "atoms 3"]:
+def _advance(context: openmm.Context, steps: int, recipe: Recipe) -> Float64[np.ndarray, "atoms 3"]:
     """Forces [kJ/mol/nm] after so many steps; raises OracleError when the run has diverged."""
     try:
         context.getIntegrator().step(steps)
         forces = forces_of(context)
     except openmm.OpenMMException as error:
-        raise OracleError(f"the all-atom run diverged ({error}); lower oracle.timestep_ps") from error
+        raise _diverged(str(error), context, recipe) from error
     if not np.abs(forces).max() < DIVERGED_kJ_per_mol_nm:
-        raise OracleError("the all-atom run diverged (a force is out of bounds); lower oracle.timestep_ps")
+        raise _diverged("a force is out of bounds", context, recipe)
     return forces
+
+
+def _diverged(reason: str, context: openmm.Context, recipe: Recipe) -> OracleError:
+    error = OracleError(f"the all-atom run diverged ({reason}); lower oracle.timestep_ps")
+    error.steps = recipe.rebuild_steps + context.getStepCount()
+    return error
 
 
 def _mean_force(positions: Float32[np.ndarray, "atoms 3"], recipe: Recipe, seed: int) -> Label:
@@ -424,7 +449,7 @@ def _mean_force(positions: Float32[np.ndarray, "atoms 3"], recipe: Recipe, seed:
     samples = oracle.average_steps // oracle.sample_stride
     total = np.zeros(positions.shape)
     for _ in range(samples):
-        total += _advance(context, oracle.sample_stride)
+        total += _advance(context, oracle.sample_stride, recipe)
     return Label(
         positions_of(context)[np.newaxis].astype(np.float32),
         (total / samples)[np.newaxis].astype(np.float32),
@@ -440,6 +465,6 @@ def _free(positions: Float32[np.ndarray, "atoms 3"], recipe: Recipe, seed: int) 
     forces = np.empty((frames, *positions.shape), dtype=np.float32)
     trajectory = np.empty_like(forces)
     for frame in range(frames):
-        forces[frame] = _advance(context, oracle.free_stride)
+        forces[frame] = _advance(context, oracle.free_stride, recipe)
         trajectory[frame] = positions_of(context)
     return Label(trajectory, forces, np.arange(1, frames + 1) * (oracle.free_stride * timestep_ps))

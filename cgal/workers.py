@@ -37,6 +37,7 @@ class Outcome:
     stage: str
     reason: str | None = None
     crashed: bool = False
+    hopeless: bool = False
 
 
 @dataclass
@@ -54,7 +55,7 @@ class _Job:
             self.crashes += 1
         else:
             self.failures += 1
-        return self.failures + self.crashes < attempts
+        return not outcome.hopeless and self.failures + self.crashes < attempts
 
 
 @dataclass
@@ -72,8 +73,9 @@ def run_in_processes[Task](
     """Do each task in one of `workers` processes; yield each outcome as it comes, in no particular order.
 
     A task that raises is tried again with the next `attempt` number (0, 1, ...); one whose process died is tried again
-    with the same number, so that a kill from outside changes no result; `attempts` tries in all. `work` and tasks must
-    be picklable. Processes end when the iterator is closed, and within a second of the parent's death.
+    with the same number, so that a kill from outside changes no result; `attempts` tries in all, but none after a
+    `hopeless` CgalError. `work` and tasks must be picklable. Processes end when the iterator is closed, and within a
+    second of the parent's death.
 
     Raises BadFile when a task could not write its file: a full disk is no task's own fault and meets them all.
     """
@@ -140,7 +142,7 @@ def _hear(worker: _Worker) -> Outcome | None:
     if kind == "stage":
         job.stage = text
         return None
-    return Outcome(job.index, job.stage, text if kind == "failed" else None)
+    return Outcome(job.index, job.stage, None if kind == "done" else text, hopeless=kind == "hopeless")
 
 
 def _cause(exitcode: int | None) -> str:
@@ -174,7 +176,7 @@ def _attempt(work: Work[Any], attempt: int, task: Any, announce: Announce) -> tu
     except BadFile as error:
         return "no file", str(error)
     except CgalError as error:
-        return "failed", str(error)
+        return "hopeless" if error.hopeless else "failed", str(error)
     except Exception as error:  # one bad task must not end the batch, whatever a library raised
         return "failed", f"{type(error).__name__}: {error}"
     return "done", ""

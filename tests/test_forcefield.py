@@ -8,7 +8,15 @@ import pytest
 from openmm import app, unit
 
 from cgal.errors import BadParams, BadStructure
-from cgal.forcefield import build_system, choose_platform, make_context, positions_of, read_structure, recompute_forces
+from cgal.forcefield import (
+    build_system,
+    choose_platform,
+    forces_of,
+    make_context,
+    positions_of,
+    read_structure,
+    recompute_forces,
+)
 from cgal.frames import AtomFrames
 from cgal.params import ForceFieldParams
 
@@ -96,6 +104,34 @@ def test_automatic_platform_works_and_an_absent_one_is_refused() -> None:
         with pytest.raises(BadParams, match=r"CUDA does not work here.*set it to auto"):
             choose_platform("CUDA")
     assert set(properties) <= {"Threads", "DeterministicForces", "Precision"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["CUDA", "OpenCL"])
+def test_a_gpu_works_in_mixed_precision_and_agrees_with_the_reference_platform(name: str) -> None:
+    """Forces are summed in single precision there: 1e-4 of the largest one."""
+    try:
+        assert choose_platform(name)[1]["Precision"] == "mixed"
+    except BadParams as error:
+        pytest.skip(str(error))
+    forces = []
+    for platform in (name, "Reference"):
+        params = ForceFieldParams(platform=platform)
+        context = make_context(
+            build_system(TOPOLOGY, params, hold_alpha_carbons=True),
+            params,
+            temperature_K=350.0,
+            timestep_ps=0.003,
+            seed=1,
+        )
+        context.setPositions(FRAMES.positions[0].astype(np.float64))
+        forces.append(forces_of(context))
+        if platform == name:
+            assert context.getPlatform().getPropertyValue(context, "Precision") == "mixed"
+            context.setVelocitiesToTemperature(350.0, 1)
+            context.getIntegrator().step(100)
+            assert np.isfinite(positions_of(context)).all()
+    assert np.abs(forces[0] - forces[1]).max() < 1e-4 * np.abs(forces[1]).max()
 
 
 def test_same_seed_same_run() -> None:

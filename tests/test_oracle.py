@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cgal.errors import BadFile, BadParams, BadStructure, QuorumMissed
+from cgal.errors import BackmappingError, BadFile, BadParams, BadStructure, QuorumMissed
 from cgal.frames import AtomFrames, alpha_carbons
 from cgal.oracle import Failure, OracleResult, Recipe, Task, _load_label, _mean_force, check_quorum, label, relabel
 from cgal.params import BackmappingParams, ForceFieldParams, OracleParams
@@ -113,7 +113,9 @@ def test_beads_go_through_backmapping_and_bad_ones_become_failures_with_files(tm
     (failure,) = result.failures
     assert (failure.pick, failure.stage) == (1, "backmapping")
     assert "raise backmapping.minimise_steps" in failure.reason
-    assert {path.name for path in (tmp_path / failure.folder).iterdir()} == {"log.txt", "picked.pdb", "structure.pdb"}
+    assert {path.name for path in (tmp_path / failure.folder).iterdir()} == {
+        "log.txt", "picked.pdb", "steps.txt", "structure.pdb"
+    }  # fmt: skip
     check_quorum(result, 3, OracleParams(quorum=0.5))
     with pytest.raises(QuorumMissed, match=r"only 2 of 3 .* 100%.*\n  1 x backmapping: "):
         check_quorum(result, 3, OracleParams(quorum=1.0))
@@ -127,6 +129,38 @@ def test_a_diverging_run_is_a_failure_and_keeps_its_structure(tmp_path: Path) ->
     assert "diverged" in failure.reason
     assert (tmp_path / failure.folder / "structure.pdb").is_file()
     assert len(result.labelled) == 0
+    assert WARM_UP_STEPS < result.steps <= 2 * (WARM_UP_STEPS + 50 + 20)
+
+
+def unlucky_once(beads: np.ndarray, *, seed: int) -> np.ndarray:
+    """Like `recall`, but a warm-up with any of the first seeds fails."""
+    if seed <= 3:
+        error = BackmappingError("bad luck")
+        error.steps = 7
+        raise error
+    return recall(beads, seed=seed)
+
+
+def hopeless(beads: np.ndarray, *, seed: int, folder: str) -> np.ndarray:
+    """Leave a file for each try, and fail for good."""
+    Path(folder, f"tried-{seed}").touch()
+    error = BackmappingError("no such molecule")
+    error.hopeless = True
+    raise error
+
+
+def test_steps_of_failed_tries_count_also_after_a_restart(tmp_path: Path) -> None:
+    result = run(tmp_path, rebuild=unlucky_once)
+    assert result.failures == ()
+    assert result.steps == 3 * (7 + WARM_UP_STEPS + 10 + 20)
+    assert run(tmp_path, rebuild=unlucky_once).steps == result.steps
+
+
+def test_a_frame_that_no_seed_can_help_is_tried_once(tmp_path: Path) -> None:
+    result = run(tmp_path, picks=1, rebuild=partial(hopeless, folder=str(tmp_path)))
+    assert [failure.reason for failure in result.failures] == ["no such molecule"]
+    assert [path.name for path in tmp_path.glob("tried-*")] == ["tried-1"]
+    assert result.steps == 0
 
 
 def test_a_killed_worker_changes_nothing(tmp_path: Path, undisturbed: OracleResult) -> None:
@@ -222,7 +256,7 @@ def test_damaged_labels_are_made_again(tmp_path: Path, undisturbed: OracleResult
     ],
 )
 def test_labels_of_other_inputs_are_not_taken(undisturbed: OracleResult, folder: Path, change: dict) -> None:
-    recipe = Recipe(FRAMES.pdb, recall, FORCE_FIELD, SHORT, 350.0, folder)
+    recipe = Recipe(FRAMES.pdb, recall, FORCE_FIELD, SHORT, 350.0, folder, WARM_UP_STEPS)
     task = Task(0, FRAMES.positions[0, ALPHA], 1)
     assert _load_label(task, recipe) is not None
     assert _load_label(replace(task, seed=2), recipe) is None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cgal.errors import BadFile
+from cgal.errors import BadFile, CgalError
 from cgal.workers import run_in_processes
 
 
@@ -16,6 +16,10 @@ def work(task: str, attempt: int, announce, *, folder: Path) -> None:
     announce("at work")
     (folder / f"{task}-{attempt}-{len(list(folder.iterdir()))}").touch()
     tries = len(list(folder.glob(f"{task}-*")))
+    if task == "hopeless":
+        error = CgalError("whatever the seed")
+        error.hopeless = True
+        raise error
     if task == "fails":
         raise ValueError("this cannot be")
     if task == "crashes" or (task == "killed-once" and tries == 1):
@@ -25,17 +29,28 @@ def work(task: str, attempt: int, announce, *, folder: Path) -> None:
 
 
 def test_every_task_ends_with_an_outcome_whatever_the_others_do(tmp_path: Path) -> None:
-    """A failing task is tried as attempt 0 and 1; one that was killed is tried twice as attempt 0."""
-    tasks = ["good", "fails", "crashes", "killed-once", "last"]
+    """A failing task is tried as attempt 0 and 1, a hopeless one once; one that was killed twice as attempt 0."""
+    tasks = ["good", "fails", "crashes", "killed-once", "last", "hopeless"]
     found = {outcome.index: outcome for outcome in run_in_processes(partial(work, folder=tmp_path), tasks, workers=2)}
-    assert sorted(found) == [0, 1, 2, 3, 4]
+    assert sorted(found) == [0, 1, 2, 3, 4, 5]
     assert [found[index].reason for index in (0, 3, 4)] == [None] * 3
     assert found[1].reason == "ValueError: this cannot be"
     assert found[2].reason == "its process died (signal SIGKILL)"
     assert found[2].stage == "at work"
+    assert found[5].reason == "whatever the seed"
     tries = sorted(path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir())
     assert tries == sorted(
-        ["good-0", "last-0", "fails-0", "fails-1", "crashes-0", "crashes-0", "killed-once-0", "killed-once-0"]
+        [
+            "good-0",
+            "last-0",
+            "fails-0",
+            "fails-1",
+            "crashes-0",
+            "crashes-0",
+            "killed-once-0",
+            "killed-once-0",
+            "hopeless-0",
+        ]
     )
 
 

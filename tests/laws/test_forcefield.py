@@ -34,10 +34,11 @@ def context_of(system: openmm.System, params: ForceFieldParams) -> openmm.Contex
     return make_context(system, params, temperature_K=350.0, timestep_ps=0.001, seed=1)
 
 
-def test_native_and_xml_obc2_forces_agree() -> None:
+@pytest.mark.parametrize("name", ["ff96", "ff14SB"])
+def test_native_and_xml_obc2_forces_agree(name: str) -> None:
     """The CPU platform computes in single precision: 1e-3 of the largest force is its error, not a model's."""
-    native = context_of(build_system(TOPOLOGY, CPU), CPU)
-    xml = load_forcefield("ff96", "obc2").createSystem(TOPOLOGY, constraints=app.HBonds, removeCMMotion=False)
+    native = context_of(build_system(TOPOLOGY, CPU.model_copy(update={"name": name})), CPU)
+    xml = load_forcefield(name, "obc2").createSystem(TOPOLOGY, constraints=app.HBonds, removeCMMotion=False)
     reference = context_of(xml, CPU)
     for frame in FRAMES.positions[:3].astype(np.float64):
         native.setPositions(frame)

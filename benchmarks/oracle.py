@@ -1,0 +1,140 @@
+"""The all-atom oracle on chignolin: steps against the ordinary way to build it, a second process, labels an hour."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import openmm
+from openmm import app
+
+from benchmarks.harness import Result, interleave
+from cgal.backmapping import backmap
+from cgal.forcefield import build_system, forces_of, hold_alpha_carbons_of, make_context, read_structure
+from cgal.frames import AtomFrames, alpha_carbons
+from cgal.oracle import OracleResult, label
+from cgal.params import BackmappingParams, ForceFieldParams, OracleParams
+
+FRAMES = Path(__file__).parents[1] / "tests" / "data" / "chignolin_small.h5"
+PHYSICS = ForceFieldParams(name="ff14SB", platform="CPU")
+ORACLE = OracleParams()
+BACKMAPPING = BackmappingParams()
+TEMPERATURE_K = 350.0
+STEPS = 150
+PICKS = 12
+REPETITIONS = 2
+
+
+def results() -> Iterator[Result]:
+    """Everything on the CPU platform with one thread a process, as the oracle runs."""
+    yield _against_xml()
+    yield from _labelling()
+
+
+def _against_xml() -> Result:
+    frames = _frames()
+    topology, _ = read_structure(frames.pdb)
+    ours = build_system(topology, PHYSICS, hold_alpha_carbons=True)
+    native, ordinary = (_context(system, frames) for system in (ours, _ordinary(topology)))
+    timing = interleave(partial(_run, native), partial(_run, ordinary), repetitions=7)
+    note = (
+        f"CLN025, {topology.getNumAtoms()} atoms, ff14SB and OBC2, C-alpha held, H-bond constraints, 3 fs, one thread, "
+        f"forces read every {ORACLE.sample_stride} steps as for a mean-force label; peer: openmm.app with "
+        "amber14/protein.ff14SB.xml and implicit/obc2.xml, a CustomGBForce"
+    )
+    return timing.rates("oracle_vs_xml_gb", STEPS, "AA steps/s", note)
+
+
+def _ordinary(topology: app.Topology) -> openmm.System:
+    """The same system as a user of OpenMM builds it; only the C-alpha are held, as ours are."""
+    forcefield = app.ForceField("amber14/protein.ff14SB.xml", "implicit/obc2.xml")
+    system, unconstrained = (
+        forcefield.createSystem(
+            topology,
+            nonbondedMethod=app.NoCutoff,
+            constraints=constraints,
+            hydrogenMass=PHYSICS.hydrogen_mass_amu,
+            removeCMMotion=False,
+        )
+        for constraints in (app.HBonds, None)
+    )
+    hold_alpha_carbons_of(system, topology, unconstrained)
+    return system
+
+
+def _context(system: openmm.System, frames: AtomFrames) -> openmm.Context:
+    context = make_context(system, PHYSICS, temperature_K=TEMPERATURE_K, timestep_ps=ORACLE.timestep_ps, seed=1)
+    context.setPositions(frames.positions[0].astype(float))
+    context.applyConstraints(1e-6)
+    context.setVelocitiesToTemperature(TEMPERATURE_K, 1)
+    return context
+
+
+def _run(context: openmm.Context) -> None:
+    for _ in range(STEPS // ORACLE.sample_stride):
+        context.getIntegrator().step(ORACLE.sample_stride)
+        forces_of(context)
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """One call of `label`: seconds to the first outcome of every process, and after that picks a second of each."""
+
+    start_s: float
+    picks_per_s: float
+    result: OracleResult
+
+
+def _labelling() -> Iterator[Result]:
+    """The real path: backmapping, burn-in, average, files, processes; steady rates, start-up told apart."""
+    pairs = [(_label(2, ORACLE), _label(1, ORACLE)) for _ in range(REPETITIONS)]
+    free = _label(1, ORACLE.model_copy(update={"mode": "free"}))
+    ratios = [two.picks_per_s / one.picks_per_s for two, one in pairs]
+    two, one = (sum(each.picks_per_s for each in side) / REPETITIONS for side in zip(*pairs, strict=True))
+    note = (
+        f"picked frames done a second by 2 processes against 1, after every process's first frame (there after "
+        f"{pairs[0][0].start_s:.1f} s with 2 and {pairs[0][1].start_s:.1f} s with 1); {PICKS} picks through `label`: "
+        f"backmapping, {ORACLE.burn_in_steps} + {ORACLE.average_steps} steps; ratio {min(ratios):.2f} to "
+        f"{max(ratios):.2f} over {REPETITIONS} repetitions"
+    )
+    yield Result("oracle_scaling_2", two, one, sum(ratios) / REPETITIONS, "picks/s", note)
+    frames_a_pick = len(free.result.labelled) / max(PICKS - len(free.result.failures), 1)
+    note = (
+        f"ours: mean_force, one mean force a pick; peer: free, {frames_a_pick:.0f} frames with instantaneous forces a "
+        "pick; backmapping and failed picks are in the time"
+    )
+    yield Result(
+        "oracle_picks_per_core_hour", one * 3600, free.picks_per_s * 3600, one / free.picks_per_s, "picks/h", note
+    )
+
+
+def _label(workers: int, oracle: OracleParams) -> Labelling:
+    frames = _frames()
+    rebuild = partial(
+        backmap, structure=frames.pdb, params=BACKMAPPING, force_field=PHYSICS, temperature_K=TEMPERATURE_K
+    )
+    told: list[float] = []
+    with TemporaryDirectory() as scratch:
+        start = time.perf_counter()
+        result = label(
+            frames.positions[:PICKS, alpha_carbons(frames.topology)],
+            frames.pdb,
+            rebuild=rebuild,
+            force_field=PHYSICS,
+            oracle=oracle,
+            temperature_K=TEMPERATURE_K,
+            seeds=range(1, PICKS + 1),
+            workers=workers,
+            scratch=Path(scratch),
+            rebuild_steps=BACKMAPPING.warm_up_steps,
+            progress=lambda done, total, note="": told.append(time.perf_counter() - start),
+        )
+    first = told[workers]  # told[0] is before any frame
+    return Labelling(first, (PICKS - workers) / (told[-1] - first), result)
+
+
+@cache
+def _frames() -> AtomFrames:
+    return AtomFrames.load(FRAMES)
