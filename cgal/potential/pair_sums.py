@@ -62,7 +62,7 @@ def locate(positions: Float[Tensor, "frames beads 3"], grid: Grid) -> Points:
     values, slopes = (powers @ grid.lagrange).view(*rows.shape, 2, -1).unbind(2)
     inside, phase = distances < grid.cutoff_nm, distances * (pi / grid.cutoff_nm)
     cutoff = (inside * (0.5 + 0.5 * phase.cos()))[:, :, None]
-    cutoff_slope = (inside * (-0.5 * pi / grid.cutoff_nm) * phase.sin())[:, :, None]
+    cutoff_slope = (inside * phase.sin() * (-0.5 * pi / grid.cutoff_nm))[:, :, None]
     found = separations / distances[:, :, None], values * cutoff, values * cutoff_slope + slopes * cutoff
     directions, values, slopes = (tensor.to(positions.dtype) for tensor in found)
     return Points(directions, rows, values, slopes)
