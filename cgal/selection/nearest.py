@@ -52,7 +52,7 @@ class Centred:
     def even(self) -> Float32[np.ndarray, "frames padded 3"]:
         """Single precision, with a bead at the centre added (which changes no sum) when their number is odd."""
         padding = self.positions.shape[1] % 2
-        return np.pad(self.positions, ((0, 0), (0, padding), (0, 0))).astype(np.float32)
+        return np.pad(self.positions.astype(np.float32), ((0, 0), (0, padding), (0, 0)))
 
     def blocks(self) -> tuple[Float32[np.ndarray, "blocks padded 3 lanes"], Float32[np.ndarray, "blocks lanes"]]:
         """Frames side by side in blocks, the last one filled up with frames that are all at the origin."""
@@ -111,13 +111,13 @@ def _check(
             "give frames of the same protein"
         )
     for name, side in (("frame", frames), ("training frame", training)):
-        broken = np.flatnonzero(~np.isfinite(side).all(axis=(1, 2)))
+        broken = np.flatnonzero(~np.isfinite(side.sum(axis=(1, 2), dtype=np.float64)))
         if len(broken):
             raise BadTrajectory(f"nearest training frame: {name} {broken[0]} has a coordinate that is no number")
 
 
 def _chunks(count: int, beads: int, memory_MiB: float) -> Iterator[slice]:
-    """Slices whose working copies (24 bytes a bead in double, up to 36 in single precision) fill half the memory."""
+    """Slices whose working copies (24 bytes a bead in double, at most 36 in single precision) fill half the memory."""
     size = max(int(memory_MiB * 2**20 / 2 / (60 * (beads + 1))), 1)
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 

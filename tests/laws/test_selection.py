@@ -1,5 +1,7 @@
 """Laws of the coverage gap, of RMSD and of what the strategies pick."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -208,6 +210,17 @@ def test_nearest_frames_are_the_same_with_any_memory_and_threads():
     plenty = nearest_rmsd_nm(frames, training, threads=1)
     scarce = nearest_rmsd_nm(frames, training, threads=2, memory_MiB=0.01)
     assert all(np.array_equal(one, other) for one, other in zip(plenty, scarce, strict=True))
+
+
+def test_working_copies_stay_within_the_memory_given():
+    """1 MiB for what would take 5: a little more for results and Python's own objects."""
+    frames = np.random.default_rng(0).normal(size=(2, 4000, 10, 3)).astype(np.float32)
+    nearest_rmsd_nm(frames[0, :2], frames[1])
+    tracemalloc.start()
+    nearest_rmsd_nm(*frames, memory_MiB=1.0)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 1.3 * 2**20
 
 
 def test_of_equal_training_frames_the_first_is_the_nearest():
