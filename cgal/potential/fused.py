@@ -1,6 +1,6 @@
 """The evaluator in compiled loops: what a simulation on a CPU runs on."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -45,13 +45,13 @@ class FusedEvaluator:
     ) -> tuple[Float32[Tensor, " frames"], Float32[Tensor, "frames beads 3"]]:
         """Energies [kJ/mol] and forces [kJ/mol/nm], minus their gradient; positions in nm."""
         at = np.ascontiguousarray(positions.detach().numpy())
-        energies, forces = np.empty(len(at), dtype=np.float32), np.empty_like(at)
+        energies, gradients = np.empty(len(at), dtype=np.float32), np.empty_like(at)
 
         def fill(batch: slice) -> None:
-            energies[batch], forces[batch] = kernels.evaluate(at[batch], self.chain, self.network)
+            kernels.evaluate(at[batch], self.chain, self.network, energies[batch], gradients[batch])
 
         in_threads(fill, batches(len(at), at.shape[1]))
-        return torch.from_numpy(energies), torch.from_numpy(forces)
+        return torch.from_numpy(energies), torch.from_numpy(-gradients)
 
 
 def batches(replicas: int, beads: int) -> list[slice]:
@@ -60,10 +60,11 @@ def batches(replicas: int, beads: int) -> list[slice]:
     return [slice(start, min(start + size, replicas)) for start in range(0, replicas, size)]
 
 
-def in_threads[Item](call: Callable[[Item], None], items: Iterable[Item]) -> None:
+def in_threads[Item](call: Callable[[Item], None], items: Sequence[Item]) -> None:
     """Call with each item, on `torch.get_num_threads()` threads; a matrix product inside has one."""
-    with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for _ in threads.map(call, items):
+    workers = min(torch.get_num_threads(), len(items))
+    with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(max(workers, 1)) as threads:
+        for _ in threads.map(call, items) if workers > 1 else map(call, items):
             pass
 
 

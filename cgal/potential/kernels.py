@@ -95,6 +95,10 @@ class Near(NamedTuple):
     direction: Float32[np.ndarray, "replicas pairs 3"]
     slope: Float32[np.ndarray, "replicas pairs"]
     """Of the network's energy along the distance, in table spacings."""
+    axes: Float32[np.ndarray, "4 beads"]
+    """One replica's x, y and z, and the square distances from one bead."""
+    pulls: Float32[np.ndarray, "3 beads"]
+    """Its gradients along them."""
 
 
 class Layers(NamedTuple):
@@ -124,15 +128,15 @@ entry = partial(compiled, cache=True)
 
 @entry
 def evaluate(
-    positions: Float32[np.ndarray, "replicas beads 3"], chain: Chain, network: Network
-) -> tuple[Float32[np.ndarray, " replicas"], Float32[np.ndarray, "replicas beads 3"]]:
-    """Energies [kJ/mol] and forces [kJ/mol/nm] of a block of replicas at positions in nm."""
-    replicas = len(positions)
-    energies = np.empty(replicas, np.float32)
-    gradients = np.empty_like(positions)
+    positions: Float32[np.ndarray, "replicas beads 3"],
+    chain: Chain,
+    network: Network,
+    energies: Float32[np.ndarray, " replicas"],
+    gradients: Float32[np.ndarray, "replicas beads 3"],
+) -> None:
+    """Fill energies [kJ/mol] and gradients [kJ/mol/nm] of a batch of replicas at positions in nm."""
     near, layers, closest = _workspace(positions.shape[0], positions.shape[1], network)
     _energies_and_gradients(positions, chain, network, near, layers, closest, energies, gradients)
-    return energies, -gradients
 
 
 @entry
@@ -151,7 +155,7 @@ def advance(
 ) -> None:
     """Take `len(noise)` steps of BAOAB after `step`, in place; a replica found unsound is put home and left there."""
     replicas = len(positions)
-    energies, gradients = np.empty(replicas, np.float32), np.empty_like(positions)
+    energies, gradients = np.empty(replicas, np.float32), np.empty(positions.shape, np.float32)
     near, layers, closest = _workspace(positions.shape[0], positions.shape[1], network)
     for index in range(len(noise)):
         for replica in range(replicas):
@@ -168,9 +172,7 @@ def advance(
                 _take_forces(velocities[replica], forces[replica], gradients[replica], langevin)
             else:
                 lost_at[replica] = step + index + 1
-                positions[replica] = home[replica]
-                velocities[replica] = ZERO
-                forces[replica] = ZERO
+                _copy(home[replica], positions[replica])
 
 
 @compiled
@@ -183,6 +185,8 @@ def _workspace(replicas: int, beads: int, network: Network) -> tuple[Near, Layer
         np.empty((replicas, pairs, 8), np.float32),
         np.empty((replicas, pairs, 3), np.float32),
         np.empty((replicas, pairs), np.float32),
+        np.empty((4, beads), np.float32),
+        np.empty((3, beads), np.float32),
     )
     blocks, features = network.hidden_bias.shape
     rows = np.empty((4, replicas * beads, features), np.float32)
@@ -258,95 +262,114 @@ def _energies_and_gradients(
 ) -> None:
     """Fill energies [kJ/mol], their gradients [kJ/mol/nm] and the square of the least distance of each replica."""
     for replica in range(len(positions)):
-        gradients[replica] = ZERO
-        energy, closest_nm2[replica] = _pair_terms(
-            positions[replica], chain, network, near, replica, gradients[replica]
-        )
-        energies[replica] = energy + _bend_terms(positions[replica], chain, gradients[replica])
+        _transpose(positions[replica], near.axes)
+        _clear(near.pulls)
+        energies[replica], closest_nm2[replica] = _pair_terms(near.axes, near.pulls, chain, network, near, replica)
+        _transpose(near.pulls, gradients[replica])
+        energies[replica] += _bend_terms(positions[replica], chain, gradients[replica])
     _forth(network, near, layers, energies)
     _back(network, near, layers)
-    for replica in range(len(positions)):
-        _push(network, near, replica, gradients[replica])
+    _push(network, near, gradients)
 
 
 @compiled
 def _pair_terms(
-    positions: Float32[np.ndarray, "beads 3"],
+    axes: Float32[np.ndarray, "4 beads"],
+    pulls: Float32[np.ndarray, "3 beads"],
     chain: Chain,
     network: Network,
     near: Near,
     replica: int,
-    gradients: Float32[np.ndarray, "beads 3"],
 ) -> tuple[np.float32, np.float32]:
     """Bonds and repulsion; list the pairs within the cutoff. Gives their energy and the least square distance."""
-    beads = len(positions)
-    energy, closest, count = ZERO, np.float32(np.inf), 0
-    for i in range(beads):
+    beads = axes.shape[1]
+    reach, closest = network.cutoff_nm * network.cutoff_nm, np.float32(np.inf)
+    energy, listed = ZERO, 0
+    for i in range(beads - 1):
+        _measure(axes, i)
+        energy += _bond(axes, pulls, i, chain) + _repel(axes, pulls, i, chain.repulsion_kJ_nm6_per_mol)
         for j in range(i + 1, beads):
-            x = positions[j, 0] - positions[i, 0]
-            y = positions[j, 1] - positions[i, 1]
-            z = positions[j, 2] - positions[i, 2]
-            square = x * x + y * y + z * z
+            square = axes[3, j]
             closest = min(closest, square)
-            square = max(square, SHORTEST_nm * SHORTEST_nm)
-            if j == i + 1:
-                length = np.sqrt(square)
-                stretch = length - chain.bond_length_nm[i]
-                tension = chain.bond_stiffness_kJ_per_mol_nm2[i] * stretch
-                energy += HALF * tension * stretch
-                pull = tension / length
-            elif j == i + 2:
-                pull = ZERO
-            else:
-                inverse = ONE / square
-                repulsion = chain.repulsion_kJ_nm6_per_mol * inverse * inverse * inverse
-                energy += repulsion
-                pull = -SIX * repulsion * inverse
-            gradients[i, 0] -= pull * x
-            gradients[i, 1] -= pull * y
-            gradients[i, 2] -= pull * z
-            gradients[j, 0] += pull * x
-            gradients[j, 1] += pull * y
-            gradients[j, 2] += pull * z
-            if square < network.cutoff_nm * network.cutoff_nm:
-                _list(near, replica, count, i, j, x, y, z, np.sqrt(square), network)
-                count += 1
-    near.listed[replica] = count
+            if square < reach:
+                _list(near, replica, listed, i, j, axes, network)
+                listed += 1
+    near.listed[replica] = listed
     return energy, closest
 
 
 @compiled
-def _list(
-    near: Near,
-    replica: int,
-    pair: int,
+def _measure(axes: Float32[np.ndarray, "4 beads"], i: int) -> None:
+    """Square distances of all later beads from bead i."""
+    for j in range(i + 1, axes.shape[1]):
+        x, y, z = axes[0, j] - axes[0, i], axes[1, j] - axes[1, i], axes[2, j] - axes[2, i]
+        axes[3, j] = x * x + y * y + z * z
+
+
+@compiled
+def _bond(
+    axes: Float32[np.ndarray, "4 beads"], pulls: Float32[np.ndarray, "3 beads"], i: int, chain: Chain
+) -> np.float32:
+    """Energy of the bond from bead i to the next."""
+    length = max(np.sqrt(axes[3, i + 1]), SHORTEST_nm)
+    stretch = length - chain.bond_length_nm[i]
+    tension = chain.bond_stiffness_kJ_per_mol_nm2[i] * stretch
+    for axis in range(3):
+        pull = tension / length * (axes[axis, i + 1] - axes[axis, i])
+        pulls[axis, i] -= pull
+        pulls[axis, i + 1] += pull
+    return np.float32(HALF * tension * stretch)
+
+
+@compiled
+def _repel(
+    axes: Float32[np.ndarray, "4 beads"],
+    pulls: Float32[np.ndarray, "3 beads"],
     i: int,
-    j: int,
-    x: np.float32,
-    y: np.float32,
-    z: np.float32,
-    distance_nm: np.float32,
-    network: Network,
+    repulsion_kJ_nm6_per_mol: np.float32,
+) -> np.float32:
+    """Energy of the repulsion between bead i and those three or more steps after it."""
+    energy, x_pull, y_pull, z_pull = ZERO, ZERO, ZERO, ZERO
+    x, y, z = axes[0, i], axes[1, i], axes[2, i]
+    for j in range(i + 3, axes.shape[1]):
+        square = axes[3, j]
+        inverse = ONE / (square if square > SHORTEST_nm * SHORTEST_nm else SHORTEST_nm * SHORTEST_nm)
+        repulsion = repulsion_kJ_nm6_per_mol * inverse * inverse * inverse
+        energy += repulsion
+        pull = -SIX * repulsion * inverse
+        along_x, along_y, along_z = pull * (axes[0, j] - x), pull * (axes[1, j] - y), pull * (axes[2, j] - z)
+        pulls[0, j] += along_x
+        pulls[1, j] += along_y
+        pulls[2, j] += along_z
+        x_pull += along_x
+        y_pull += along_y
+        z_pull += along_z
+    pulls[0, i] -= x_pull
+    pulls[1, i] -= y_pull
+    pulls[2, i] -= z_pull
+    return energy
+
+
+@compiled
+def _list(
+    near: Near, replica: int, pair: int, i: int, j: int, axes: Float32[np.ndarray, "4 beads"], network: Network
 ) -> None:
     """Put down a pair: its direction, and the weights of value and slope at the knots around its distance."""
+    distance_nm = max(np.sqrt(axes[3, j]), SHORTEST_nm)
     near.beads[replica, pair, 0], near.beads[replica, pair, 1] = i, j
-    near.direction[replica, pair, 0] = x / distance_nm
-    near.direction[replica, pair, 1] = y / distance_nm
-    near.direction[replica, pair, 2] = z / distance_nm
+    for axis in range(3):
+        near.direction[replica, pair, axis] = (axes[axis, j] - axes[axis, i]) / distance_nm
     near.slope[replica, pair] = ZERO
     at = distance_nm * network.knots_per_nm
     knot = min(int(at), network.tables.shape[1] // 2 - 2)
     near.row[replica, pair] = 2 * knot
     t = at - np.float32(knot)
     u = ONE - t
-    spline = near.spline[replica, pair]
-    spline[0], spline[1], spline[2], spline[3] = (
-        u * u * (ONE + TWO * t),
-        t * u * u,
-        t * t * (THREE - TWO * t),
-        -t * t * u,
-    )
-    spline[4], spline[5], spline[6], spline[7] = -SIX * t * u, u * (u - TWO * t), SIX * t * u, t * (t - TWO * u)
+    spline = near.spline
+    spline[replica, pair, 0], spline[replica, pair, 1] = u * u * (ONE + TWO * t), t * u * u
+    spline[replica, pair, 2], spline[replica, pair, 3] = t * t * (THREE - TWO * t), -t * t * u
+    spline[replica, pair, 4], spline[replica, pair, 5] = -SIX * t * u, u * (u - TWO * t)
+    spline[replica, pair, 6], spline[replica, pair, 7] = SIX * t * u, t * (t - TWO * u)
 
 
 @compiled
@@ -455,19 +478,17 @@ def _forth(network: Network, near: Near, layers: Layers, energies: Float32[np.nd
     """SchNet from embeddings to energies, which it adds to; leaves the gradient along the last layer's input."""
     replicas, beads = len(energies), len(network.embedding)
     for replica in range(replicas):
-        layers.features[replica * beads : (replica + 1) * beads] = network.embedding
+        _copy(network.embedding, layers.features[replica * beads :])
     for block in range(len(network.tables)):
         if block > 0:
             np.dot(layers.features, network.to_sources[block].T, layers.sources[block])
-        layers.messages[:] = ZERO
-        for replica in range(replicas):
-            sources = network.first_sources if block == 0 else layers.sources[block, replica * beads :]
-            messages = layers.messages[replica * beads :]
-            _convolve(network.tables[block], near, replica, sources, messages)
+            _convolve(network.tables[block], near, layers.sources[block], beads, layers.messages)
+        else:
+            _convolve(network.tables[block], near, network.first_sources, 0, layers.messages)
         np.dot(layers.messages, network.to_hidden[block].T, layers.hidden)
         _softplus(layers.hidden, network.hidden_bias[block], layers.slopes[block])
         np.dot(layers.hidden, network.to_update[block].T, layers.messages)
-        _add(layers.features, layers.messages, network.update_bias[block])
+        _add_biased(layers.features, layers.messages, network.update_bias[block])
     np.dot(layers.features, network.to_last.T, layers.hidden)
     _softplus(layers.hidden, network.last_bias, layers.messages)
     for replica in range(replicas):
@@ -483,74 +504,80 @@ def _forth(network: Network, near: Near, layers: Layers, energies: Float32[np.nd
 def _back(network: Network, near: Near, layers: Layers) -> None:
     """Way back through the blocks, to the slope of the energy along each pair's distance."""
     beads = len(network.embedding)
-    replicas = len(layers.features) // beads
     for block in range(len(network.tables) - 1, -1, -1):
         np.dot(layers.features, network.to_update[block], layers.hidden)
         _multiply(layers.hidden, layers.slopes[block])
         np.dot(layers.hidden, network.to_hidden[block], layers.targets)
         if block > 0:
-            layers.messages[:] = ZERO
-        for replica in range(replicas):
-            sources = network.first_sources if block == 0 else layers.sources[block, replica * beads :]
-            targets = layers.targets[replica * beads :]
-            _meet(network.tables[block], near, replica, sources, targets)
-            if block > 0:
-                _convolve(network.tables[block], near, replica, targets, layers.messages[replica * beads :])
-        if block > 0:
+            _meet(network.tables[block], near, layers.sources[block], beads, layers.targets)
+            _convolve(network.tables[block], near, layers.targets, beads, layers.messages)
             np.dot(layers.messages, network.to_sources[block], layers.hidden)
-            _add(layers.features, layers.hidden, ZERO * network.last_bias)
+            _add(layers.features, layers.hidden)
+        else:
+            _meet(network.tables[block], near, network.first_sources, 0, layers.targets)
 
 
 @compiled
 def _convolve(
     table: Float32[np.ndarray, "rows features"],
     near: Near,
-    replica: int,
-    sources: Float32[np.ndarray, "beads features"],
-    messages: Float32[np.ndarray, "beads features"],
+    sources: Float32[np.ndarray, "some_rows features"],
+    per_replica: int,
+    messages: Float32[np.ndarray, "rows features"],
 ) -> None:
-    """Add filter times neighbour to both beads of each pair; its own transpose, since W_ij = W_ji."""
-    spline = near.spline
-    for pair in range(near.listed[replica]):
-        i, j, row = near.beads[replica, pair, 0], near.beads[replica, pair, 1], near.row[replica, pair]
-        a, b = spline[replica, pair, 0], spline[replica, pair, 1]
-        c, d = spline[replica, pair, 2], spline[replica, pair, 3]
-        for f in range(table.shape[1]):
-            value = a * table[row, f] + b * table[row + 1, f] + c * table[row + 2, f] + d * table[row + 3, f]
-            messages[i, f] += value * sources[j, f]
-            messages[j, f] += value * sources[i, f]
+    """Sum filter times neighbour over the neighbours of each bead; its own transpose, since W_ij = W_ji.
+
+    A replica has `per_replica` rows of sources of its own, or none: those of the first block are the same for all.
+    """
+    _clear(messages)
+    beads, spline = len(messages) // len(near.listed), near.spline
+    for replica in range(len(near.listed)):
+        for pair in range(near.listed[replica]):
+            i, j, row = near.beads[replica, pair, 0], near.beads[replica, pair, 1], near.row[replica, pair]
+            from_i, from_j = replica * per_replica + i, replica * per_replica + j
+            to_i, to_j = replica * beads + i, replica * beads + j
+            a, b = spline[replica, pair, 0], spline[replica, pair, 1]
+            c, d = spline[replica, pair, 2], spline[replica, pair, 3]
+            for f in range(table.shape[1]):
+                value = a * table[row, f] + b * table[row + 1, f] + c * table[row + 2, f] + d * table[row + 3, f]
+                messages[to_i, f] += value * sources[from_j, f]
+                messages[to_j, f] += value * sources[from_i, f]
 
 
 @compiled
 def _meet(
     table: Float32[np.ndarray, "rows features"],
     near: Near,
-    replica: int,
-    sources: Float32[np.ndarray, "beads features"],
-    targets: Float32[np.ndarray, "beads features"],
+    sources: Float32[np.ndarray, "some_rows features"],
+    per_replica: int,
+    targets: Float32[np.ndarray, "rows features"],
 ) -> None:
     """Add this block's part of the slope along each distance: slope of the filter times what it brought together."""
-    spline = near.spline
-    for pair in range(near.listed[replica]):
-        i, j, row = near.beads[replica, pair, 0], near.beads[replica, pair, 1], near.row[replica, pair]
-        a, b = spline[replica, pair, 4], spline[replica, pair, 5]
-        c, d = spline[replica, pair, 6], spline[replica, pair, 7]
-        total = ZERO
-        for f in range(table.shape[1]):
-            slope = a * table[row, f] + b * table[row + 1, f] + c * table[row + 2, f] + d * table[row + 3, f]
-            total += slope * (targets[i, f] * sources[j, f] + targets[j, f] * sources[i, f])
-        near.slope[replica, pair] += total
+    beads, spline = len(targets) // len(near.listed), near.spline
+    for replica in range(len(near.listed)):
+        for pair in range(near.listed[replica]):
+            i, j, row = near.beads[replica, pair, 0], near.beads[replica, pair, 1], near.row[replica, pair]
+            from_i, from_j = replica * per_replica + i, replica * per_replica + j
+            to_i, to_j = replica * beads + i, replica * beads + j
+            a, b = spline[replica, pair, 4], spline[replica, pair, 5]
+            c, d = spline[replica, pair, 6], spline[replica, pair, 7]
+            total = ZERO
+            for f in range(table.shape[1]):
+                slope = a * table[row, f] + b * table[row + 1, f] + c * table[row + 2, f] + d * table[row + 3, f]
+                total += slope * (targets[to_i, f] * sources[from_j, f] + targets[to_j, f] * sources[from_i, f])
+            near.slope[replica, pair] += total
 
 
 @compiled
-def _push(network: Network, near: Near, replica: int, gradients: Float32[np.ndarray, "beads 3"]) -> None:
+def _push(network: Network, near: Near, gradients: Float32[np.ndarray, "replicas beads 3"]) -> None:
     """Turn slopes along distances into gradients along positions."""
-    for pair in range(near.listed[replica]):
-        i, j = near.beads[replica, pair, 0], near.beads[replica, pair, 1]
-        slope = near.slope[replica, pair] * network.knots_per_nm
-        for axis in range(3):
-            gradients[i, axis] -= slope * near.direction[replica, pair, axis]
-            gradients[j, axis] += slope * near.direction[replica, pair, axis]
+    for replica in range(len(gradients)):
+        for pair in range(near.listed[replica]):
+            i, j = near.beads[replica, pair, 0], near.beads[replica, pair, 1]
+            slope = near.slope[replica, pair] * network.knots_per_nm
+            for axis in range(3):
+                gradients[replica, i, axis] -= slope * near.direction[replica, pair, axis]
+                gradients[replica, j, axis] += slope * near.direction[replica, pair, axis]
 
 
 @compiled
@@ -600,7 +627,14 @@ def _read_out(
 
 
 @compiled
-def _add(
+def _add(features: Float32[np.ndarray, "rows features"], update: Float32[np.ndarray, "rows features"]) -> None:
+    for row in range(features.shape[0]):
+        for f in range(features.shape[1]):
+            features[row, f] += update[row, f]
+
+
+@compiled
+def _add_biased(
     features: Float32[np.ndarray, "rows features"],
     update: Float32[np.ndarray, "rows features"],
     bias: Float32[np.ndarray, " features"],
@@ -608,6 +642,27 @@ def _add(
     for row in range(features.shape[0]):
         for f in range(features.shape[1]):
             features[row, f] += update[row, f] + bias[f]
+
+
+@compiled
+def _clear(x: Float32[np.ndarray, "rows columns"]) -> None:
+    for row in range(x.shape[0]):
+        for column in range(x.shape[1]):
+            x[row, column] = ZERO
+
+
+@compiled
+def _copy(source: Float32[np.ndarray, "rows columns"], target: Float32[np.ndarray, "more_rows columns"]) -> None:
+    for row in range(source.shape[0]):
+        for column in range(source.shape[1]):
+            target[row, column] = source[row, column]
+
+
+@compiled
+def _transpose(source: Float32[np.ndarray, "rows columns"], target: Float32[np.ndarray, "_ rows"]) -> None:
+    for row in range(source.shape[0]):
+        for column in range(source.shape[1]):
+            target[column, row] = source[row, column]
 
 
 @compiled

@@ -19,7 +19,7 @@ from cgal.simulation.fused import FusedEngine
 from cgal.simulation.langevin import BAOAB, EnergyModel, Engine, GraphEngine, Snapshot, TorchEngine
 from cgal.units import thermal_energy_kJ_per_mol
 
-__all__ = ["simulate"]
+__all__ = ["simulate", "start_engine"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ def simulate(
     if len(starts) == 0:
         raise EmptyTrajectory("simulation: no start frame was given; give at least one frame of the training set")
     home = _draw_starts(starts, params.replicas, seed)
-    record = _run(_engine(potential, home, params, temperature_K, seed, device), params, progress)
+    record = _run(start_engine(potential, home, params, temperature_K, seed, device), params, progress)
     fates = _fates(record.end, params.steps)
     if not record.sound.any():
         raise EmptyTrajectory(_explain_loss(fates, params))
@@ -70,7 +70,7 @@ def _draw_starts(
     return starts[drawn]
 
 
-def _engine(
+def start_engine(
     potential: EnergyModel,
     home: Float32[np.ndarray, "replicas beads 3"],
     params: SimulationParams,

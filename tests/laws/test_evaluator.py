@@ -10,13 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from schnetpack import properties
 from scipy.spatial.transform import Rotation
 
 from cgal.params import NetworkParams, PriorParams
 from cgal.potential.checkpoint import Potential, initial_potential
 from cgal.potential.evaluator import Evaluator
 from cgal.potential.fused import FusedEvaluator
-from cgal.potential.network import new_network
+from cgal.potential.network import ENERGY_SCALE_kJ_per_mol, new_network
 from cgal.potential.prior import fit_prior
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, real_beads, real_prior, shaken_beads
 
@@ -68,6 +69,45 @@ def assert_agree(evaluator: AnyEvaluator, potential: Potential, positions: torch
 @settings(max_examples=4, deadline=None)
 def test_energies_and_forces_are_those_of_the_potential(potential, evaluator, seed, sigma_nm):
     assert_agree(evaluator, potential, torch.from_numpy(shaken_beads(12, seed, sigma_nm)))
+
+
+def schnetpack_forces(potential: Potential, positions: torch.Tensor) -> torch.Tensor:
+    """Forces of the prior and of schnetpack's own `SchNet.forward` on ordered pairs, in float64, by autograd."""
+    exact = deepcopy(potential).double()
+    frames, beads = positions.shape[:2]
+    at = positions.double().requires_grad_()
+    frame, i, j = (~torch.eye(beads, dtype=torch.bool)).repeat(frames, 1, 1).nonzero().unbind(1)
+    centre, neighbour = frame * beads + i, frame * beads + j
+    flat = at.reshape(-1, 3)
+    inputs = {
+        properties.Z: exact.types.repeat(frames),
+        properties.Rij: flat[neighbour] - flat[centre],
+        properties.idx_i: centre,
+        properties.idx_j: neighbour,
+    }
+    features = exact.network.representation(inputs)["scalar_representation"]
+    energy = exact.prior.energy(at).sum() + ENERGY_SCALE_kJ_per_mol * exact.network.readout(features).sum()
+    return -torch.autograd.grad(energy, at)[0]
+
+
+@pytest.mark.parametrize("scale", [0.6, 0.9, 1.0, 1.4, 2.5])
+def test_forces_are_those_of_schnetpacks_own_module(potential, evaluator, scale):
+    """Fresh random frames, compressed and stretched; 1e-4 of the rms force."""
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    positions = torch.from_numpy(shaken_beads(8, seed, 0.03)) * scale
+    expected = schnetpack_forces(potential, positions)
+    error = (evaluator.energy_and_forces(positions)[1] - expected).abs().max() / expected.square().mean().sqrt()
+    assert float(error) < 1e-4, f"seed {seed}"
+
+
+@pytest.mark.parametrize("kind", EVALUATORS)
+def test_the_table_errs_as_its_bound_says(kind):
+    """Forces use the spline's slope, whose error falls as the third power of the interval: 8 times a halving."""
+    potential, positions = trained(NetworkParams()), torch.from_numpy(shaken_beads(12))
+    exact = deepcopy(potential).double().energy_and_forces(positions.double())[1]
+    evaluators = (kind(potential, intervals) for intervals in (32, 64))
+    coarse, fine = (float((evaluator.energy_and_forces(positions)[1] - exact).abs().max()) for evaluator in evaluators)
+    assert 4 < coarse / fine < 16
 
 
 @pytest.mark.parametrize("scale", [0.6, 0.8, 1.3, 2.0, 4.0])

@@ -1,0 +1,71 @@
+"""How the cost of a step grows with the chain: pairs within a cutoff against all pairs."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy.spatial.distance import pdist
+
+from benchmarks.chains import TEMPERATURE_K, compact_chain, potential, shaken
+from benchmarks.harness import Result, interleave
+from cgal.params import NetworkParams, SimulationParams
+from cgal.simulation.langevin import Engine
+from cgal.simulation.run import start_engine
+
+BEADS = (10, 35, 80, 200)
+CUTOFFS_nm = (1.0, 1.5)
+ALL_nm = 6.0
+"""Cutoff beyond any of the chains: the same engine on all pairs."""
+BEADS_AT_ONCE = 1600
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "growth.png"
+COLOURS = {1.0: "#d1495b", 1.5: "#00798c", ALL_nm: "#222222"}
+
+
+def results() -> Iterator[Result]:
+    """Yield every length and cutoff against all pairs of the same chain; draw them."""
+    torch.set_num_threads(2)
+    points: dict[float, list[tuple[int, int, float]]] = {cutoff: [] for cutoff in COLOURS}
+    for beads in BEADS:
+        replicas, pairs = BEADS_AT_ONCE // beads, pdist(compact_chain(beads))
+        everything = _engine(beads, ALL_nm)
+        for cutoff_nm in CUTOFFS_nm:
+            steps = max(4, 20000 // len(pairs) // replicas + 4)
+            timing = interleave(
+                partial(_engine(beads, cutoff_nm).advance, steps), partial(everything.advance, steps), repetitions=5
+            )
+            assert timing.peer_s is not None
+            near, step_s = int((pairs < cutoff_nm).sum()), steps * replicas
+            points[cutoff_nm].append((beads, near, timing.ours_s / step_s))
+            note = f"{replicas} replicas; {near} of {len(pairs)} pairs within {cutoff_nm} nm; peer: all pairs"
+            yield timing.rates(f"growth_{beads}_beads_{cutoff_nm}_nm", step_s, "replica-steps/s", note)
+            all_s = timing.peer_s / step_s
+        points[ALL_nm].append((beads, len(pairs), all_s))
+    _draw(points)
+
+
+def _engine(beads: int, cutoff_nm: float) -> Engine:
+    chain, replicas = compact_chain(beads), BEADS_AT_ONCE // beads
+    # the spacing of the table stays the same
+    network = NetworkParams(features=128, blocks=3, radial_functions=32, cutoff_nm=cutoff_nm)
+    params = SimulationParams(replicas=replicas, filter_intervals=round(340 * cutoff_nm))
+    return start_engine(
+        potential(chain, network), shaken(chain, replicas, 1), params, TEMPERATURE_K, seed=1, device="cpu"
+    )
+
+
+def _draw(points: dict[float, list[tuple[int, int, float]]]) -> None:
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    for cutoff_nm, rows in points.items():
+        beads, pairs, step_s = (np.array(column) for column in zip(*rows, strict=True))
+        label = "all pairs" if cutoff_nm == ALL_nm else f"cutoff {cutoff_nm} nm"
+        axis.loglog(pairs, 1e6 * step_s, "o-", color=COLOURS[cutoff_nm], label=label)
+        if cutoff_nm == ALL_nm:
+            for bead, pair, seconds in zip(beads, pairs, step_s, strict=True):
+                axis.annotate(f"{bead} beads", (pair, 1e6 * seconds), (4, -12), textcoords="offset points", fontsize=8)
+    axis.set(xlabel="pairs of a replica within the cutoff", ylabel="cost of a step of one replica [µs]")
+    axis.legend(frameon=False)
+    figure.savefig(PICTURE, dpi=150)
