@@ -124,7 +124,7 @@ def train(
     """
     with _deterministic_algorithms(), worker_threads() as share:
         training, held_out = _prepare(shards, {**(priors or {}), initial.sequence: initial.prior}, params)
-        run = _Run(initial.network, training, held_out, params, seed, share)
+        run = Run(initial.network, training, held_out, params, seed, share)
         run.resume(scratch)
         while not run.finished:
             run.epoch()
@@ -165,17 +165,17 @@ def _is_held_out(block: int, params: TrainingParams) -> bool:
     return math.floor((block + 1) * share + 0.5) > math.floor(block * share + 0.5)
 
 
-class _Frames(NamedTuple):
+class Frames(NamedTuple):
     """Frames of one protein: bead types, positions [nm] and the forces that the prior leaves over [kJ/mol/nm]."""
 
     types: Int64[Tensor, " beads"]
     positions: Float[Tensor, "frames beads 3"]
     residuals: Float[Tensor, "frames beads 3"]
 
-    def take(self, index: Tensor) -> "_Frames":
+    def take(self, index: Tensor) -> "Frames":
         return self._replace(positions=self.positions[index], residuals=self.residuals[index])
 
-    def split(self, size: int) -> "Iterator[_Frames]":
+    def split(self, size: int) -> "Iterator[Frames]":
         """Batches of frames in order."""
         for positions, residuals in zip(self.positions.split(size), self.residuals.split(size), strict=True):
             yield self._replace(positions=positions, residuals=residuals)
@@ -183,7 +183,7 @@ class _Frames(NamedTuple):
 
 def _prepare(
     shards: Sequence[LabelledFrames], priors: Mapping[str, Prior], params: TrainingParams
-) -> tuple[list[_Frames], list[_Frames]]:
+) -> tuple[list[Frames], list[Frames]]:
     """Frames to train on and frames held out, one entry a protein, in order of sequence."""
     training, held_out = [], []
     masks = held_out_masks(shards, params)
@@ -218,24 +218,24 @@ def _check_shard(number: int, shard: LabelledFrames, priors: Mapping[str, Prior]
         )
 
 
-def _residuals(shards: Sequence[LabelledFrames], prior: Prior) -> _Frames:
+def _residuals(shards: Sequence[LabelledFrames], prior: Prior) -> Frames:
     """All frames of one protein with the prior's forces taken off, on the prior's device."""
     device = prior.bond_length_nm.device
     positions = torch.from_numpy(np.concatenate([shard.positions for shard in shards])).to(device)
     forces = torch.from_numpy(np.concatenate([shard.forces for shard in shards])).to(device)
     residuals = forces - prior.forces(positions.double()).float()
-    return _Frames(bead_types(shards[0].sequence).to(device), positions, residuals)
+    return Frames(bead_types(shards[0].sequence).to(device), positions, residuals)
 
 
-def _count(proteins: Sequence[_Frames]) -> int:
+def _count(proteins: Sequence[Frames]) -> int:
     return sum(len(frames.positions) for frames in proteins)
 
 
-def _components(proteins: Sequence[_Frames]) -> int:
+def _components(proteins: Sequence[Frames]) -> int:
     return sum(frames.residuals.numel() for frames in proteins)
 
 
-def _mean_square(proteins: Sequence[_Frames], matching: ForceMatching | None = None) -> float:
+def _mean_square(proteins: Sequence[Frames], matching: ForceMatching | None = None) -> float:
     """Mean squared force error [(kJ/mol/nm)^2] over all frames: of the prior alone, or with the network."""
     total, components = 0.0, 0
     for frames in proteins:
@@ -248,14 +248,14 @@ def _mean_square(proteins: Sequence[_Frames], matching: ForceMatching | None = N
     return total / components
 
 
-class _Run:
-    """State of one training, which `save` writes and `resume` reads."""
+class Run:
+    """State of one training, which `save` writes and `resume` reads; the network that it is given stays as it is."""
 
     def __init__(
         self,
         network: CGSchNet,
-        training: list[_Frames],
-        held_out: list[_Frames],
+        training: list[Frames],
+        held_out: list[Frames],
         params: TrainingParams,
         seed: int,
         share: Sharer,
@@ -297,10 +297,10 @@ class _Run:
         rate = _learning_rate(self.epochs_done, self.params)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        errors = [self._step(batch) for batch in self._batches()]
+        errors = [self.step(batch) for batch in self._batches()]
         self._record(math.sqrt(float(torch.stack(errors).sum()) / _components(self.training)), rate)
 
-    def _batches(self) -> Iterator[_Frames]:
+    def _batches(self) -> Iterator[Frames]:
         """Shuffled batches, each of one protein, in shuffled order."""
         batches = [
             frames.take(index.to(frames.positions.device))
@@ -311,7 +311,7 @@ class _Run:
         for number in torch.randperm(len(batches), generator=self.generator).tolist():
             yield batches[number]
 
-    def _step(self, batch: _Frames) -> Float64[Tensor, ""]:
+    def step(self, batch: Frames) -> Float64[Tensor, ""]:
         """One step of the optimiser; returns the batch's sum of squared force errors before it."""
         mean_square, gradient = self.matching.gradient(*batch)
         length = torch.linalg.vector_norm(gradient.div_(self.scale))
@@ -370,8 +370,8 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def _fingerprint(
     network: CGSchNet,
-    training: Sequence[_Frames],
-    held_out: Sequence[_Frames],
+    training: Sequence[Frames],
+    held_out: Sequence[Frames],
     params: TrainingParams,
     seed: int,
 ) -> str:

@@ -57,15 +57,16 @@ type Sharer = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 @contextmanager
-def worker_threads() -> Iterator[Sharer]:
-    """Give each of torch's threads work of its own: they serve many small products better than one each together."""
-    threads = torch.get_num_threads()
+def worker_threads(threads: int | None = None) -> Iterator[Sharer]:
+    """Give each of so many threads (torch's own number) work of its own, instead of a part of every small product."""
+    before = torch.get_num_threads()
+    threads = threads or before
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
             yield map if threads == 1 else pool.map
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 class BlockWeights(NamedTuple):

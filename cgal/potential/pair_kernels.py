@@ -25,7 +25,8 @@ def locate(positions: Float[Tensor, "frames beads 3"], grid: Grid) -> Points:
     shape, points = (len(positions), len(first)), grid.lagrange.shape[1] // 2
     directions, values, slopes = (torch.empty(*shape, n, dtype=positions.dtype) for n in (3, points, points))
     rows = torch.empty(shape, dtype=torch.int64)
-    _locate(*_arrays(first, second, positions, grid.lagrange), *grid[:4], *_arrays(directions, rows, values, slopes))
+    found = directions, rows, values, slopes
+    _locate(tuple(grid[:4]), *_arrays(first, second, positions, grid.lagrange, *found))
     return Points(directions, rows, values, slopes)
 
 
@@ -83,19 +84,17 @@ def _pairs(features: Beads) -> list[Any]:
 
 @entry
 def _locate(
+    grid: Any,
     first: Any,
     second: Any,
     positions: Any,
     lagrange: Any,
-    start_nm: float,
-    spacing_nm: float,
-    intervals: int,
-    cutoff_nm: float,
     directions: Any,
     rows: Any,
     values: Any,
     slopes: Any,
 ) -> None:
+    start_nm, spacing_nm, intervals, cutoff_nm = grid
     separation = np.empty(3, np.float64)
     for n in range(positions.shape[0]):
         for p in range(len(first)):

@@ -1,0 +1,150 @@
+"""Training: full force-matching steps (gradient of the force loss along all weights, clipping, AdamW).
+
+The peer is schnetpack's own path: its `NeuralNetworkPotential` (PairwiseDistances, SchNet, Atomwise, Forces, which
+differentiates twice) under the loss of its `AtomisticTask`. Lightning's loop and logging are left out, and so is the
+collation of batches and neighbour lists, which is done once before the clock starts; its AdamW is fused, as ours is.
+Both start from the same weights and see the same frames; their losses are compared before anything is timed.
+"""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.harness import Result, interleave
+from cgal.frames import AtomFrames, alpha_carbons, sequence_of
+from cgal.params import NetworkParams, TrainingParams
+from cgal.potential.force_matching import Sharer, worker_threads
+from cgal.potential.network import CGSchNet, ENERGY_SCALE_kJ_per_mol, bead_types, new_network
+from cgal.training import Frames, Run
+
+THREADS = 2
+STEPS_COMPARED = 5
+CHIGNOLIN = Path(__file__).parents[1] / "tests" / "data" / "chignolin_small.h5"
+
+type Step = Callable[[], float]
+"""One step of the optimiser; gives the mean squared force error before it [(kJ/mol/nm)^2]."""
+
+
+def results() -> Iterator[Result]:
+    """Steps of a large network in large batches, then those of the demo."""
+    large = NetworkParams(features=128, blocks=3, radial_functions=50)
+    yield _compare("training_vs_schnetpack", large, TrainingParams(batch_size=64), steps=5)
+    yield _compare("training_vs_schnetpack_demo", NetworkParams(), TrainingParams(), steps=40)
+
+
+def _compare(name: str, architecture: NetworkParams, params: TrainingParams, steps: int) -> Result:
+    network, batch = _network(architecture), _batch(params.batch_size)
+    with worker_threads(THREADS) as share:
+        ours, theirs = _our_step(network, batch, params, share), _peer_step(network, batch, params)
+        difference = max(abs(ours() / theirs() - 1.0) for _ in range(STEPS_COMPARED))
+        timing = interleave(partial(_repeat, ours, steps), partial(_repeat, theirs, steps), repetitions=9)
+    return timing.rates(
+        name,
+        steps * params.batch_size,
+        "frames/s",
+        f"{architecture.features} features, {architecture.blocks} blocks, {architecture.radial_functions} radial "
+        f"functions, {batch.positions.shape[1]} beads, batches of {params.batch_size}, {THREADS} threads each; peer "
+        f"without Lightning and collation; the losses of the first {STEPS_COMPARED} steps agree to {difference:.0e}",
+    )
+
+
+def _repeat(step: Step, times: int) -> None:
+    for _ in range(times):
+        step()
+
+
+def _network(architecture: NetworkParams) -> CGSchNet:
+    network = new_network(architecture, 0)
+    torch.nn.init.normal_(
+        dict(network.named_parameters())["readout.1.weight"], std=0.1, generator=torch.Generator().manual_seed(0)
+    )
+    return network
+
+
+def _batch(size: int) -> Frames:
+    """Shaken frames of chignolin, with forces of the size that a prior leaves over."""
+    frames = AtomFrames.load(CHIGNOLIN)
+    generator = np.random.default_rng(0)
+    beads = np.resize(frames.positions[:, alpha_carbons(frames.topology)], (size, len(sequence_of(frames.topology)), 3))
+    noise = generator.normal(scale=0.01, size=beads.shape)
+    forces = generator.normal(scale=130.0, size=beads.shape)
+    return Frames(
+        bead_types(sequence_of(frames.topology)),
+        torch.from_numpy(beads + noise).float(),
+        torch.from_numpy(forces).float(),
+    )
+
+
+def _our_step(network: CGSchNet, batch: Frames, params: TrainingParams, share: Sharer) -> Step:
+    run = Run(network, [batch], [batch], params, 0, share)
+
+    def step() -> float:
+        return float(run.step(batch)) / batch.residuals.numel()
+
+    return step
+
+
+def _peer_step(network: Any, batch: Frames, params: TrainingParams) -> Step:
+    from schnetpack import properties
+    from schnetpack.atomistic import Atomwise, Forces, PairwiseDistances
+    from schnetpack.model import NeuralNetworkPotential
+    from schnetpack.nn import shifted_softplus
+    from schnetpack.task import ModelOutput
+
+    features = network.params.features
+    readout = Atomwise(features, n_hidden=features, activation=shifted_softplus, output_key=properties.energy)
+    readout.outnet.load_state_dict(network.readout.state_dict(), strict=False)  # it has a bias more: of no force
+    heads = [readout, EnergyScale(), Forces()]
+    model = NeuralNetworkPotential(deepcopy(network.representation), [PairwiseDistances()], heads).train()
+    weight = 1.0 / float(batch.residuals.square().mean())
+    output = ModelOutput(properties.forces, torch.nn.MSELoss(), weight, {})
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True
+    )
+    inputs, target = _collated(batch)
+
+    def step() -> float:
+        torch.set_num_threads(THREADS)
+        prediction = model({**inputs, properties.R: inputs[properties.R].clone()})
+        loss = output.calculate_loss(prediction, target)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), params.gradient_clip)
+        optimiser.step()
+        torch.set_num_threads(1)  # ours has its threads elsewhere
+        return float(loss.detach()) / weight
+
+    return step
+
+
+class EnergyScale(torch.nn.Module):
+    """Energies in the unit of our network's readout, so that one learning rate means the same to both."""
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Scale the energy."""
+        inputs["energy"] = ENERGY_SCALE_kJ_per_mol * inputs["energy"]
+        return inputs
+
+
+def _collated(batch: Frames) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Inputs with all pairs within a frame as neighbours, and targets, as schnetpack's loader would give them."""
+    from schnetpack import properties
+
+    frames, beads = batch.positions.shape[:2]
+    of_frame = torch.arange(frames).repeat_interleave(beads)
+    centres, neighbours = torch.where((of_frame[:, None] == of_frame) & ~torch.eye(len(of_frame), dtype=torch.bool))
+    inputs = {
+        properties.R: batch.positions.flatten(0, 1),
+        properties.Z: batch.types.repeat(frames),
+        properties.idx_i: centres,
+        properties.idx_j: neighbours,
+        properties.idx_m: of_frame,
+        properties.n_atoms: torch.full((frames,), beads),
+        properties.offsets: torch.zeros(len(centres), 3),
+    }
+    return inputs, {properties.forces: batch.residuals.flatten(0, 1)}
