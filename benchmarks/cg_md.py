@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,16 +74,21 @@ def _against_peers(model: Potential, starts: Float32[np.ndarray, "replicas beads
 
 
 def _race(ours: Advance, peer: Advance, label: str, replicas: int, note: str) -> Result:
-    """Rates over half a second of each in each of five repetitions; a peer's steps are fewer since it is slower."""
-    steps = [max(2, round(0.5 / (seconds(partial(advance, 3)) / 3))) for advance in (ours, peer) if advance(2) or True]
-    timing = interleave(partial(ours, steps[0]), partial(peer, steps[1]), repetitions=5, warm_up=0)
-    per_step = Timing(
-        timing.ours_s / steps[0],
-        None if timing.peer_s is None else timing.peer_s / steps[1],
-        None if timing.ratio is None else timing.ratio * steps[0] / steps[1],
-        "",
-    )
-    return per_step.rates(label, replicas, "replica-steps/s", f"{replicas} replicas; {note}")
+    """Rates over half a second of each in turn, five times; a peer's steps are fewer since it is slower."""
+    our_steps, peer_steps = (_steps_in(0.5, advance) for advance in (ours, peer))
+    pairs = [
+        (seconds(partial(ours, our_steps)) / our_steps, seconds(partial(peer, peer_steps)) / peer_steps)
+        for _ in range(5)
+    ]
+    ratios = sorted(theirs / own for own, theirs in pairs)
+    own_s, theirs_s = (median(column) for column in zip(*pairs, strict=True))
+    timing = Timing(own_s, theirs_s, median(ratios), f"ratio {ratios[0]:.2f} to {ratios[-1]:.2f} over 5 repetitions")
+    return timing.rates(label, replicas, "replica-steps/s", f"{replicas} replicas; {note}")
+
+
+def _steps_in(budget_s: float, advance: Advance) -> int:
+    advance(2)  # warm
+    return max(2, round(budget_s / (seconds(partial(advance, 2)) / 2)))
 
 
 def _ours(model: Any, starts: Float32[np.ndarray, "replicas beads 3"]) -> Advance:

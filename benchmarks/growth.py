@@ -44,12 +44,26 @@ def results() -> Iterator[Result]:
             all_s = timing.peer_s / step_s
         points[ALL_nm].append((beads, len(pairs), all_s))
     _draw(points)
+    yield _all_but_the_network()
 
 
-def _engine(beads: int, cutoff_nm: float) -> Engine:
+def _all_but_the_network() -> Result:
+    """Bound what a list with a skin could save: search, prior, noise and integrator, by a network of one feature."""
+    beads, cutoff_nm, steps = BEADS[-1], CUTOFFS_nm[0], 20
+    bare, whole = _engine(beads, cutoff_nm, features=1, blocks=1), _engine(beads, cutoff_nm)
+    timing = interleave(partial(bare.advance, steps), partial(whole.advance, steps), repetitions=5)
+    return timing.rates(
+        f"growth_{beads}_beads_without_network",
+        steps * (BEADS_AT_ONCE // beads),
+        "replica-steps/s",
+        f"search among all pairs, prior, noise and integrator alone (cutoff {cutoff_nm} nm); peer: the whole step",
+    )
+
+
+def _engine(beads: int, cutoff_nm: float, features: int = 128, blocks: int = 3) -> Engine:
+    """Give the engine at one spacing of the tables, whatever the cutoff."""
     chain, replicas = compact_chain(beads), BEADS_AT_ONCE // beads
-    # the spacing of the table stays the same
-    network = NetworkParams(features=128, blocks=3, radial_functions=32, cutoff_nm=cutoff_nm)
+    network = NetworkParams(features=features, blocks=blocks, radial_functions=32, cutoff_nm=cutoff_nm)
     params = SimulationParams(replicas=replicas, filter_intervals=round(340 * cutoff_nm))
     return start_engine(
         potential(chain, network), shaken(chain, replicas, 1), params, TEMPERATURE_K, seed=1, device="cpu"
@@ -57,15 +71,16 @@ def _engine(beads: int, cutoff_nm: float) -> Engine:
 
 
 def _draw(points: dict[float, list[tuple[int, int, float]]]) -> None:
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axis = figure.subplots()
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    by_pairs, by_beads = figure.subplots(1, 2, sharey=True)
     for cutoff_nm, rows in points.items():
         beads, pairs, step_s = (np.array(column) for column in zip(*rows, strict=True))
         label = "all pairs" if cutoff_nm == ALL_nm else f"cutoff {cutoff_nm} nm"
-        axis.loglog(pairs, 1e6 * step_s, "o-", color=COLOURS[cutoff_nm], label=label)
-        if cutoff_nm == ALL_nm:
-            for bead, pair, seconds in zip(beads, pairs, step_s, strict=True):
-                axis.annotate(f"{bead} beads", (pair, 1e6 * seconds), (4, -12), textcoords="offset points", fontsize=8)
-    axis.set(xlabel="pairs of a replica within the cutoff", ylabel="cost of a step of one replica [µs]")
-    axis.legend(frameon=False)
+        by_pairs.loglog(pairs, 1e6 * step_s, "o-", color=COLOURS[cutoff_nm], label=label)
+        by_beads.loglog(beads, 1e6 * step_s, "o-", color=COLOURS[cutoff_nm])
+    by_pairs.set(xlabel="pairs of a replica within the cutoff", ylabel="cost of a step of one replica [µs]")
+    by_beads.set(xlabel="beads")
+    by_beads.set_xticks(BEADS, [str(number) for number in BEADS])
+    by_beads.minorticks_off()
+    by_pairs.legend(frameon=False)
     figure.savefig(PICTURE, dpi=150)
