@@ -18,7 +18,13 @@ from cgal.potential.tabulated import INTERVALS
 __all__ = ["FusedEvaluator", "batches", "in_threads"]
 
 ROWS = 160
-"""Beads of a batch of replicas: enough for full-speed matrix products, few enough that a batch stays in cache."""
+"""Beads of a batch of replicas, at most: few enough that a batch stays in cache."""
+
+FEWEST_ROWS = 40
+"""With fewer beads a matrix product loses more than another thread brings."""
+
+BATCHES = 4
+"""Batches that a few replicas are shared out among, so that as many threads have work."""
 
 
 class FusedEvaluator:
@@ -55,8 +61,9 @@ class FusedEvaluator:
 
 
 def batches(replicas: int, beads: int) -> list[slice]:
-    """Cut replicas into batches of at most `ROWS` beads, and one replica at least."""
-    size = max(1, ROWS // beads)
+    """Cut replicas into batches of `FEWEST_ROWS` to `ROWS` beads, `BATCHES` of them if need be."""
+    fewest, most = (max(1, rows // beads) for rows in (FEWEST_ROWS, ROWS))
+    size = min(most, max(fewest, -(-replicas // BATCHES)))
     return [slice(start, min(start + size, replicas)) for start in range(0, replicas, size)]
 
 
