@@ -85,7 +85,7 @@ def _write(kept: dict[str, list[Result]]) -> None:
 
 
 def _row(result: Result) -> str:
-    peer = "missing" if result.peer is None else f"{result.peer:.4g}"
+    peer = "–" if result.peer is None else f"{result.peer:.4g}"
     ratio = "" if result.ratio is None else f"{result.ratio:.2f}"
     return f"| `{result.name}` | {result.ours:.4g} | {peer} | {ratio} | {result.unit} | {result.note} |"
 
@@ -96,7 +96,8 @@ def _machine() -> str:
     model = next(
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
     )
-    return f"Machine: {psutil.cpu_count()} cores of {model}, {memory_GiB:.0f} GiB; Python {platform.python_version()}, {packages}."
+    machine = f"{psutil.cpu_count()} cores of {model}, {memory_GiB:.0f} GiB"
+    return f"Machine: {machine}; Python {platform.python_version()}, {packages}."
 
 
 def _cpuinfo() -> list[str]:

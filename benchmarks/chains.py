@@ -57,5 +57,6 @@ def potential(chain: Float32[np.ndarray, "beads 3"], params: NetworkParams) -> P
     sequence = (RESIDUES * (len(chain) // len(RESIDUES) + 1))[: len(chain)]
     prior = fit_prior(shaken(chain, 100), sequence, TEMPERATURE_K, PriorParams())
     network = new_network(params, seed=0)
-    torch.nn.init.normal_(network.get_parameter("readout.1.weight"), std=0.02, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(network.get_parameter("readout.1.weight"), std=0.02, generator=generator)
     return Potential(prior, network, sequence)

@@ -130,7 +130,7 @@ class SimulationParams(Section):
     maximum_bond_nm: Positive = Field(0.7, description="a longer CA-CA bond means an explosion")
     minimum_distance_nm: NonNegative = Field(0.2, description="two beads closer than this mean an implosion")
     filter_intervals: Annotated[int, Field(ge=32, le=16384)] = Field(
-        512, description="of a SchNet filter's table; forces err by less than 1e-5 at 512, and 8 times that at half of it"
+        512, description="of a filter's table; forces err by less than 1e-5 at 512, and 8 times that at half of it"
     )
 
 
