@@ -81,6 +81,15 @@ def test_same_seed_same_bytes_other_seed_other_bytes(result, tmp_path):
     assert checkpoint_bytes(train([data()], fresh(), PARAMS, seed=12), tmp_path) != expected
 
 
+def test_any_number_of_threads_ends_with_the_same_bytes(result, tmp_path):
+    torch.set_num_threads(2)
+    try:
+        again = train([data()], fresh(), PARAMS, seed=11)
+    finally:
+        torch.set_num_threads(1)
+    assert checkpoint_bytes(again, tmp_path) == checkpoint_bytes(result, tmp_path)
+
+
 def train_until_killed(scratch: str) -> None:
     """Run in a process of its own, which kills itself the hard way after epoch 8 (its last checkpoint is of 5)."""
 

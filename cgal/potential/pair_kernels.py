@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cgal.potential.geometry import pairs
-from cgal.potential.kernels import entry
-from cgal.potential.pair_sums import Along, Beads, Filters, Grid, Points, Rows, SHORTEST_nm, Stencil, Table
+from cgal.potential.kernels import compiled, entry
+from cgal.potential.pair_sums import Along, Beads, Filters, Grid, Points, SHORTEST_nm, Table
 
 __all__ = ["convolve", "interpolate", "locate", "slopes", "table_gradient", "tangent_convolve"]
 
@@ -30,12 +30,9 @@ def locate(positions: Float[Tensor, "frames beads 3"], grid: Grid) -> Points:
     return Points(directions, rows, values, slopes)
 
 
-def interpolate(table: Table, rows: Rows, values: Stencil, slopes: Stencil) -> tuple[Filters, Filters]:
-    """Filter of each pair and its slope along the distance."""
-    filters = torch.empty((*rows.shape, table.shape[1]), dtype=table.dtype)
-    filter_slopes = torch.empty_like(filters)
-    _interpolate(*_arrays(table, rows, values, slopes, filters, filter_slopes))
-    return filters, filter_slopes
+def interpolate(table: Table, points: Points, filters: Filters, filter_slopes: Filters) -> None:
+    """Fill in the filter of each pair and its slope along the distance."""
+    _interpolate(*_arrays(table, *points[1:], filters, filter_slopes))
 
 
 def convolve(filters: Filters, features: Beads) -> Beads:
@@ -63,15 +60,13 @@ def slopes(filter_slopes: Filters, features: Beads, adjoints: Beads) -> Along:
 
 def table_gradient(
     gradient: Table,
-    rows: Rows,
-    values: Stencil,
-    slopes: Stencil,
+    points: Points,
     approach: Along,
     features: tuple[Beads, Beads],
     adjoints: tuple[Beads, Beads],
 ) -> None:
     """Add the tangent of the gradient along the table; features and adjoints come with their tangents."""
-    _table_gradient(*_pairs(features[0]), *_arrays(gradient, rows, values, slopes, approach, *features, *adjoints))
+    _table_gradient(*_pairs(features[0]), *_arrays(gradient, *points[1:], approach, *features, *adjoints))
 
 
 def _arrays(*tensors: Tensor) -> list[Any]:
@@ -123,13 +118,32 @@ def _locate(
 def _interpolate(table: Any, rows: Any, values: Any, slopes: Any, filters: Any, filter_slopes: Any) -> None:
     for n in range(rows.shape[0]):
         for p in range(rows.shape[1]):
-            filters[n, p] = 0
-            filter_slopes[n, p] = 0
-            for k in range(values.shape[2]):
-                row, value, slope = rows[n, p] + k, values[n, p, k], slopes[n, p, k]
-                for f in range(table.shape[1]):
-                    filters[n, p, f] += value * table[row, f]
-                    filter_slopes[n, p, f] += slope * table[row, f]
+            _read(table, rows[n, p], values[n, p], filters[n, p])
+            _read(table, rows[n, p], slopes[n, p], filter_slopes[n, p])
+
+
+@compiled
+def _read(table: Any, row: int, weights: Any, found: Any) -> None:
+    """Weighted sum of eight rows in one go: in registers."""
+    a, b, c, d = weights[0], weights[1], weights[2], weights[3]
+    q, r, s, t = weights[4], weights[5], weights[6], weights[7]
+    for f in range(table.shape[1]):
+        left = a * table[row, f] + b * table[row + 1, f] + c * table[row + 2, f] + d * table[row + 3, f]
+        right = q * table[row + 4, f] + r * table[row + 5, f] + s * table[row + 6, f] + t * table[row + 7, f]
+        found[f] = left + right
+
+
+@compiled
+def _write(table: Any, row: int, values: Any, slopes: Any, along_filter: Any, along_slope: Any) -> None:
+    """Add to four rows in one go."""
+    a, b, c, d = values[0], values[1], values[2], values[3]
+    q, r, s, t = slopes[0], slopes[1], slopes[2], slopes[3]
+    for f in range(table.shape[1]):
+        filter_part, slope_part = along_filter[f], along_slope[f]
+        table[row, f] += a * filter_part + q * slope_part
+        table[row + 1, f] += b * filter_part + r * slope_part
+        table[row + 2, f] += c * filter_part + s * slope_part
+        table[row + 3, f] += d * filter_part + t * slope_part
 
 
 @entry
@@ -191,19 +205,19 @@ def _table_gradient(
     adjoints: Any,
     adjoint_tangents: Any,
 ) -> None:
-    along_filter, along_slope = np.empty((2, gradient.shape[1]), gradient.dtype)
+    along_filter = np.empty(gradient.shape[1], gradient.dtype)
+    along_slope = np.empty_like(along_filter)
     for n in range(rows.shape[0]):
         for p in range(rows.shape[1]):
             i, j, rate = first[p], second[p], approach[n, p]
             for f in range(gradient.shape[1]):
-                along_slope[f] = features[n, i, f] * adjoints[n, j, f] + features[n, j, f] * adjoints[n, i, f]
+                met = features[n, i, f] * adjoints[n, j, f] + features[n, j, f] * adjoints[n, i, f]
+                along_slope[f] = rate * met
             for f in range(gradient.shape[1]):
                 along_filter[f] = (
                     features[n, i, f] * adjoint_tangents[n, j, f] + features[n, j, f] * adjoint_tangents[n, i, f]
                 )
             for f in range(gradient.shape[1]):
                 along_filter[f] += tangents[n, i, f] * adjoints[n, j, f] + tangents[n, j, f] * adjoints[n, i, f]
-            for k in range(values.shape[2]):
-                row, value, slope = rows[n, p] + k, values[n, p, k], rate * slopes[n, p, k]
-                for f in range(gradient.shape[1]):
-                    gradient[row, f] += value * along_filter[f] + slope * along_slope[f]
+            for k in range(0, values.shape[2], 4):
+                _write(gradient, rows[n, p] + k, values[n, p, k:], slopes[n, p, k:], along_filter, along_slope)

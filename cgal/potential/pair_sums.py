@@ -68,15 +68,11 @@ def locate(positions: Float[Tensor, "frames beads 3"], grid: Grid) -> Points:
     return Points(directions, rows, values, slopes)
 
 
-def interpolate(table: Table, rows: Rows, values: Stencil, slopes: Stencil) -> tuple[Filters, Filters]:
-    """Filter of each pair and its slope along the distance."""
-    points = _points(rows, values)
-    shape = (*rows.shape, table.shape[1])
-    filters, filter_slopes = (
-        embedding_bag(points, table, mode="sum", per_sample_weights=weights.flatten(0, 1)).view(shape)
-        for weights in (values, slopes)
-    )
-    return filters, filter_slopes
+def interpolate(table: Table, points: Points, filters: Filters, filter_slopes: Filters) -> None:
+    """Fill in the filter of each pair and its slope along the distance."""
+    rows = _rows(points)
+    for weights, found in ((points.values, filters), (points.slopes, filter_slopes)):
+        found.copy_(embedding_bag(rows, table, mode="sum", per_sample_weights=weights.flatten(0, 1)).view(found.shape))
 
 
 def convolve(filters: Filters, features: Beads) -> Beads:
@@ -100,9 +96,7 @@ def slopes(filter_slopes: Filters, features: Beads, adjoints: Beads) -> Along:
 
 def table_gradient(
     gradient: Table,
-    rows: Rows,
-    values: Stencil,
-    slopes: Stencil,
+    points: Points,
     approach: Along,
     features: tuple[Beads, Beads],
     adjoints: tuple[Beads, Beads],
@@ -110,12 +104,12 @@ def table_gradient(
     """Add the tangent of the gradient along the table; features and adjoints come with their tangents."""
     along_filters = _meet(features[0], adjoints[1]) + _meet(features[1], adjoints[0])
     along_slopes = approach[:, :, None] * _meet(features[0], adjoints[0])
-    parts = values[..., None] * along_filters[:, :, None] + slopes[..., None] * along_slopes[:, :, None]
-    gradient.index_add_(0, _points(rows, values).flatten(), parts.flatten(0, 2))
+    parts = points.values[..., None] * along_filters[:, :, None] + points.slopes[..., None] * along_slopes[:, :, None]
+    gradient.index_add_(0, _rows(points).flatten(), parts.flatten(0, 2))
 
 
-def _points(rows: Rows, weights: Stencil) -> Int64[Tensor, "all_pairs points"]:
-    return rows.flatten()[:, None] + torch.arange(weights.shape[2], device=rows.device)
+def _rows(points: Points) -> Int64[Tensor, "all_pairs points"]:
+    return points.rows.flatten()[:, None] + torch.arange(points.values.shape[2], device=points.rows.device)
 
 
 def _meet(features: Beads, adjoints: Beads) -> Filters:

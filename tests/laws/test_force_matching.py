@@ -135,9 +135,10 @@ def test_kernels_do_what_their_definition_does(beads):
 
     def everything(sums) -> list[torch.Tensor]:
         points = sums.locate(positions, matching.grid)
-        filters, filter_slopes = sums.interpolate(table, *points[1:])
+        filters, filter_slopes = random(2, *points.rows.shape, 10)
+        sums.interpolate(table, points, filters, filter_slopes)
         gradient = table.clone()
-        sums.table_gradient(gradient, *points[1:], approach, (features, tangents), (adjoints, adjoint_tangents))
+        sums.table_gradient(gradient, points, approach, (features, tangents), (adjoints, adjoint_tangents))
         return [
             *points,
             filters,
