@@ -58,8 +58,9 @@ def locate(positions: Float[Tensor, "frames beads 3"], grid: Grid) -> Points:
     distances = separations.square().sum(2).sqrt().clamp(min=SHORTEST_nm)
     at = (distances - grid.start_nm) / grid.spacing_nm
     rows = at.long().clamp(0, grid.intervals - 1)
-    powers = torch.vander((at - rows).clamp(0.0, 1.0).flatten(), len(grid.lagrange), increasing=True)
-    values, slopes = (powers @ grid.lagrange).view(*rows.shape, 2, -1).unbind(2)
+    orders = torch.arange(len(grid.lagrange), device=rows.device)
+    powers = (at - rows).clamp(0.0, 1.0)[:, :, None].pow(orders)
+    values, slopes = (powers @ grid.lagrange).chunk(2, dim=2)
     inside, phase = distances < grid.cutoff_nm, distances * (pi / grid.cutoff_nm)
     cutoff = (inside * (0.5 + 0.5 * phase.cos()))[:, :, None]
     cutoff_slope = (inside * phase.sin() * (-0.5 * pi / grid.cutoff_nm))[:, :, None]
