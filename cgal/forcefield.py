@@ -11,6 +11,7 @@ import openmm
 from jaxtyping import Float32, Float64, Shaped
 from openmm import app, unit
 
+from cgal.born import with_compiled_born
 from cgal.errors import BadParams, BadStructure
 from cgal.frames import RESIDUE_NAMES
 from cgal.params import ForceFieldParams
@@ -214,11 +215,13 @@ def make_context(
 ) -> openmm.Context:
     """OpenMM context with a LangevinMiddle integrator (Zhang et al. 2019); same seed, same run.
 
-    `seed` is positive; set positions before use.
+    `seed` is positive; set positions before use. On a CPU the native OBC2 force is computed by `cgal.born`.
     """
     integrator = openmm.LangevinMiddleIntegrator(temperature_K, params.friction_per_ps, timestep_ps)
     integrator.setRandomNumberSeed(seed)
     name, properties = choose_platform(params.platform)
+    if name == "CPU":
+        system = with_compiled_born(system)
     return openmm.Context(system, integrator, openmm.Platform.getPlatformByName(name), properties)
 
 

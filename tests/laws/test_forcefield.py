@@ -7,6 +7,7 @@ import openmm
 import pytest
 from openmm import app
 
+from cgal.born import Born
 from cgal.forcefield import (
     build_system,
     forces_of,
@@ -45,6 +46,61 @@ def test_native_and_xml_obc2_forces_agree(name: str) -> None:
         reference.setPositions(frame)
         expected = forces_of(reference)
         assert np.abs(forces_of(native) - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+def born_force(charge: np.ndarray, radius: np.ndarray, scale: np.ndarray) -> openmm.GBSAOBCForce:
+    force = openmm.GBSAOBCForce()
+    force.setNonbondedMethod(openmm.GBSAOBCForce.NoCutoff)
+    for row in zip(charge, radius, scale, strict=True):
+        force.addParticle(*row)
+    return force
+
+
+def on_reference_platform(force: openmm.GBSAOBCForce, positions: np.ndarray) -> tuple[float, np.ndarray]:
+    system = openmm.System()
+    for _ in range(force.getNumParticles()):
+        system.addParticle(1.0)
+    system.addForce(openmm.XmlSerializer.clone(force))  # the system owns it, and ends with this function
+    context = context_of(system, REFERENCE)
+    return energy(context, positions), forces_of(context)
+
+
+def native_born() -> openmm.GBSAOBCForce:
+    system = build_system(TOPOLOGY, CPU)  # its forces die with it
+    force = next(force for force in system.getForces() if isinstance(force, openmm.GBSAOBCForce))
+    return openmm.XmlSerializer.clone(force)
+
+
+@pytest.mark.parametrize("frame", [0, 20, 39])
+def test_compiled_born_forces_are_openmms_in_double_precision(frame: int) -> None:
+    """Single precision: 1e-5 of the largest force, and of the energy."""
+    positions = FRAMES.positions[frame].astype(np.float64)
+    expected, forces = on_reference_platform(native_born(), positions)
+    found, compiled = Born.of(native_born()).evaluate(positions)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert np.abs(compiled - forces).max() < 1e-5 * np.abs(forces).max()
+
+
+@pytest.mark.parametrize("atoms", [1, 2, 7, 8, 9, 64])
+@pytest.mark.parametrize("spread_nm", [0.05, 0.3, 20.0])
+def test_compiled_born_forces_hold_for_buried_overlapping_and_distant_atoms(atoms: int, spread_nm: float) -> None:
+    """Every branch of the descreening: atoms within, across and outside one another's spheres."""
+    generator = np.random.default_rng(atoms)
+    force = born_force(
+        generator.normal(0, 0.5, atoms), generator.uniform(0.1, 0.25, atoms), generator.uniform(0.7, 1.0, atoms)
+    )
+    positions = generator.normal(0, spread_nm, (atoms, 3))
+    expected, forces = on_reference_platform(force, positions)
+    found, compiled = Born.of(force).evaluate(positions)
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert np.abs(compiled - forces).max() < 1e-4 * max(np.abs(forces).max(), 1.0)
+
+
+def test_born_forces_of_a_context_are_compiled_on_a_cpu_and_native_elsewhere() -> None:
+    system = build_system(TOPOLOGY, CPU)
+    contexts = [context_of(system, params) for params in (CPU, REFERENCE)]
+    kinds = [{type(force).__name__ for force in context.getSystem().getForces()} for context in contexts]
+    assert [("PythonForce" in names, "GBSAOBCForce" in names) for names in kinds] == [(True, False), (False, True)]
 
 
 @pytest.mark.parametrize("hold", [False, True])
