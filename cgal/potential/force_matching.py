@@ -46,7 +46,7 @@ POINTS = 8
 KNOTS_PER_WIDTH = 8
 """Knots to the width of a radial function."""
 
-BEADS = 160
+BEADS = 320
 """Beads, of as many whole frames, that are worked on at once: their layers stay in cache, and threads share out such
 batches."""
 
