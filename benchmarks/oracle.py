@@ -41,8 +41,8 @@ def _against_xml() -> Result:
     timing = interleave(partial(_run, native), partial(_run, ordinary), repetitions=7)
     note = (
         f"CLN025, {topology.getNumAtoms()} atoms, ff14SB and OBC2, C-alpha held, H-bond constraints, 3 fs, one thread, "
-        f"forces read every {ORACLE.sample_stride} steps as for a mean-force label; peer: openmm.app with "
-        "amber14/protein.ff14SB.xml and implicit/obc2.xml, a CustomGBForce"
+        f"forces read every {ORACLE.sample_stride} steps as for a mean-force label; ours: OBC2 by cgal.born; peer: "
+        "openmm.app with amber14/protein.ff14SB.xml and implicit/obc2.xml, a CustomGBForce"
     )
     return timing.rates("oracle_vs_xml_gb", STEPS, "AA steps/s", note)
 

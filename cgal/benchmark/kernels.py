@@ -16,11 +16,16 @@ NEGLIGIBLE = 40.0
 def add_kernels(frames, weights, block, points, masses):
     """Add each frame's unit Gaussian, times its weight, at all points to its block's row of the masses.
 
-    Shapes: frames x dims, frames, frames, points x dims, blocks x points.
+    Shapes: frames x dims, frames, frames, points x dims, blocks x points. Points on a line must be sorted.
     """
+    line = points[:, 0] if points.shape[1] == 1 else points[:0, 0]
+    first, last, reach = 0, len(points), np.sqrt(2 * NEGLIGIBLE)
     for frame in range(len(frames)):
         row = masses[block[frame]]
-        for point in range(len(points)):
+        if len(line):
+            first = np.searchsorted(line, frames[frame, 0] - reach)
+            last = np.searchsorted(line, frames[frame, 0] + reach)
+        for point in range(first, last):
             exponent = 0.0
             for dim in range(frames.shape[1]):
                 exponent += (frames[frame, dim] - points[point, dim]) ** 2 / 2

@@ -19,7 +19,7 @@ __all__ = ["transport_costs"]
 NEGLIGIBLE = 1e-13
 """A point whose share of all mass stays below this in every row is left out."""
 
-PRICED_ROWS = 6
+PRICED_ROWS = 3
 """Points whose edges are looked through for the best one before the tree is changed."""
 
 MOVES_A_POINT = 1000
@@ -121,21 +121,22 @@ def _improve(costs, surplus, tree, state):
     sources, sinks = np.flatnonzero(surplus > 0), np.flatnonzero(surplus < 0)
     lengths = _between(costs, sources, sinks)
     worthwhile = 1e-12 * costs.max()
-    row, fruitless = 0, 0
+    prices = np.empty(len(sinks))
+    row = 0
     for _ in range(MOVES_A_POINT * len(costs)):
-        prices = price[sinks]
+        for column in range(len(sinks)):
+            prices[column] = price[sinks[column]]
         gain, chosen = worthwhile, -1
-        while fruitless < len(sources) and chosen < 0:
-            for _ in range(PRICED_ROWS):
-                reached = _highest_gain(prices, lengths[row]) - price[sources[row]]
-                if reached > gain:
-                    gain, chosen = reached, row
-                row = (row + 1) % len(sources)
-            fruitless += PRICED_ROWS
+        fruitless = 0
+        while fruitless < len(sources) and (chosen < 0 or fruitless < PRICED_ROWS):
+            reached = _highest_gain(prices, lengths[row]) - price[sources[row]]
+            if reached > gain:
+                gain, chosen = reached, row
+            row = (row + 1) % len(sources)
+            fruitless += 1
         if chosen < 0:
             return True
-        _move(sources[chosen], sinks[np.argmax(prices - lengths[chosen])], costs, tree, state)
-        fruitless = 0
+        _move(sources[chosen], sinks[_best(prices, lengths[chosen])], costs, tree, state)
     return False
 
 
@@ -156,6 +157,17 @@ def _highest_gain(prices, lengths):
     for column in range(len(prices)):
         highest = max(highest, prices[column] - lengths[column])
     return highest
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _best(prices, lengths):
+    highest, place = prices[0] - lengths[0], 0
+    for column in range(len(prices)):
+        gain = prices[column] - lengths[column]
+        if gain > highest:
+            highest, place = gain, column
+    return place
 
 
 @njit(nogil=True, cache=True)
