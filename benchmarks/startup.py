@@ -60,8 +60,8 @@ def results() -> Iterator[Result]:
             f"round 2 of a tiny campaign; {note}",
         )
         yield _pair("campaign_start", campaign.start_s, former and former.start_s, f"fresh clone; {note}")
-        yield _command("cli_rounds", ours, peer, note, "rounds", "--json")
-        yield _command("cli_params", ours, peer, note, "params")
+        yield _command("cli_rounds", ours, peer, note, "rounds", "--json", repetitions=3)
+        yield _command("cli_params", ours, peer, note, "params", repetitions=3)
 
 
 def _clone(root: Path, revision: str) -> Path:
@@ -79,9 +79,11 @@ def _clone(root: Path, revision: str) -> Path:
     return root
 
 
-def _command(name: str, ours: Path, peer: Path | None, note: str, *arguments: str) -> Result:
+def _command(
+    name: str, ours: Path, peer: Path | None, note: str, *arguments: str, repetitions: int = REPETITIONS
+) -> Result:
     theirs = partial(_answer, peer, *arguments) if peer else None
-    return interleave(partial(_answer, ours, *arguments), theirs, REPETITIONS).times(name, note)
+    return interleave(partial(_answer, ours, *arguments), theirs, repetitions).times(name, note)
 
 
 def _answer(root: Path, *arguments: str) -> None:

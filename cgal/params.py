@@ -215,7 +215,7 @@ class ReferenceParams(Section):
 class ExecutionParams(Section):
     """How fast a run goes, never what it finds; no stage depends on it."""
 
-    torch_threads: Count = 1
+    torch_threads: Annotated[int, Field(ge=0)] = Field(0, description="0: every core at hand")
     oracle_workers: Count = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
     retries: Annotated[int, Field(ge=0)] = 2

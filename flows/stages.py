@@ -4,6 +4,7 @@ Both `cgal stage NAME` (the commands of `dvc.yaml`) and the Prefect tasks of `fl
 few numbers that say how it went.
 """
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -51,7 +52,8 @@ def train(workspace: Workspace, progress: Progress) -> Summary:
     training.write_history_csv(result, workspace.round / "training.csv")
     figures = workspace.round / "plots" / "training"
     training.plot_training(result, figures)
-    plot_prior(result.potential.prior, load_shards(workspace.data)[0].positions, figures)
+    if k == 0:  # fitted once a campaign
+        plot_prior(result.potential.prior, load_shards(workspace.data)[0].positions, figures)
     return summary
 
 
@@ -146,7 +148,7 @@ def label(workspace: Workspace, progress: Progress) -> Summary:
 
 def run_stage(name: str, workspace: Workspace, progress: Progress) -> Summary:
     """Run one stage with the threads that `execution.torch_threads` allows."""
-    torch.set_num_threads(workspace.params.execution.torch_threads)
+    torch.set_num_threads(workspace.params.execution.torch_threads or len(os.sched_getaffinity(0)))
     return STAGES[name](workspace, progress)
 
 
