@@ -137,13 +137,20 @@ class SimulationParams(Section):
 class SelectionParams(Section):
     """Which simulated frames are worth an oracle call."""
 
-    strategy: Literal["rmsd_histogram", "random"] = "rmsd_histogram"
+    strategy: Literal["rmsd_histogram", "random", "coverage", "k_centre", "committee", "committee_coverage"] = (
+        "rmsd_histogram"
+    )
     frames: Count = 20
     bins: Count = 40
     cutoff_nm: Positive = Field(1.0, description="a frame further than this from the reference frame is unphysical")
     minimum_bond_nm: NonNegative = Field(0.27, description="a shorter CA-CA bond is unphysical (cis bonds have 0.29)")
     maximum_bond_nm: Positive = Field(0.47, description="a longer CA-CA bond is unphysical")
     minimum_distance_nm: NonNegative = Field(0.3, description="two unbonded beads closer than this overlap")
+    novel_nm: Positive = Field(0.1, description="a frame further than this from all training frames is uncovered")
+    distinct_nm: NonNegative = Field(
+        0.08, description="least RMSD between two picks of a batch; not of rmsd_histogram and random"
+    )
+    committee: Annotated[int, Field(ge=2)] = Field(4, description="networks trained afresh when a strategy asks them")
 
 
 class BackmappingParams(Section):

@@ -4,41 +4,83 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from cgal.errors import BadFile, EmptyTrajectory
+from cgal.errors import BadFile, BadParams, EmptyTrajectory
 from cgal.params import SelectionParams
 from cgal.selection import STRATEGIES, Selection, plot_selection
 
-from .laws.test_selection import SEQUENCE, hairpins, pick
+from .laws.test_selection import SEQUENCE, hairpins, pick, toy_committee
 
 SIMULATED = hairpins(np.linspace(0.0, 1.5, 60))
 TRAINING = hairpins([0.1] * 20, seed=3)
+COMMITTEES = {"committee", "committee_coverage"}
+every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
 def test_every_strategy_in_the_params_exists():
     assert set(STRATEGIES) == set(SelectionParams.model_fields["strategy"].annotation.__args__)
 
 
-def test_unphysical_frames_are_dropped_for_one_stated_reason_each():
+@every_strategy
+def test_unphysical_frames_are_dropped_for_one_stated_reason_each(strategy):
     frames = np.concatenate([SIMULATED, np.repeat(SIMULATED[:1], 3, axis=0)])
     frames[60, 3] = np.nan
     frames[61, 7] += 0.5
     frames[62, 4:] = frames[62, 3::-1] + np.float32([0.0, 0.28, 0.0])  # strands 0.28 nm apart
-    selection = pick(frames, TRAINING, strategy="random", count=100, cutoff_nm=0.35)
+    selection = pick(frames, TRAINING, strategy=strategy, count=100, cutoff_nm=0.35)
     assert selection.dropped.keys() == {"not finite", "unphysical bond", "overlap", "beyond cutoff"}
     assert selection.dropped["not finite"] == selection.dropped["unphysical bond"] == selection.dropped["overlap"] == 1
-    assert selection.candidates + sum(selection.dropped.values()) == 63
-    assert len(selection) == selection.candidates < 60
+    assert len(selection.candidates) + sum(selection.dropped.values()) == 63
+    assert 0 < len(selection) <= len(selection.candidates) < 60
     assert selection.rmsd_nm.max() <= 0.35
+    assert not {60, 61, 62} & set(selection.frame)
     assert "1 not finite" in selection.note
     assert "asked for 100" in selection.note
 
 
-def test_closing_round_picks_nothing_but_still_measures():
-    selection = pick(SIMULATED, TRAINING, count=0)
-    assert len(selection) == 0
+def test_random_picks_all_there_are_when_more_are_asked_for():
+    assert len(pick(SIMULATED, TRAINING, strategy="random", count=100)) == 60
+
+
+@every_strategy
+def test_closing_round_picks_nothing_but_still_measures(strategy):
+    """And asks no committee."""
+    selection = pick(SIMULATED, TRAINING, strategy=strategy, count=0, committee=lambda: pytest.fail("asked"))
+    assert len(selection) == selection.bins_used == 0
     assert selection.positions.shape == (0, 8, 3)
     assert selection.coverage.simulated.sum() == pytest.approx(1.0)
+    assert 0.5 < selection.uncovered_fraction < 1.0
     assert "asked for" not in selection.note
+    assert selection.calibration is None
+
+
+@every_strategy
+def test_a_committee_is_asked_once_and_only_where_it_is_needed(strategy):
+    calls = []
+
+    def committee():
+        calls.append(strategy)
+        return toy_committee()
+
+    selection = pick(SIMULATED, TRAINING, strategy=strategy, committee=committee)
+    assert len(calls) == (strategy in COMMITTEES)
+    assert (selection.calibration is not None) == (strategy in COMMITTEES)
+    assert ("committee of 3" in selection.note) == (strategy in COMMITTEES)
+    assert ("committee_spearman" in selection.summary()) == (strategy in COMMITTEES)
+
+
+@pytest.mark.parametrize("strategy", COMMITTEES)
+def test_a_missing_committee_is_named(strategy):
+    with pytest.raises(BadParams, match="pass `committee`"):
+        pick(SIMULATED, TRAINING, strategy=strategy, committee=None)
+
+
+@every_strategy
+def test_uncovered_fraction_does_not_depend_on_the_strategy(strategy):
+    selection = pick(SIMULATED, TRAINING, strategy=strategy, novel_nm=0.2)
+    assert selection.uncovered_fraction == np.mean(selection.candidates.nearest_nm > 0.2)
+    assert selection.uncovered_fraction == pick(SIMULATED, TRAINING, novel_nm=0.2).uncovered_fraction
+    assert f"{selection.uncovered_fraction:.1%} of the candidates are more than 0.2 nm" in selection.note
+    assert selection.summary()["uncovered_fraction"] == selection.uncovered_fraction
 
 
 def test_no_physical_frame_is_an_error_that_counts_the_reasons():
@@ -54,15 +96,16 @@ def test_training_frames_beyond_the_cutoff_are_counted_too():
     assert selection.coverage.training.sum() == pytest.approx(1.0)
 
 
+@every_strategy
 @pytest.mark.parametrize("count", [0, 7])
-def test_selection_survives_saving_and_same_content_gives_same_bytes(tmp_path, count):
-    selection = pick(SIMULATED, TRAINING, count=count)
+def test_selection_survives_saving_and_same_content_gives_same_bytes(tmp_path, strategy, count):
+    selection = pick(SIMULATED, TRAINING, strategy=strategy, count=count)
     selection.save(tmp_path / "a.h5")
     loaded = Selection.load(tmp_path / "a.h5")
     loaded.save(tmp_path / "b.h5")
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
     assert loaded.positions.tobytes() == selection.positions.tobytes()
-    assert (loaded.note, loaded.sequence, loaded.dropped) == (selection.note, SEQUENCE, selection.dropped)
+    assert (loaded.note, loaded.sequence, loaded.summary()) == (selection.note, SEQUENCE, selection.summary())
 
 
 def test_damaged_file_is_named(tmp_path):
@@ -73,9 +116,11 @@ def test_damaged_file_is_named(tmp_path):
         Selection.load(path)
 
 
+@pytest.mark.parametrize("strategy", ["coverage", "committee"])
 @pytest.mark.parametrize("count", [0, 7])
-def test_figure_is_drawn_the_same_each_time(tmp_path, count):
-    selection = pick(SIMULATED, TRAINING, count=count)
+def test_figure_is_drawn_the_same_each_time(tmp_path, strategy, count):
+    selection = pick(SIMULATED, TRAINING, strategy=strategy, count=count)
     first, second = (plot_selection(selection, tmp_path / name) for name in "ab")
     assert first.read_bytes() == second.read_bytes()
-    assert matplotlib.image.imread(first).shape == (840, 960, 4)
+    height = 1260 if selection.calibration else 840
+    assert matplotlib.image.imread(first).shape == (height, 1500, 4)

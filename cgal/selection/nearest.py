@@ -15,12 +15,12 @@ from functools import partial
 from typing import no_type_check
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float, Float32, Float64, Int64
 from numba import njit
 
 from cgal.errors import BadTrajectory, EmptyTrajectory
 
-__all__ = ["nearest_rmsd_nm"]
+__all__ = ["LANES", "TILE", "Centred", "correlate", "nearest_rmsd_nm", "screen"]
 
 LANES = 64
 """Training frames a block: their sums of products lie in the first-level cache."""
@@ -49,16 +49,18 @@ class Centred:
         positions -= positions.mean(axis=1, keepdims=True)
         return cls(positions, 0.5 * np.einsum("fbx,fbx->f", positions, positions))
 
-    def even(self) -> Float32[np.ndarray, "frames padded 3"]:
-        """Single precision, with a bead at the centre added (which changes no sum) when their number is odd."""
+    def even(self, precision: type[np.floating] = np.float32) -> Float[np.ndarray, "frames padded 3"]:
+        """Give the positions, with a bead at the centre added (which changes no sum) when their number is odd."""
         padding = self.positions.shape[1] % 2
-        return np.pad(self.positions.astype(np.float32), ((0, 0), (0, padding), (0, 0)))
+        return np.pad(self.positions.astype(precision), ((0, 0), (0, padding), (0, 0)))
 
-    def blocks(self) -> tuple[Float32[np.ndarray, "blocks padded 3 lanes"], Float32[np.ndarray, "blocks lanes"]]:
+    def blocks(
+        self, precision: type[np.floating] = np.float32
+    ) -> tuple[Float[np.ndarray, "blocks padded 3 lanes"], Float[np.ndarray, "blocks lanes"]]:
         """Frames side by side in blocks, the last one filled up with frames that are all at the origin."""
         missing = -len(self.half_norm) % LANES
-        frames = np.pad(self.even(), ((0, missing), (0, 0), (0, 0)))
-        norms = np.pad(self.half_norm, (0, missing)).astype(np.float32)
+        frames = np.pad(self.even(precision), ((0, missing), (0, 0), (0, 0)))
+        norms = np.pad(self.half_norm, (0, missing)).astype(precision)
         side_by_side = frames.reshape(-1, LANES, *frames.shape[1:]).transpose(0, 2, 3, 1)
         return np.ascontiguousarray(side_by_side), norms.reshape(-1, LANES)
 
@@ -133,9 +135,9 @@ def _search(single, double, half_norm, blocks, block_norms, training, training_n
     for block in range(len(blocks)):
         lanes = min(LANES, len(training) - block * LANES)
         for frame in range(start, min(start + TILE, len(double))):
-            _correlate(single[frame], blocks[block], correlation)
+            correlate(single[frame], blocks[block], correlation)
             lost = np.float32(0.5 * beads * squared[frame])
-            if not _screen(correlation, block_norms[block], np.float32(half_norm[frame]), lost, tolerance, possible):
+            if not screen(correlation, block_norms[block], np.float32(half_norm[frame]), lost, tolerance, possible):
                 continue
             for lane in range(lanes):
                 if possible[lane] > 0:
@@ -148,7 +150,7 @@ def _search(single, double, half_norm, blocks, block_norms, training, training_n
 
 @njit(nogil=True, cache=True, fastmath=FAST)
 @no_type_check
-def _correlate(frame, block, correlation):
+def correlate(frame, block, correlation):
     """Sums over beads of the products of coordinates, two beads a pass so that stores do not hold up the products."""
     correlation[:] = 0
     for bead in range(0, len(frame), 2):
@@ -164,14 +166,14 @@ def _correlate(frame, block, correlation):
 
 @njit(nogil=True, cache=True, fastmath=FAST)
 @no_type_check
-def _screen(m, norms, norm, lost, tolerance, possible):
+def screen(m, norms, norm, lost, tolerance, possible):
     """Mark training frames that may be nearer than the best so far, and tell whether there are any.
 
     A nearer frame needs an eigenvalue above `trial` = half norms - `lost`. The quartic is x^4 - 2 S x^2 - 8 D x + C,
     with S the squared norm and D the determinant of the correlation matrix, C = S^2 - 4 sum of its squared minors.
     All four roots are real: the largest lies below a positive `trial` just when the quartic and its first and second
     derivative are positive there. The tolerance is above single precision's error in sums over the beads times what
-    the quartic makes of it, 128 at most.
+    the quartic makes of it, 128 at most; in double precision it may be zero.
     """
     for lane in range(LANES):
         xx, xy, xz = m[0, 0, lane], m[0, 1, lane], m[0, 2, lane]

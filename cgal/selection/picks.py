@@ -4,22 +4,47 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from cgal.files import decode, read_hdf5, write_hdf5
+from cgal.selection.committee import Calibration
 from cgal.selection.coverage import Coverage
 
-__all__ = ["Selection"]
+__all__ = ["Candidates", "Selection"]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """All physical frames of the simulation: index into its trajectory (rising) and RMSD to the nearest training frame.
+
+    A frame further than `novel_nm` from the whole training set is uncovered. `disagreement` is the calibrated one of
+    a committee [kJ/mol/nm], where the strategy asked for it.
+    """
+
+    frame: Int64[np.ndarray, " candidates"]
+    nearest_nm: Float64[np.ndarray, " candidates"]
+    novel_nm: float
+    disagreement: Float64[np.ndarray, " candidates"] | None = None
+
+    def __len__(self) -> int:
+        """Give the number of candidates."""
+        return len(self.frame)
+
+    @property
+    def uncovered_fraction(self) -> float:
+        """Share of the candidates that are uncovered."""
+        return float(np.mean(self.nearest_nm > self.novel_nm))
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
     """Picked frames, best first: bead positions [nm], index into the simulated trajectory, score and RMSD [nm].
 
-    `dropped` counts the frames that were no candidates, by reason; `candidates` those that were. `requested` is how
-    many picks were asked for, which may be zero. `coverage` compares all candidates with all training frames, and
-    `nearest_nm` is the RMSD of each pick to the nearest of these.
+    `dropped` counts the frames that were no candidates, by reason. `requested` is how many picks were asked for,
+    which may be zero. `coverage` compares all candidates with all training frames; `calibration` is there when the
+    strategy asked a committee.
     """
 
     strategy: str
@@ -29,14 +54,30 @@ class Selection:
     score: Float64[np.ndarray, " picked"]
     rmsd_nm: Float64[np.ndarray, " picked"]
     requested: int
-    candidates: int
     dropped: dict[str, int]
     coverage: Coverage
-    nearest_nm: Float64[np.ndarray, " picked"]
+    candidates: Candidates
+    calibration: Calibration | None = None
 
     def __len__(self) -> int:
         """Give the number of picked frames."""
         return len(self.frame)
+
+    @property
+    def picked_candidates(self) -> Int64[np.ndarray, " picked"]:
+        """Where the picks stand among the candidates."""
+        places: Int64[np.ndarray, " picked"] = np.searchsorted(self.candidates.frame, self.frame)
+        return places
+
+    @property
+    def nearest_nm(self) -> Float64[np.ndarray, " picked"]:
+        """RMSD of each pick to the nearest training frame [nm]."""
+        return self.candidates.nearest_nm[self.picked_candidates]
+
+    @property
+    def uncovered_fraction(self) -> float:
+        """Share of the candidates further than `selection.novel_nm` from the training set, whatever the strategy."""
+        return self.candidates.uncovered_fraction
 
     @property
     def bins_used(self) -> int:
@@ -50,9 +91,24 @@ class Selection:
         missing = "" if len(self) == self.requested else f" (asked for {self.requested}; no more frames qualify)"
         far = f", {np.median(self.nearest_nm):.3f} nm (median) from the training set" if len(self) else ""
         return (
-            f"picked {len(self)} of {self.candidates} candidates from {self.bins_used} RMSD bins{far}{missing}; "
-            f"dropped: {lost or 'none'}"
+            f"picked {len(self)} of {len(self.candidates)} candidates from {self.bins_used} RMSD bins{far}{missing}; "
+            f"{self.uncovered_fraction:.1%} of the candidates are more than {self.candidates.novel_nm} nm from the "
+            f"training set; dropped: {lost or 'none'}{f'; {self.calibration.note}' if self.calibration else ''}"
         )
+
+    def summary(self) -> dict[str, float | int | str | dict[str, int]]:
+        """Numbers for a round's metrics, fit for JSON."""
+        summary: dict[str, float | int | str | dict[str, int]] = {
+            "strategy": self.strategy,
+            "requested": self.requested,
+            "picked": len(self),
+            "candidates": len(self.candidates),
+            "uncovered_fraction": self.uncovered_fraction,
+            "dropped": self.dropped,
+        }
+        if self.calibration:
+            summary |= {"committee_spearman": self.calibration.spearman, "committee_scale": self.calibration.scale}
+        return summary
 
     def save(self, path: Path) -> None:
         """Write HDF5."""
@@ -63,19 +119,22 @@ class Selection:
                 "frame": self.frame,
                 "score": self.score,
                 "rmsd_nm": self.rmsd_nm,
-                "nearest_nm": self.nearest_nm,
                 "edges": self.coverage.edges,
                 "simulated": self.coverage.simulated,
                 "training": self.coverage.training,
                 "gap": self.coverage.gap,
+                "candidate_frame": self.candidates.frame,
+                "candidate_nearest_nm": self.candidates.nearest_nm,
+                **_committee_data(self),
             },
             {
                 "cgal_kind": "selection",
                 "strategy": self.strategy,
                 "sequence": self.sequence,
                 "requested": self.requested,
-                "candidates": self.candidates,
                 "dropped": json.dumps(self.dropped),
+                "novel_nm": self.candidates.novel_nm,
+                "uncovered_fraction": self.uncovered_fraction,
             },
         )
 
@@ -83,6 +142,7 @@ class Selection:
     def load(cls, path: Path) -> "Selection":
         """Read what `save` wrote; raises BadFile."""
         with read_hdf5(path, "selection") as handle:
+            calibration, disagreement = _load_committee(handle)
             return cls(
                 decode(handle.attrs["strategy"]),
                 decode(handle.attrs["sequence"]),
@@ -91,8 +151,34 @@ class Selection:
                 handle["score"][:],
                 handle["rmsd_nm"][:],
                 int(handle.attrs["requested"]),
-                int(handle.attrs["candidates"]),
                 json.loads(decode(handle.attrs["dropped"])),
                 Coverage(*(handle[name][:] for name in ("edges", "simulated", "training", "gap"))),
-                handle["nearest_nm"][:],
+                Candidates(
+                    handle["candidate_frame"][:],
+                    handle["candidate_nearest_nm"][:],
+                    float(handle.attrs["novel_nm"]),
+                    disagreement,
+                ),
+                calibration,
             )
+
+
+def _committee_data(selection: Selection) -> dict[str, Float64[np.ndarray, "..."]]:
+    """What a committee said; nothing without one."""
+    calibration, disagreement = selection.calibration, selection.candidates.disagreement
+    if calibration is None or disagreement is None:
+        return {}
+    return {
+        "candidate_disagreement": disagreement,
+        "committee_fit": np.array([calibration.members, calibration.scale, calibration.noise_kJ_per_mol_nm]),
+        "committee_spread": calibration.spread,
+        "committee_error": calibration.error,
+    }
+
+
+def _load_committee(handle: h5py.File) -> tuple[Calibration | None, Float64[np.ndarray, " candidates"] | None]:
+    if "committee_fit" not in handle:
+        return None, None
+    members, scale, noise = handle["committee_fit"][:].tolist()
+    calibration = Calibration(int(members), scale, noise, handle["committee_spread"][:], handle["committee_error"][:])
+    return calibration, handle["candidate_disagreement"][:]

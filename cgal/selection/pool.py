@@ -8,6 +8,7 @@ from jaxtyping import Float32, Float64, Int64, Shaped
 
 from cgal.frames import CGTrajectory
 from cgal.params import SelectionParams
+from cgal.selection.committee import Calibration, Committee
 from cgal.selection.coverage import Coverage
 
 __all__ = ["Picks", "Pool", "Strategy", "drop_reasons"]
@@ -15,16 +16,19 @@ __all__ = ["Picks", "Pool", "Strategy", "drop_reasons"]
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Candidate frames with their RMSD to the reference frame [nm], and the coverage of the training set.
+    """Candidate frames with their RMSD to the reference frame and to the nearest training frame [nm].
 
-    `frame` gives each candidate's index in the simulated trajectory; `training` are the training positions.
+    `frame` gives each candidate's index in the simulated trajectory, `coverage` the histograms of the first RMSD.
+    `committee` trains one when it is called, or returns what it trained before.
     """
 
     frame: Int64[np.ndarray, " candidates"]
     positions: Float32[np.ndarray, "candidates beads 3"]
     rmsd_nm: Float64[np.ndarray, " candidates"]
-    training: Float32[np.ndarray, "training_frames beads 3"]
+    nearest_nm: Float64[np.ndarray, " candidates"]
     coverage: Coverage
+    params: SelectionParams
+    committee: Callable[[], Committee]
 
     def __len__(self) -> int:
         """Give the number of candidates."""
@@ -33,10 +37,15 @@ class Pool:
 
 @dataclass(frozen=True, eq=False)
 class Picks:
-    """Chosen candidates (index into the pool), best first and none twice, and the score each was chosen for."""
+    """Chosen candidates (index into the pool), best first and none twice, and the score each was chosen for.
+
+    A strategy that asked a committee adds its calibration and the disagreement on every candidate [kJ/mol/nm].
+    """
 
     candidate: Int64[np.ndarray, " picked"]
     score: Float64[np.ndarray, " picked"]
+    calibration: Calibration | None = None
+    disagreement: Float64[np.ndarray, " candidates"] | None = None
 
 
 Strategy = Callable[[Pool, int, np.random.Generator], Picks]
