@@ -24,12 +24,12 @@ from cgal.potential.checkpoint import Potential, initial_potential, load_checkpo
 from cgal.potential.prior import Prior, plot_prior
 from cgal.progress import Progress
 from cgal.randomness import derive_seed
-from cgal.selection import Selection, plot_selection
+from cgal.selection import Committee, Selection, plot_selection
 from cgal.selection import select as run_select
 from cgal.simulation import simulate as run_simulation
 from flows.workspace import Workspace
 
-__all__ = ["STAGES", "Summary", "run_stage"]
+__all__ = ["STAGES", "Summary", "run_stage", "train_committee"]
 
 type Summary = dict[str, float | int | str]
 
@@ -109,11 +109,37 @@ def select(workspace: Workspace, progress: Progress) -> Summary:
         params.selection,
         count=params.selection.frames if k < params.campaign.rounds else 0,
         seed=derive_seed(params.seed, k, "select"),
+        committee=partial(train_committee, workspace, manifest, progress),
     )
     selection.save(workspace.round / "selection.h5")
     plot_selection(selection, workspace.round / "plots" / "selection")
     progress(1, 1, f"{len(selection.positions)} frames picked")
     return {"picked": len(selection.positions), "dropped": sum(selection.dropped.values())}
+
+
+def train_committee(workspace: Workspace, manifest: Manifest, progress: Progress) -> Committee:
+    """Train networks afresh on all shards, each from seeds of its own, and calibrate them on what all held out."""
+    params, k = workspace.params, round_index(manifest)
+    shards, prior = load_shards(workspace.data), Prior.load(workspace.data / "prior.json")
+    seeds = [derive_seed(params.seed, k, "committee", member) for member in range(params.selection.committee)]
+    members = [
+        training.train(
+            shards,
+            initial_potential(prior, manifest.sequence, params.network, seed),
+            params.training,
+            seed=seed,
+            scratch=workspace.scratch(f"committee-{member}"),
+            progress=progress,
+        ).potential
+        for member, seed in enumerate(seeds)
+    ]
+    masks = training.held_out_masks(shards, params.training)
+    held_out = [shard.take(mask) for shard, mask in zip(shards, masks, strict=True)]
+    return Committee(
+        members,
+        np.concatenate([shard.positions for shard in held_out]),
+        np.concatenate([shard.forces for shard in held_out]),
+    )
 
 
 def label(workspace: Workspace, progress: Progress) -> Summary:

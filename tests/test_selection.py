@@ -4,9 +4,14 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from cgal.dataset import load_manifest, load_shards, prepare
 from cgal.errors import BadFile, BadParams, EmptyTrajectory
 from cgal.params import SelectionParams
+from cgal.progress import silent
 from cgal.selection import STRATEGIES, Selection, plot_selection
+from cgal.training import held_out_masks
+from flows.stages import train_committee
+from flows.workspace import Workspace
 
 from .laws.test_selection import SEQUENCE, hairpins, pick, toy_committee
 
@@ -124,3 +129,21 @@ def test_figure_is_drawn_the_same_each_time(tmp_path, strategy, count):
     assert first.read_bytes() == second.read_bytes()
     height = 1260 if selection.calibration else 840
     assert matplotlib.image.imread(first).shape == (height, 1500, 4)
+
+
+def test_committee_of_a_round_is_calibrated_on_what_all_members_held_out(make_project):
+    """The same one each time, of members that differ."""
+    workspace = Workspace(make_project(selection={"committee": 2}, training={"epochs": 3}))
+    prepare(workspace.data, workspace.params)
+    manifest, shards = load_manifest(workspace.data), load_shards(workspace.data)
+    committee, again = (train_committee(workspace, manifest, silent) for _ in range(2))
+    held_out = np.concatenate(
+        [
+            shard.positions[mask]
+            for shard, mask in zip(shards, held_out_masks(shards, workspace.params.training), strict=True)
+        ]
+    )
+    assert committee.calibration.members == 2
+    assert committee.disagreement(held_out) == pytest.approx(committee.calibration.scale * committee.calibration.spread)
+    assert committee.calibration.spread.min() > 0
+    assert committee.disagreement(held_out).tobytes() == again.disagreement(held_out).tobytes()

@@ -66,13 +66,12 @@ class Selection:
     @property
     def picked_candidates(self) -> Int64[np.ndarray, " picked"]:
         """Where the picks stand among the candidates."""
-        places: Int64[np.ndarray, " picked"] = np.searchsorted(self.candidates.frame, self.frame)
-        return places
+        return np.searchsorted(self.candidates.frame, self.frame)
 
     @property
     def nearest_nm(self) -> Float64[np.ndarray, " picked"]:
         """RMSD of each pick to the nearest training frame [nm]."""
-        return self.candidates.nearest_nm[self.picked_candidates]
+        return np.asarray(self.candidates.nearest_nm[self.picked_candidates])
 
     @property
     def uncovered_fraction(self) -> float:
