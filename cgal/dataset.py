@@ -19,6 +19,7 @@ from cgal.params import MappingParams, NetworkParams, Params, PriorParams, Secti
 from cgal.potential.checkpoint import initial_potential, load_checkpoint, save_checkpoint
 from cgal.potential.prior import fit_prior
 from cgal.randomness import derive_seed
+from cgal.stopping import RoundOutcome
 
 __all__ = [
     "Manifest",
@@ -42,7 +43,7 @@ RESTORE = "restore it with 'dvc checkout --force'"
 
 
 class ShardRecord(Section):
-    """One shard: its file and bytes, where its frames come from and what they cost."""
+    """One shard: its file and bytes, where its frames come from, what they cost, what the round that asked found."""
 
     name: str
     sha256: str
@@ -51,6 +52,7 @@ class ShardRecord(Section):
     force_map: str
     oracle_steps: int = 0
     oracle_failed: int = 0
+    outcome: RoundOutcome | None = None
 
 
 class PreparedFrom(Section):
@@ -134,13 +136,20 @@ def prepare(folder: Path, params: Params) -> Manifest:
 
 
 def append(
-    folder: Path, *, labelled: AtomFrames, origin: str, oracle_steps: int, oracle_failed: int, checkpoint: Path
+    folder: Path,
+    *,
+    labelled: AtomFrames,
+    origin: str,
+    oracle_steps: int,
+    oracle_failed: int,
+    checkpoint: Path,
+    outcome: RoundOutcome | None = None,
 ) -> Manifest:
     """Add the oracle's frames as the next shard, and the finished checkpoint as the next round's warm start.
 
-    Doing it again with the same frames changes nothing. Raises EmptyTrajectory when there is no frame, BadCheckpoint
-    when the checkpoint is another protein's, DatasetChanged when `origin` was appended before with other frames
-    or a shared file was changed.
+    `outcome` is what the round that asked for these frames found, for the stop rule. Doing it again with the same
+    frames changes nothing. Raises EmptyTrajectory when there is no frame, BadCheckpoint when the checkpoint is another
+    protein's, DatasetChanged when `origin` was appended before with other frames or a shared file was changed.
     """
     manifest = load_manifest(folder)
     _settle(folder, manifest)
@@ -151,7 +160,7 @@ def append(
         _check_same_frames(folder, manifest, shard)
         return manifest
     load_checkpoint(checkpoint, sequence=manifest.sequence)
-    record = _write_shard(folder, len(manifest.shards), shard, oracle_steps, oracle_failed)
+    record = _write_shard(folder, len(manifest.shards), shard, oracle_steps, oracle_failed, outcome)
     write_bytes(folder / NEXT_WARM_START, checkpoint.read_bytes())
     grown = manifest.model_copy(
         update={
@@ -257,7 +266,12 @@ def _project(frames: AtomFrames, force_map: LinearMap, origin: str) -> LabelledF
 
 
 def _write_shard(
-    folder: Path, number: int, shard: LabelledFrames, oracle_steps: int, oracle_failed: int
+    folder: Path,
+    number: int,
+    shard: LabelledFrames,
+    oracle_steps: int,
+    oracle_failed: int,
+    outcome: RoundOutcome | None = None,
 ) -> ShardRecord:
     name = f"{number:03d}.h5"
     path = folder / "shards" / name
@@ -270,6 +284,7 @@ def _write_shard(
         force_map=shard.provenance["force_map"],
         oracle_steps=oracle_steps,
         oracle_failed=oracle_failed,
+        outcome=outcome,
     )
 
 

@@ -43,7 +43,7 @@ from cgal.progress import Progress, silent
 from cgal.randomness import derive_seed
 from cgal.workers import Announce, Outcome, run_in_processes
 
-__all__ = ["Failure", "OracleResult", "Rebuild", "check_quorum", "label", "relabel"]
+__all__ = ["Failure", "OracleResult", "Rebuild", "check_quorum", "continue_md", "label", "relabel", "steps_per_pick"]
 
 type Rebuild = Callable[..., Float32[np.ndarray, "atoms 3"]]
 """`rebuild(beads, seed=seed)` gives warm all-atom positions [nm] for C-alpha beads [nm]; picklable."""
@@ -239,6 +239,27 @@ def relabel(
     return replace(result, labelled=labelled)
 
 
+def continue_md(
+    frames: AtomFrames,
+    steps: int,
+    *,
+    force_field: ForceFieldParams,
+    oracle: OracleParams,
+    temperature_K: float,
+    seed: int,
+    scratch: Path,
+    progress: Progress = silent,
+) -> OracleResult:
+    """Run plain all-atom dynamics on from the last frame, and keep a frame with its forces every `free_stride` steps.
+
+    The control without active learning: what the same steps would have brought otherwise. See `label` for `scratch`
+    and errors; a run that was killed begins anew.
+    """
+    plain = oracle.model_copy(update={"mode": "free", "burn_in_steps": 0, "average_steps": steps})
+    recipe = Recipe(frames.pdb, None, force_field, plain, temperature_K, scratch)
+    return _run([Task(0, frames.positions[-1], seed)], recipe, 1, progress)
+
+
 def check_quorum(result: OracleResult, requested: int, params: OracleParams) -> None:
     """Raise QuorumMissed, with the reasons and how often each, when too few of the requested frames are labelled."""
     done = result.requested - len(result.failures)
@@ -313,9 +334,10 @@ def _provenance(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _steps(oracle: OracleParams) -> int:
+def steps_per_pick(oracle: OracleParams, rebuild_steps: int = 0) -> int:
+    """All-atom steps of a pick that is labelled at the first try."""
     stride = oracle.sample_stride if oracle.mode == "mean_force" else oracle.free_stride
-    return oracle.burn_in_steps + oracle.average_steps // stride * stride
+    return rebuild_steps + oracle.burn_in_steps + oracle.average_steps // stride * stride
 
 
 def _identity(rebuild: Rebuild | None) -> str:
@@ -385,7 +407,7 @@ def _label_task(task: Task, attempt: int, announce: Announce, *, recipe: Recipe)
         {
             "cgal_kind": "oracle-frame",
             "fingerprint": recipe.fingerprint(task),
-            "steps": lost + recipe.rebuild_steps + _steps(recipe.oracle),
+            "steps": lost + steps_per_pick(recipe.oracle, recipe.rebuild_steps),
         },
     )
     shutil.rmtree(recipe.scratch / task.evidence, ignore_errors=True)

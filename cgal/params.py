@@ -5,6 +5,7 @@ sections that it depends on; `execution` is in none of them, since it decides ho
 finds.
 """
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +30,7 @@ __all__ = [
     "SelectionParams",
     "SimulationParams",
     "TrainingParams",
+    "check_params",
     "load_params",
 ]
 
@@ -49,7 +51,19 @@ class CampaignParams(Section):
     """What a campaign is called and how long it goes on."""
 
     name: Name = "demo"
-    rounds: Count = Field(2, description="acquisition rounds; one closing round (no acquisition) follows")
+    rounds: Annotated[int, Field(ge=0)] = Field(
+        2, description="acquisition rounds at most; one closing round (no acquisition) follows"
+    )
+    budget_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="all-atom steps to spend on labels at most, the seed's aside; 0: what the rounds ask for"
+    )
+    stop_below: Fraction = Field(
+        0.02, description="converged when no more than this share of the simulated frames is uncovered; 0: never"
+    )
+    stop_rounds: Count = Field(2, description="for so many rounds, with no measurable change of TICA W1 in the last")
+    continued_md_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="a control: continue the seed's all-atom trajectory this far before the first round"
+    )
 
 
 class ForceFieldParams(Section):
@@ -275,6 +289,11 @@ def load_params(path: Path) -> Params:
         raise BadFile(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise BadFile(f"{path}: must be a mapping of sections such as 'training:' to their values")
+    return check_params(content, path)
+
+
+def check_params(content: Mapping[str, Any], path: Path) -> Params:
+    """Params from the content of a file; raises BadParams with one line for each fault, naming the file and key."""
     try:
         return Params.model_validate(content)
     except ValidationError as error:

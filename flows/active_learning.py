@@ -8,7 +8,7 @@ from prefect import flow
 from cgal.dataset import load_manifest, round_index
 from flows import tracker
 from flows.round import run_round
-from flows.steps import append_task, prepare_task, publish_task, track_task
+from flows.steps import append_task, continue_task, prepare_task, publish_task, track_task
 from flows.terminal import console
 from flows.versioning import Repository
 from flows.workspace import Workspace
@@ -24,8 +24,8 @@ def active_learning(root: Path, campaign: str, startup_s: float = 0.0) -> int:
     2. run the round's stages;
     3. publish: DVC records the bytes, git tags them `<campaign>/round-<k>`;
     4. track: MLflow shows how good the round is;
-    5. append the labels as shard k + 1, which opens the next round; or stop after the closing one, or when no frame
-       was found worth a label.
+    5. append the labels as shard k + 1, which opens the next round; or stop, when the round's selection found a
+       reason to ask for no label (`cgal.stopping`).
 
     A tag that exists means that steps 2 and 3 are done: that is how a killed campaign goes on. `startup_s` is what it
     took to get here; the first round bears it.
@@ -34,19 +34,17 @@ def active_learning(root: Path, campaign: str, startup_s: float = 0.0) -> int:
     workspace, repository = Workspace(root), Repository(root)
     tracker.warm_up(root)
     prepare_task(workspace)(root)
+    if workspace.params.campaign.continued_md_steps:
+        continue_task(workspace)(root)
     while True:
         k = round_index(load_manifest(workspace.data))
         if not repository.is_published(campaign, k):
             opened = _run_and_publish(workspace, k, opened)
         track_task(k, workspace)(root)
-        if k >= workspace.params.campaign.rounds:
+        if closing := workspace.closing_reason():
+            console.print(f"The campaign ends here. {closing[0].upper()}{closing[1:]}.")
             return k
         frames = append_task(k, workspace)(root)
-        if frames == 0:
-            console.print(
-                "The training set covers all that the simulation visits: no label to learn from, the campaign stops."
-            )
-            return k
         console.print(f"[green]✓[/green] append-r{k:03d}: {frames} labelled frames open round {k + 1}")
 
 

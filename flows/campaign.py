@@ -1,38 +1,56 @@
 """Opening a campaign: what exists, what continues, and what a new one starts from."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
 from cgal.errors import BadFile, BadParams, VersioningError
 from cgal.files import atomic_write
-from cgal.params import Params
+from cgal.params import check_params
 from flows.versioning import Repository
 from flows.workspace import Workspace
 
-__all__ = ["CampaignState", "campaign_state", "continue_campaign", "fetch_data", "new_campaign"]
+__all__ = [
+    "CampaignState",
+    "campaign_state",
+    "change_params",
+    "continue_campaign",
+    "fetch_data",
+    "merged",
+    "new_campaign",
+]
 
 
 @dataclass(frozen=True)
 class CampaignState:
-    """How far a campaign has got: its last published round (None before the first), and which is the closing one."""
+    """How far a campaign has got: its last published round (None before the first), and why that is the closing one.
+
+    `closing` is empty while the campaign can go on; `rounds` is how many acquisition rounds it may have.
+    """
 
     name: str
+    rounds: int
     last_published: int | None
-    closing: int
+    closing: str
 
     @property
     def complete(self) -> bool:
         """Whether the closing round has been published."""
-        return self.last_published is not None and self.last_published >= self.closing
+        return bool(self.closing)
 
 
 def campaign_state(workspace: Workspace, repository: Repository) -> CampaignState:
     """Read how far the campaign named in `params.yaml` has got."""
     campaign = workspace.params.campaign
-    rounds = [published.round_index for published in repository.published(campaign.name)]
-    return CampaignState(campaign.name, max(rounds, default=None), campaign.rounds)
+    published = repository.published(campaign.name)
+    if not published:
+        return CampaignState(campaign.name, campaign.rounds, None, "")
+    selection = json.loads(repository.read_round_file(published[-1].tag, "round/selection.json"))
+    return CampaignState(campaign.name, campaign.rounds, published[-1].round_index, selection["closing"])
 
 
 def fetch_data(workspace: Workspace, repository: Repository) -> None:
@@ -55,15 +73,12 @@ def new_campaign(workspace: Workspace, repository: Repository, name: str) -> Wor
     """
     from cgal.dataset import reset  # seconds of imports, and 'cgal run' on a complete campaign only looks
 
-    Params.model_validate(
-        workspace.params.model_dump() | {"campaign": workspace.params.campaign.model_dump() | {"name": name}}
-    )
     if repository.published(name):
         raise VersioningError(
             f"campaign {name} exists already; 'cgal rounds --campaign {name}' shows it: choose another name"
         )
+    change_params(workspace.root / "params.yaml", {"campaign": {"name": name}})
     reset(workspace.data)
-    _write_name(workspace.root / "params.yaml", name)
     return Workspace(workspace.root)
 
 
@@ -90,11 +105,34 @@ def continue_campaign(workspace: Workspace, repository: Repository, state: Campa
         repository.checkout_round(f"{state.name}/round-{state.last_published:03d}")
 
 
-def _write_name(path: Path, name: str) -> None:
+def change_params(path: Path, changes: Mapping[str, Any]) -> None:
+    """Change values of a `params.yaml`, comments kept; raises BadParams, and leaves it as it was, when one is wrong."""
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 120
     content = yaml.load(path.read_text())
-    content.setdefault("campaign", {})["name"] = name
+    check_params(merged(content, changes), path)
+    _assign(content, changes)
     with atomic_write(path) as temporary:
         yaml.dump(content, temporary)
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, the second one's values first.
+
+    >>> merged({"a": {"x": 1, "y": 2}}, {"a": {"x": 3}})
+    {'a': {'x': 3, 'y': 2}}
+    """
+    both = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(both.get(key), Mapping) and isinstance(value, Mapping)
+        both[key] = merged(both[key], value) if nested else value
+    return both
+
+
+def _assign(content: Any, changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, Mapping):
+            _assign(content.setdefault(key, {}), value)
+        else:
+            content[key] = value

@@ -49,7 +49,7 @@ def run(
     with CampaignLock(root, new or workspace.params.campaign.name):
         state = campaign_state(workspace, repository)
         if state.complete and not new:
-            console.print(f"Campaign {state.name} is complete (rounds 0 to {state.last_published}).")
+            console.print(f"Campaign {state.name} is complete (rounds 0 to {state.last_published}). {state.closing}")
         else:
             state = _run_campaign(root, new, started)
     _print_campaign(root, state.name)
@@ -81,7 +81,7 @@ def _run_campaign(root: Path, new: str | None, started: float) -> Any:
 
 def _opening(state: Any) -> str:
     if state.last_published is None:
-        return f"Campaign {state.name}: {state.closing} acquisition rounds and a closing one."
+        return f"Campaign {state.name}: at most {state.rounds} acquisition rounds and a closing one."
     return f"Campaign {state.name} goes on: rounds 0 to {state.last_published} are published."
 
 
@@ -229,6 +229,38 @@ def reference(
         server.wait()
     summary = run_reference(workspace, workers, preview=preview)
     console.print(reference_table(summary, workspace.params.benchmark.mode))
+
+
+@app.command()
+def compare(
+    arms: Annotated[str, typer.Option(help="Arms of the design, separated by commas.")],
+    budget: Annotated[int, typer.Option(min=1, help="All-atom steps that each campaign may spend on labels.")],
+    root: Root = HERE,
+    seeds: Annotated[int, typer.Option(min=1, help="Each arm runs with the seeds 1 to this.")] = 5,
+    name: Annotated[str, typer.Option(help="Of the comparison; the same name goes on with it.")] = "arms",
+    design: Annotated[
+        Path | None, typer.Option(help="What each arm changes in params.yaml; else docs/results/arms.yaml.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Campaigns at a time, one core each.")] = 2,
+) -> None:
+    """Run arms side by side at equal oracle cost, and write what they found to docs/results/NAME.csv."""
+    root = _open(root)
+    from flows.startup import start_prefect
+    from flows.terminal import console
+
+    server = start_prefect()
+    with console.status("starting Prefect"):
+        from flows.arms import load_design
+        from flows.compare import Comparison, run_compare, write_records
+
+        server.wait()
+    comparison, chosen = Comparison(root, name), arms.split(",")
+    failed = run_compare(
+        comparison, load_design(design or root / "docs/results/arms.yaml"), chosen, seeds, budget, workers
+    )
+    console.print(f"records: {write_records(comparison, chosen, seeds)}")
+    if failed:
+        raise CgalError(f"{failed} campaigns failed, see above; the same command tries them again")
 
 
 @app.command()

@@ -53,6 +53,7 @@ def round_record(workspace: Workspace, repository: Repository, round_index: int)
     params = workspace.params
     published = repository.published_round(params.campaign.name, round_index)
     labels = OracleResult.load(workspace.round / "oracle.h5")
+    selection = read_json(workspace.round / "selection.json")
     with (workspace.round / "training.csv").open() as stream:
         history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
     return RoundRecord(
@@ -72,6 +73,8 @@ def round_record(workspace: Workspace, repository: Repository, round_index: int)
         oracle_steps=labels.steps,
         oracle_failed=len(labels.failures),
         model_path=workspace.round / "model.pt",
+        uncovered_fraction=selection["outcome"]["uncovered_fraction"],
+        closing=selection["closing"],
     )
 
 

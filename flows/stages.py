@@ -17,9 +17,9 @@ from cgal import oracle, training
 from cgal.backmapping import backmap
 from cgal.benchmark import benchmark as run_benchmark
 from cgal.benchmark import plot_benchmark
-from cgal.dataset import Manifest, load_manifest, load_shards, round_index
-from cgal.files import write_json
-from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
+from cgal.dataset import Manifest, append, load_manifest, load_shards, round_index
+from cgal.files import read_json, write_json
+from cgal.frames import AtomFrames, CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.potential.checkpoint import Potential, initial_potential, load_checkpoint, save_checkpoint
 from cgal.potential.prior import Prior, plot_prior
 from cgal.progress import Progress
@@ -27,9 +27,10 @@ from cgal.randomness import derive_seed
 from cgal.selection import Committee, Selection, plot_selection
 from cgal.selection import select as run_select
 from cgal.simulation import simulate as run_simulation
+from cgal.stopping import RoundOutcome, affordable_picks, closing_reason
 from flows.workspace import Workspace
 
-__all__ = ["STAGES", "Summary", "run_stage", "train_committee"]
+__all__ = ["STAGES", "Summary", "continue_seed", "run_stage", "train_committee"]
 
 type Summary = dict[str, float | int | str]
 
@@ -99,22 +100,37 @@ def benchmark(workspace: Workspace, progress: Progress) -> Summary:
 
 
 def select(workspace: Workspace, progress: Progress) -> Summary:
-    """`round/trajectory.h5` -> `round/selection.h5`; the closing round picks no frame."""
+    """`round/trajectory.h5` -> `round/selection.h5`; the closing round picks no frame, and says why it closes."""
     manifest, params = load_manifest(workspace.data), workspace.params
     k = round_index(manifest)
-    selection = run_select(
+    pick = partial(
+        run_select,
         CGTrajectory.load(workspace.round / "trajectory.h5"),
         _training_positions(workspace),
         _native(workspace),
         params.selection,
-        count=params.selection.frames if k < params.campaign.rounds else 0,
         seed=derive_seed(params.seed, k, "select"),
         committee=partial(train_committee, workspace, manifest, progress),
     )
+    affordable = _affordable_picks(workspace, manifest)
+    nothing = pick(count=0)
+    outcome = _outcome(workspace, nothing)
+    outcomes = [*(shard.outcome for shard in manifest.shards if shard.outcome), outcome]
+    closing = closing_reason(params.campaign, k, affordable=affordable, outcomes=outcomes)
+    selection = nothing if closing else pick(count=affordable)
+    if not closing and not len(selection):
+        closing = "covered: no simulated frame is worth a label"
     selection.save(workspace.round / "selection.h5")
+    write_json(
+        workspace.round / "selection.json", selection.summary() | {"closing": closing, "outcome": outcome.model_dump()}
+    )
     plot_selection(selection, workspace.round / "plots" / "selection")
     progress(1, 1, f"{len(selection.positions)} frames picked")
-    return {"picked": len(selection.positions), "dropped": sum(selection.dropped.values())}
+    return {
+        "picked": len(selection),
+        "dropped": sum(selection.dropped.values()),
+        "uncovered": outcome.uncovered_fraction,
+    }
 
 
 def train_committee(workspace: Workspace, manifest: Manifest, progress: Progress) -> Committee:
@@ -140,6 +156,21 @@ def train_committee(workspace: Workspace, manifest: Manifest, progress: Progress
         np.concatenate([shard.positions for shard in held_out]),
         np.concatenate([shard.forces for shard in held_out]),
     )
+
+
+def _affordable_picks(workspace: Workspace, manifest: Manifest) -> int:
+    params = workspace.params
+    return affordable_picks(
+        params.campaign,
+        params.selection.frames,
+        spent_steps=sum(shard.oracle_steps for shard in manifest.shards[1:]),
+        steps_per_pick=oracle.steps_per_pick(params.oracle, params.backmapping.warm_up_steps),
+    )
+
+
+def _outcome(workspace: Workspace, selection: Selection) -> RoundOutcome:
+    w1 = read_json(workspace.round / "metrics.json")["w1"]["tica"]
+    return RoundOutcome(w1=w1["value"], low=w1["low"], high=w1["high"], uncovered_fraction=selection.uncovered_fraction)
 
 
 def label(workspace: Workspace, progress: Progress) -> Summary:
@@ -170,6 +201,33 @@ def label(workspace: Workspace, progress: Progress) -> Summary:
     oracle.check_quorum(result, len(selection.positions), params.oracle)
     result.save(workspace.round / "oracle.h5")
     return {"labelled": len(result.labelled), "failed": len(result.failures), "steps": result.steps}
+
+
+def continue_seed(workspace: Workspace, progress: Progress) -> int:
+    """Append the continuation of the seed's all-atom trajectory as a shard, if that is not done; give its steps."""
+    params, steps, origin = workspace.params, workspace.params.campaign.continued_md_steps, "continued all-atom MD"
+    if origin in (shard.origin for shard in load_manifest(workspace.data).shards):
+        return steps
+    result = oracle.continue_md(
+        AtomFrames.load(workspace.data / "seed.h5"),
+        steps,
+        force_field=params.force_field,
+        oracle=params.oracle,
+        temperature_K=params.temperature_K,
+        seed=derive_seed(params.seed, 0, "continue"),
+        scratch=workspace.scratch("continue"),
+        progress=progress,
+    )
+    oracle.check_quorum(result, 1, params.oracle)
+    append(
+        workspace.data,
+        labelled=result.labelled,
+        origin=origin,
+        oracle_steps=result.steps,
+        oracle_failed=0,
+        checkpoint=workspace.data / "warm_start.pt",
+    )
+    return result.steps
 
 
 def run_stage(name: str, workspace: Workspace, progress: Progress) -> Summary:

@@ -14,17 +14,19 @@ from prefect.tasks import exponential_backoff
 
 from cgal.dataset import append, prepare
 from cgal.errors import CgalError
+from cgal.files import read_json
 from cgal.mapping import LinearMap
 from cgal.oracle import OracleResult
+from cgal.stopping import RoundOutcome
 from flows.records import round_record
-from flows.stages import Summary, run_stage
+from flows.stages import Summary, continue_seed, run_stage
 from flows.terminal import console, describe, stage_bar
 from flows.tracker import log_round
 from flows.tracking import TrackingUnavailable
 from flows.versioning import Repository
 from flows.workspace import Workspace
 
-__all__ = ["append_task", "prepare_task", "publish_task", "stage_task", "track_task", "worth_retrying"]
+__all__ = ["append_task", "continue_task", "prepare_task", "publish_task", "stage_task", "track_task", "worth_retrying"]
 
 FIGURES = {"train": "training", "benchmark": "benchmark", "select": "selection"}
 """Stages that draw, and the folder of `round/plots` they draw in."""
@@ -116,6 +118,18 @@ def prepare_task(workspace: Workspace) -> Callable[[Path], None]:
     return _as_task(run, "prepare", 0, workspace)
 
 
+def continue_task(workspace: Workspace) -> Callable[[Path], None]:
+    """Prefect task that adds plain all-atom dynamics from the seed's last frame as a shard, once a campaign."""
+
+    def run(root: Path) -> None:
+        workspace = Workspace(root)
+        with stage_bar("continued MD") as progress:
+            steps = continue_seed(workspace, progress)
+        console.print(f"[green]✓[/green] the seed's trajectory goes on for {steps} all-atom steps")
+
+    return _as_task(run, "continue", 0, workspace)
+
+
 def publish_task(round_index: int, workspace: Workspace) -> Callable[[Path], str]:
     """Prefect task that records the round in DVC and git and gives its tag."""
 
@@ -156,6 +170,7 @@ def append_task(round_index: int, workspace: Workspace) -> Callable[[Path], int]
             oracle_steps=result.steps,
             oracle_failed=len(result.failures),
             checkpoint=workspace.round / "model.pt",
+            outcome=RoundOutcome(**read_json(workspace.round / "selection.json")["outcome"]),
         )
         return manifest.shards[-1].frames
 

@@ -35,6 +35,7 @@ __all__ = [
     "experiment_page",
     "flatten",
     "log_round",
+    "open_experiment",
     "round_metrics",
     "server_command",
     "tracking_uri",
@@ -80,6 +81,7 @@ class RoundRecord:
     `params` is flat (see `flatten`); `metrics` is the content of `round/metrics.json`. `frames`, `oracle_steps` and
     `oracle_failed` are what this round asked of the oracle (the dataset's totals are in `metrics["dataset"]`).
     `history` has a row for each epoch: `epoch`, `train_rmse`, `validation_rmse` [kJ/mol/nm], `learning_rate`.
+    `uncovered_fraction` is that of the simulated frames, and `closing` says why no round follows ("" if one does).
     `timings` are wall seconds by stage, `figures` are PNG files, `model_path` is the checkpoint that the registered
     version points to; its bytes stay with DVC. `dvc_md5` is the checkpoint's hash, `data_md5` that of `data/`.
     """
@@ -100,6 +102,8 @@ class RoundRecord:
     oracle_steps: int
     model_path: Path
     oracle_failed: int = 0
+    uncovered_fraction: float = math.nan
+    closing: str = ""
 
     @property
     def name(self) -> str:
@@ -171,7 +175,8 @@ def round_metrics(record: RoundRecord) -> dict[str, float]:
     oracle = {"frames": record.frames, "steps": record.oracle_steps, "failed": record.oracle_failed}
     timing = {f"{stage}_s": seconds for stage, seconds in record.timings.items()}
     timing["total_s"] = sum(record.timings.values())
-    flat = flatten(sections | {"oracle": oracle, "timing": timing}, separator="/")
+    selection = {"uncovered_fraction": record.uncovered_fraction}
+    flat = flatten(sections | {"oracle": oracle, "timing": timing, "selection": selection}, separator="/")
     return {name.removesuffix("/value"): _number(value) for name, value in flat.items() if _is_number(value)}
 
 
@@ -196,6 +201,12 @@ def log_round(root: Path, record: RoundRecord) -> RunIds:
         if run.info.status != "FINISHED":
             client.set_terminated(run.info.run_id)
         return RunIds(experiment, campaign.info.run_id, run.info.run_id, version)
+
+
+def open_experiment(root: Path, protein: str) -> None:
+    """Make the protein's experiment where there is none: its artifacts lie in the project that opened it."""
+    _set_environment()
+    _find_or_create_experiment(_connect(root), root, protein)
 
 
 def warm_up(root: Path) -> None:
@@ -302,6 +313,7 @@ def _pointers(record: RoundRecord) -> dict[str, str]:
         "data_md5": record.data_md5,
         "mlflow.source.git.commit": record.git_commit,
         "mlflow.source.name": "cgal",
+        "closing": record.closing,
     }
 
 

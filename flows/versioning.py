@@ -43,7 +43,13 @@ ROUND_FILES = ("data.dvc", "dvc.lock", "params.yaml")
 DVC_FILES = ("data.dvc", "dvc.lock")
 """Those of them that DVC writes."""
 
-READABLE_FILES = ("round/metrics.json", "round/histograms.json", "round/training.csv", "round/timings.json")
+READABLE_FILES = (
+    "round/metrics.json",
+    "round/selection.json",
+    "round/histograms.json",
+    "round/training.csv",
+    "round/timings.json",
+)
 """Small results that a round's commit also holds as plain files, so that git alone can read them."""
 
 CODE_PATHS = ("cgal", "flows", "requirements.lock")
@@ -205,6 +211,18 @@ class Repository:
         Raises VersioningError when `data/` holds files that are not recorded: they are left alone.
         """
         self._dvc(lambda repo: repo.pull(targets=[self._path("data.dvc")], remote=BUNDLED_REMOTE))
+
+    def work_tree(self, root: Path) -> str:
+        """Another working copy, its DVC cache shared with this one's; made at HEAD if it is not there; its commit."""
+        if not (root / ".git").exists():
+            self._git.run("worktree", "prune")
+            self._git.run("worktree", "add", "--force", "--detach", str(root), "HEAD")
+        cache = self._dvc(lambda repo: repo.cache.local_cache_dir)
+        copy = Repository(root)
+        copy._dvc(lambda repo: _share_cache(repo, cache))
+        commit = copy._git.objects(["HEAD^{commit}"])[0]
+        assert commit is not None
+        return commit
 
     def bundle_data(self) -> None:
         """Put `data/` into the bundled remote (`dvc add data && dvc push -r bundled data.dvc`), for a commit of it."""
@@ -465,6 +483,11 @@ def _record_data(repo: Any, root: Path) -> None:
         repo.commit(str(root / "data.dvc"), force=True)
     else:
         repo.add(str(root / "data"))
+
+
+def _share_cache(repo: Any, cache: str) -> None:
+    with repo.config.edit("local") as settings:
+        settings["cache"]["dir"] = cache
 
 
 def _only_output(repo: Any, path: str) -> Any:

@@ -48,6 +48,11 @@ class Workspace:
             )
         return path.read_text()
 
+    def closing_reason(self) -> str:
+        """Why the round whose outputs lie here is the campaign's last one; "" when it asked for labels."""
+        reason: str = read_json(self.round / "selection.json")["closing"]
+        return reason
+
     def timings(self, round_index: int) -> dict[str, float]:
         """Wall seconds of each stage of this round, so far."""
         path = self.round / "timings.json"

@@ -1,0 +1,146 @@
+"""Arms of active learning compared over seeds: paired changes with intervals, and what a quality cost in oracle steps.
+
+Records are a table with a row for each arm, seed, round, metric and mode (`flows.compare.records` makes it). Arms are
+paired by seed: the same seed set, network initialisation and noise up to the first choice in which they differ.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy import stats
+
+from cgal.errors import BadFile
+
+__all__ = ["BASE", "Interval", "change", "curve", "final", "mean_interval", "plot_changes", "plot_curves",
+           "steps_to_reach", "summarise"]  # fmt: skip
+
+BASE = "base"
+"""The arm without acquisition, to which changes are relative."""
+
+LEVEL = 0.95
+KEYS = ["arm", "seed", "metric", "mode"]
+COLOURS = ("#222222", "#00798c", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#2e4057", "#b86f52")
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95 % interval, which is not a number with fewer than two seeds."""
+
+    value: float
+    low: float
+    high: float
+
+    def clear_of(self, value: float) -> bool:
+        """Whether the whole interval is on one side of a value."""
+        return self.high < value or self.low > value
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Mean over seeds with Student's interval."""
+    sample = np.asarray(values, dtype=float)
+    if len(sample) < 2:
+        return Interval(float(sample.mean()), float("nan"), float("nan"))
+    if np.ptp(sample) == 0:
+        return Interval(*[float(sample[0])] * 3)
+    low, high = stats.ttest_1samp(sample, 0.0).confidence_interval(LEVEL)
+    return Interval(float(sample.mean()), float(low), float(high))
+
+
+def final(records: pd.DataFrame) -> pd.DataFrame:
+    """Rows of each campaign's last round."""
+    last = records.groupby(["arm", "seed"])["round"].transform("max")
+    return records[records["round"] == last]
+
+
+def change(records: pd.DataFrame, arm: str, to: str, metric: str, mode: str) -> Interval:
+    """Relative change [%] of W1 in the last round of an arm to that of another, over the seeds that both have.
+
+    Ratios are averaged by their logarithms, seed by seed, with Student's interval there: a halving and a doubling
+    cancel. Raises BadFile when the arms share no seed.
+    """
+    rows = final(records).query("metric == @metric and mode == @mode").pivot(index="seed", columns="arm", values="w1")
+    if arm not in rows or to not in rows or rows[[arm, to]].dropna().empty:
+        raise BadFile(f"records: arms {arm} and {to} share no seed for {metric}; run both with 'cgal compare'")
+    pairs = rows[[arm, to]].dropna()
+    logs = np.log(pairs[arm] / pairs[to])
+    return Interval(*(100.0 * (np.exp(value) - 1.0) for value in mean_interval(logs.tolist())))
+
+
+def curve(records: pd.DataFrame, arm: str, metric: str, mode: str) -> pd.DataFrame:
+    """W1 of an arm by round: `oracle_steps` (mean over seeds), `w1`, `low`, `high`; rounds that all its seeds have."""
+    rows = records.query("arm == @arm and metric == @metric and mode == @mode")
+    seeds = rows["seed"].nunique()
+    found = []
+    for index, group in rows.groupby("round"):
+        if len(group) == seeds:
+            found.append((index, group["oracle_steps"].mean(), *mean_interval(group["w1"].tolist())))
+    return pd.DataFrame(found, columns=["round", "oracle_steps", "w1", "low", "high"])
+
+
+def steps_to_reach(curve: pd.DataFrame, w1: float) -> float:
+    """Oracle steps at which an arm's mean W1 first is as low as this, straight between rounds; infinite if never."""
+    steps, values = curve["oracle_steps"].to_numpy(), curve["w1"].to_numpy()
+    reached = np.flatnonzero(values <= w1)
+    if not len(reached):
+        return float("inf")
+    after = int(reached[0])
+    if after == 0:
+        return float(steps[0])
+    share = (values[after - 1] - w1) / (values[after - 1] - values[after])
+    return float(steps[after - 1] + share * (steps[after] - steps[after - 1]))
+
+
+def summarise(records: pd.DataFrame) -> list[dict[str, float | int | str]]:
+    """One entry for each arm, metric and mode: base and final W1 (means over seeds), change to base [%] with interval.
+
+    `oracle_steps` and `exploded_fraction` are means over seeds in the last round.
+    """
+    last = final(records)
+    entries: list[dict[str, float | int | str]] = []
+    for names, rows in last.groupby(["arm", "metric", "mode"], sort=False):
+        arm, metric, mode = map(str, names)
+        shift = change(records, arm, BASE, metric, mode)
+        base = last.query("arm == @BASE and metric == @metric and mode == @mode and seed in @rows.seed")
+        entry: dict[str, float | int | str] = {"arm": arm, "seeds": len(rows), "metric": metric, "mode": mode, "base": base["w1"].mean(),
+                 "final": rows["w1"].mean(), "change_percent": shift.value, "low": shift.low, "high": shift.high,
+                 "oracle_steps": int(rows["oracle_steps"].mean()),
+                 "exploded_fraction": rows["exploded_fraction"].mean()}  # fmt: skip
+        entries.append({key: round(value, 6) if isinstance(value, float) else value for key, value in entry.items()})
+    return entries
+
+
+def plot_curves(records: pd.DataFrame, arms: Sequence[str], metrics: dict[str, str], mode: str) -> Figure:
+    """Draw W1 against oracle steps: a panel a metric (`metrics` gives headings), a line an arm, bands over seeds."""
+    figure = Figure(figsize=(3.1 * len(metrics), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(metrics))
+    for panel, (metric, heading) in zip(panels, metrics.items(), strict=True):
+        for arm, colour in zip(arms, COLOURS, strict=False):
+            line = curve(records, arm, metric, mode)
+            steps = line["oracle_steps"] / 1000
+            panel.errorbar(
+                steps, line["w1"], yerr=[line["w1"] - line["low"], line["high"] - line["w1"]],
+                color=colour, label=arm, marker="o", markersize=4, linewidth=1.4, capsize=2,
+            )  # fmt: skip
+        floor = records.query("metric == @metric and mode == @mode")["floor"].median()
+        panel.axhline(floor, color="0.6", linestyle=":", label="reference against itself")
+        panel.set(title=heading, xlabel="oracle steps [thousands]", ylim=(0, None))
+    panels[0].set_ylabel(f"W1, {mode}")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def plot_changes(records: pd.DataFrame, arms: Sequence[str], metrics: dict[str, str], mode: str) -> Figure:
+    """Draw the change of W1 to the base arm with its interval: a panel a metric, a row an arm."""
+    figure = Figure(figsize=(2.6 * len(metrics) + 1, 0.45 * len(arms) + 1.4), layout="constrained")
+    panels = figure.subplots(1, len(metrics), sharey=True)
+    for panel, (metric, heading) in zip(panels, metrics.items(), strict=True):
+        for row, (arm, colour) in enumerate(zip(arms, COLOURS, strict=False)):
+            shift = change(records, arm, BASE, metric, mode)
+            panel.plot([shift.low, shift.high], [row, row], color=colour, linewidth=2)
+            panel.plot(shift.value, row, "o", color=colour)
+        panel.axvline(0, color="0.6", linewidth=1)
+        panel.set(title=heading, xlabel="change to base [%]")
+    panels[0].set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
+    return figure

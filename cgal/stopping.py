@@ -1,0 +1,66 @@
+"""When a campaign stops asking for labels: its rounds are done, its budget is spent, or nothing is left to gain."""
+
+import math
+from collections.abc import Sequence
+
+from cgal.params import CampaignParams, Section
+
+__all__ = ["RoundOutcome", "affordable_picks", "closing_reason", "w1_change"]
+
+
+class RoundOutcome(Section):
+    """What a round found: TICA W1 with its 95 % interval, and the share of simulated frames that are uncovered."""
+
+    w1: float
+    low: float
+    high: float
+    uncovered_fraction: float
+
+
+def affordable_picks(params: CampaignParams, wanted: int, *, spent_steps: int, steps_per_pick: int) -> int:
+    """How many of the wanted picks the rest of the budget pays for (all of them without a budget)."""
+    if not params.budget_steps:
+        return wanted
+    return max(0, min(wanted, (params.budget_steps - spent_steps) // steps_per_pick))
+
+
+def closing_reason(
+    params: CampaignParams, round_index: int, *, affordable: int, outcomes: Sequence[RoundOutcome]
+) -> str:
+    """Say why this round is the closing one, which asks for no label; "" while the campaign goes on.
+
+    `affordable` is what `affordable_picks` left of the picks; `outcomes` are those of rounds 0 to `round_index`.
+    Converged means both: in each of the last `stop_rounds` rounds no more than `stop_below` of the simulated frames
+    were uncovered, and W1 did not change measurably from the last round but one to the last (see `w1_change`).
+    """
+    if round_index >= params.rounds:
+        return f"rounds: all {params.rounds} acquisition rounds are done"
+    if affordable == 0:
+        return f"budget: what is left of {params.budget_steps} all-atom steps pays for no further label"
+    return _converged(params, outcomes[-params.stop_rounds :], outcomes[-2:])
+
+
+def w1_change(before: RoundOutcome, after: RoundOutcome) -> tuple[float, float]:
+    """95 % interval of the change of W1 between two rounds.
+
+    From the two bootstrap intervals, which are independent (other replicas, other noise): their distances to the
+    estimates are added in quadrature, the method of variance estimates recovery (Zou & Donner, Stat. Med. 27, 1693,
+    2008).
+    """
+    change = after.w1 - before.w1
+    down = math.hypot(after.w1 - after.low, before.high - before.w1)
+    up = math.hypot(after.high - after.w1, before.w1 - before.low)
+    return change - down, change + up
+
+
+def _converged(params: CampaignParams, recent: Sequence[RoundOutcome], pair: Sequence[RoundOutcome]) -> str:
+    covered = all(outcome.uncovered_fraction <= params.stop_below for outcome in recent)
+    if not params.stop_below or len(recent) < params.stop_rounds or len(pair) < 2 or not covered:
+        return ""
+    low, high = w1_change(*pair)
+    if not low <= 0.0 <= high:
+        return ""
+    return (
+        f"converged: at most {params.stop_below:.1%} of the simulated frames were uncovered in {params.stop_rounds} "
+        f"rounds, and TICA W1 changed by {low:+.3f} to {high:+.3f}"
+    )

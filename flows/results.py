@@ -1,0 +1,148 @@
+"""`docs/results.md`, its figures and `summary.json`, from committed records alone: no campaign is run again."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cgal.comparison import (
+    BASE,
+    Interval,
+    change,
+    curve,
+    final,
+    plot_changes,
+    plot_curves,
+    steps_to_reach,
+    summarise,
+)
+from cgal.errors import BadFile
+from cgal.files import atomic_write, write_json, write_text
+from flows.terminal import METRICS, SCALE
+
+__all__ = ["write_results"]
+
+PAPER_ARM = "paper"
+PAPER_CHANGE = {"tica": -33.05, "reaction_coordinate": 153.6, "bond": -48.8, "angle": -8.2, "dihedral": 42.7}
+"""Bachelor et al. (arXiv:2509.17208), Table 1: change in percent of one run, no interval."""
+
+
+def write_results(folder: Path, page: Path, preface: Path) -> None:
+    """Write the page: the preface (by hand: what was asked and done), then all that follows from the records.
+
+    `folder` holds `arms.csv` and takes `summary.json` and the figures. Raises BadFile when there are no records.
+    """
+    records = load_records(folder / "arms.csv")
+    arms = [str(arm) for arm in records["arm"].unique()]
+    write_json(folder / "summary.json", summarise(records))
+    figures = {f"w1_{mode}.png": plot_curves(records, arms, METRICS, mode) for mode in ("exact", "paper")}
+    others = [arm for arm in arms if arm != BASE]
+    figures["changes.png"] = plot_changes(records, others, METRICS, "exact")
+    for name, figure in figures.items():
+        _save(figure, folder / name)
+    parts = [
+        preface.read_text().rstrip(),
+        _changes(records, others),
+        _cost(records, others),
+        _verdicts(records, others),
+    ]
+    write_text(page, "\n\n".join(parts) + "\n")
+
+
+def load_records(path: Path) -> pd.DataFrame:
+    """Records of a comparison; raises BadFile when there are none, or none of the base arm."""
+    if not path.is_file():
+        raise BadFile(f"{path}: no such file; 'cgal compare' makes it")
+    records = pd.read_csv(path)
+    if BASE not in set(records["arm"]):
+        raise BadFile(f"{path}: no arm {BASE!r}, to which changes are relative; run it with 'cgal compare'")
+    return records
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _changes(records: pd.DataFrame, arms: Sequence[str]) -> str:
+    lines = ["## Change of each W1 to the base model, in percent, with 95 % intervals over seeds", ""]
+    for mode in ("exact", "paper"):
+        lines += [
+            f"Mode `{mode}`:",
+            "",
+            f"| arm | seeds | {' | '.join(METRICS)} |",
+            f"|---|---|{'---|' * len(METRICS)}",
+        ]
+        for arm in arms:
+            cells = [_percent(change(records, arm, BASE, metric, mode)) for metric in METRICS]
+            seeds = records.loc[records["arm"] == arm, "seed"].nunique()
+            lines.append(f"| `{arm}` | {seeds} | {' | '.join(cells)} |")
+        if mode == "paper":
+            theirs = " | ".join(f"{value:+.0f}" for value in PAPER_CHANGE.values())
+            lines.append(f"| Bachelor et al., explicit solvent, one run | 1 | {theirs} |")
+        lines.append("")
+    return "\n".join(
+        [*lines, "![W1 against oracle steps](results/w1_exact.png)", "", "![changes](results/changes.png)"]
+    )
+
+
+def _cost(records: pd.DataFrame, arms: Sequence[str]) -> str:
+    last = final(records).query("metric == 'tica' and mode == 'exact'")
+    lines = [
+        "## What it cost",
+        "",
+        "| arm | closing round | oracle steps | failed labels | exploded replicas | wall, minutes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm in (BASE, *arms):
+        rows = last[last["arm"] == arm]
+        wall = records.query("arm == @arm and metric == 'tica' and mode == 'exact'").groupby("seed")["wall_s"].sum()
+        failed = (rows["oracle_failed"] / rows["frames"]).mean()
+        lines.append(
+            f"| `{arm}` | {rows['round'].min()} to {rows['round'].max()} | {rows['oracle_steps'].mean():.0f} | "
+            f"{failed:.1%} of the training set | {rows['exploded_fraction'].mean():.2%} | {wall.mean() / 60:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _verdicts(records: pd.DataFrame, arms: Sequence[str]) -> str:
+    lines = ["## What got better, and what did not", ""]
+    for arm in arms:
+        words = {metric: _word(change(records, arm, BASE, metric, "exact")) for metric in METRICS}
+        groups = {word: [m for m, w in words.items() if w == word] for word in ("better", "worse", "undecided")}
+        said = "; ".join(f"{word}: {', '.join(metrics)}" for word, metrics in groups.items() if metrics)
+        lines.append(f"- `{arm}` against `{BASE}`: {said}.")
+    for other in ("random", "continued_md", PAPER_ARM):
+        lines += [
+            f"- `{arm}` against `{other}`, TICA: {_percent(change(records, arm, other, 'tica', 'exact'))} %."
+            for arm in arms
+            if other in arms and arm != other
+        ]
+    if PAPER_ARM in arms:
+        target = curve(records, PAPER_ARM, "tica", "exact")
+        for arm in arms:
+            steps = steps_to_reach(curve(records, arm, "tica", "exact"), float(target["w1"].iloc[-1]))
+            share = steps / float(target["oracle_steps"].iloc[-1])
+            reached = f"with {share:.0%} of its oracle steps" if share != float("inf") else "not at all"
+            lines.append(f"- `{arm}` reaches the TICA W1 of the closing round of `{PAPER_ARM}` {reached}.")
+    floor = final(records).query("mode == 'exact'").groupby("metric")["floor"].mean()
+    shown = ", ".join(f"{name} {floor[metric] * SCALE.get(metric, 1.0):.3g}" for metric, name in METRICS.items())
+    return "\n".join([*lines, "", f"Floor, one half of the reference against the other: {shown}."])
+
+
+def _word(shift: Interval) -> str:
+    if not shift.clear_of(0.0):
+        return "undecided"
+    return "better" if shift.value < 0 else "worse"
+
+
+def _percent(shift: Interval) -> str:
+    return f"{shift.value:+.0f} ({shift.low:+.0f} to {shift.high:+.0f})"
+
+
+if __name__ == "__main__":
+    here = Path(__file__).parents[1] / "docs"
+    write_results(here / "results", here / "results.md", here / "results" / "preface.md")
+    print(json.dumps({"page": str(here / "results.md")}))

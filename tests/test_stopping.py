@@ -1,0 +1,64 @@
+"""When a campaign stops: never while it learns, always when nothing pays for a label."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cgal.params import CampaignParams
+from cgal.stopping import RoundOutcome, affordable_picks, closing_reason, w1_change
+
+PARAMS = CampaignParams(rounds=5, budget_steps=10_000, stop_below=0.05, stop_rounds=2)
+
+
+def outcome(w1: float = 1.0, uncovered: float = 0.5, half_width: float = 0.1) -> RoundOutcome:
+    return RoundOutcome(w1=w1, low=w1 - half_width, high=w1 + half_width, uncovered_fraction=uncovered)
+
+
+@given(spent=st.integers(0, 20_000), wanted=st.integers(1, 50), cost=st.integers(1, 5_000))
+def test_affordable_picks_never_overspend_and_never_leave_one_unbought(spent: int, wanted: int, cost: int) -> None:
+    picks = affordable_picks(PARAMS, wanted, spent_steps=spent, steps_per_pick=cost)
+    assert 0 <= picks <= wanted
+    if picks:
+        assert spent + picks * cost <= PARAMS.budget_steps
+    if picks < wanted:
+        assert spent + (picks + 1) * cost > PARAMS.budget_steps
+
+
+def test_without_a_budget_all_picks_are_affordable() -> None:
+    unlimited = CampaignParams(budget_steps=0)
+    assert affordable_picks(unlimited, 20, spent_steps=10**9, steps_per_pick=10**6) == 20
+
+
+def test_a_campaign_goes_on_while_rounds_budget_and_uncovered_frames_are_left() -> None:
+    assert closing_reason(PARAMS, 3, affordable=1, outcomes=[outcome()] * 4) == ""
+
+
+@pytest.mark.parametrize(("round_index", "affordable", "reason"), [(5, 20, "rounds"), (2, 0, "budget")])
+def test_rounds_and_budget_end_it(round_index: int, affordable: int, reason: str) -> None:
+    found = closing_reason(PARAMS, round_index, affordable=affordable, outcomes=[outcome()] * (round_index + 1))
+    assert found.startswith(reason)
+
+
+def test_covered_and_unchanged_for_long_enough_is_converged() -> None:
+    covered = [outcome(), outcome(1.02, uncovered=0.01), outcome(1.0, uncovered=0.02)]
+    assert closing_reason(PARAMS, 2, affordable=9, outcomes=covered).startswith("converged")
+    assert closing_reason(PARAMS, 1, affordable=9, outcomes=covered[:2]) == "", "one covered round is not enough"
+
+
+def test_a_measurable_change_of_w1_goes_on_however_covered_the_frames_are() -> None:
+    falling = [outcome(2.0, 0.0), outcome(1.5, 0.0), outcome(1.0, 0.0)]
+    assert closing_reason(PARAMS, 2, affordable=9, outcomes=falling) == ""
+
+
+def test_zero_switches_the_convergence_rule_off() -> None:
+    never = PARAMS.model_copy(update={"stop_below": 0.0})
+    assert closing_reason(never, 3, affordable=9, outcomes=[outcome(1.0, 0.0)] * 4) == ""
+
+
+@given(before=st.floats(0, 5), after=st.floats(0, 5), widths=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)))
+def test_interval_of_a_change_holds_it_and_is_no_narrower_than_either_interval(
+    before: float, after: float, widths: tuple[float, float]
+) -> None:
+    low, high = w1_change(outcome(before, 0.0, widths[0]), outcome(after, 0.0, widths[1]))
+    assert low <= after - before <= high
+    assert high - low >= 2 * max(widths) - 1e-9
