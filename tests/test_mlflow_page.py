@@ -4,50 +4,23 @@ By hand, on a project with a finished campaign (writes the picture that the READ
 `python -m tests.test_mlflow_page PROJECT PROTEIN CAMPAIGN PICTURE.png`
 """
 
-import base64
-import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 from flows.tracking import RunIds, compare_page, experiment_page, log_round, round_metrics, tracking_uri
+from tests.browser import NO_ASSISTANT, Browser, browsing, needs_browser
 from tests.test_tracking import make_record, serving
 
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--no-proxy-server",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-]
 HEADLINES = ("w1/tica", "w1/reaction_coordinate", "w1/bond", "w1/angle", "w1/dihedral")
 
 ROW_PX = 45
 """Height of a row in the table of metrics."""
 
-NO_ASSISTANT = """
-localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
-localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
-"""
 SHOW_DIFFERENCES = """document.querySelector(`button[aria-label="${arguments[0]} - Show diff only"]`).click()"""
 CLEAR_PLOT = """
 [...document.querySelectorAll("button")].find(button => button.innerText.trim() === "Clear All").click();
@@ -78,81 +51,6 @@ const cells = grid => [...grid.querySelectorAll("[role=rowgroup] > *")].map(
   cell => [cell.style.top, cell.style.left, cell.innerText]);
 return [...document.querySelectorAll(".ReactVirtualized__Grid")].map(cells);
 """
-
-
-@dataclass(frozen=True)
-class Browser:
-    """A Chromium page driven over the W3C WebDriver protocol."""
-
-    session: str
-
-    def call(self, command: str, **body: Any) -> Any:
-        return webdriver(f"{self.session}/{command}", body)
-
-    def open(self, address: str) -> None:
-        self.call("url", url=address)
-
-    def run(self, script: str, *arguments: Any) -> Any:
-        return self.call("execute/sync", script=script, args=list(arguments))
-
-    def text(self) -> str:
-        return str(self.run("return document.body.innerText"))
-
-    def wait_for(self, words: Sequence[str], seconds: float = 180) -> str:
-        """Text of the page once all words are drawn."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            text = self.text()
-            if all(word in text for word in words):
-                return text
-            time.sleep(0.5)
-        raise AssertionError(f"never drawn: {[word for word in words if word not in text]}\n{text}")
-
-    def photograph(self, path: Path) -> None:
-        with urllib.request.urlopen(f"{self.session}/screenshot", timeout=120) as answer:
-            path.write_bytes(base64.b64decode(json.load(answer)["value"]))
-
-
-def webdriver(address: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=300) as answer:
-            return json.load(answer)["value"]
-    except urllib.error.HTTPError as error:
-        raise AssertionError(error.read().decode()) from error
-
-
-@contextmanager
-def browsing(width: int, height: int) -> Iterator[Browser]:
-    """Debian's Chromium with a new profile, closed again afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL, start_new_session=True)
-    try:
-        with TemporaryDirectory() as profile:
-            arguments = [*FLAGS, f"--window-size={width},{height}", f"--user-data-dir={profile}"]
-            session = start_session(f"http://127.0.0.1:{port}/session", arguments)
-            yield Browser(session)
-            urllib.request.urlopen(urllib.request.Request(session, method="DELETE"), timeout=60).close()
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(driver.pid, signal.SIGTERM)
-        driver.wait(30)
-
-
-def start_session(address: str, arguments: list[str]) -> str:
-    wanted = {"goog:chromeOptions": {"binary": shutil.which("chromium"), "args": arguments}}
-    for _ in range(150):
-        try:
-            return f"{address}/{webdriver(address, {'capabilities': {'alwaysMatch': wanted}})['sessionId']}"
-        except ConnectionRefusedError:
-            time.sleep(0.2)
-        except urllib.error.URLError as error:
-            if not isinstance(error.reason, ConnectionRefusedError):
-                raise
-            time.sleep(0.2)
-    raise AssertionError("chromedriver did not start")
 
 
 def show_rounds(browser: Browser, address: str, rounds: Sequence[RunIds]) -> None:
@@ -187,8 +85,8 @@ def scroll_metrics(browser: Browser, top: int) -> None:
     """
     for target in (top - 1, top):
         x, y, now, _ = browser.run(METRICS_TABLE)
-        turn = {"type": "scroll", "x": x, "y": y, "deltaX": 0, "deltaY": int(target - now), "origin": "viewport"}
-        browser.call("actions", actions=[{"type": "wheel", "id": "wheel", "actions": [turn]}])
+        browser.page.mouse.move(x, y)
+        browser.page.mouse.wheel(0, target - now)
         time.sleep(0.5)
 
 
@@ -206,10 +104,7 @@ def read_metrics(browser: Browser) -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not (shutil.which("chromium") and shutil.which("chromedriver")),
-    reason="Chromium is not installed (Debian: apt-get install chromium chromium-driver)",
-)
+@needs_browser
 def test_the_compare_page_shows_two_rounds_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     records = [make_record(tmp_path, k) for k in range(2)]
