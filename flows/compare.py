@@ -30,7 +30,7 @@ __all__ = ["CampaignFailed", "Comparison", "compare", "records", "run_compare", 
 
 LOG_LINES = 5
 MODES = ("exact", "paper")
-SHARED = ("round", "frames", "oracle_steps", "oracle_failed", "exploded_fraction", "wall_s", "tag")
+SHARED = ("round", "frames", "oracle_failed", "exploded_fraction", "wall_s", "tag")
 
 
 class CampaignFailed(CgalError):
@@ -134,9 +134,9 @@ def _rows(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     shared = {name: entry[name] for name in SHARED}
     for mode, metric in product(MODES, METRICS):
         score = entry[f"w1_{mode}"][metric]
-        floor = entry["floor" if mode == "exact" else "floor_paper"][metric]
+        floor = entry[f"floor_{mode}"][metric]
         yield {"metric": metric, "mode": mode, "w1": score["value"], "low": score["low"], "high": score["high"],
-               "floor": floor} | shared  # fmt: skip
+               "floor": floor, "oracle_steps": entry["acquisition_steps"]} | shared  # fmt: skip
 
 
 @task(name="campaign", task_run_name="{arm}-s{seed}", cache_policy=NO_CACHE)

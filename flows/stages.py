@@ -91,6 +91,7 @@ def benchmark(workspace: Workspace, progress: Progress) -> Summary:
     dataset = {
         "frames": sum(shard.frames for shard in manifest.shards),
         "oracle_steps": sum(shard.oracle_steps for shard in manifest.shards),
+        "acquisition_steps": sum(shard.oracle_steps for shard in manifest.shards[1:]),
         "oracle_failed": sum(shard.oracle_failed for shard in manifest.shards),
     }
     write_json(workspace.round / "metrics.json", result.metrics | {"round": k, "dataset": dataset})
