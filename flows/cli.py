@@ -297,12 +297,23 @@ def serve(
     prefect_port: Annotated[int, typer.Option(min=1, max=65535)] = 4200,
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
-    """Show Prefect's runs and MLflow's rounds in the browser (loopback only), until Ctrl-C."""
+    """Run Prefect and MLflow servers and a worker for each pool (loopback only), until Ctrl-C."""
     root = _open(root)
-    from flows.serve import serve as serve_pages
+    from flows.serve import serve as serve_project
     from flows.workspace import Workspace
 
-    serve_pages(root, Workspace(root).params.protein, prefect_port, mlflow_port)
+    serve_project(root, Workspace(root).params.protein, prefect_port, mlflow_port)
+
+
+@app.command()
+def worker(pool: Annotated[str, typer.Argument(help="cgal-cpu or cgal-gpu.")], root: Root = HERE) -> None:
+    """Run a worker of a pool, for the Prefect server that PREFECT_API_URL names; 'cgal serve' starts its own."""
+    root = _open(root)
+    from flows.pools import POOLS, become_worker
+
+    if pool not in POOLS:
+        raise typer.BadParameter(f"no pool {pool!r}; the pools are {', '.join(POOLS)}")
+    become_worker(root, pool)
 
 
 @app.command()

@@ -1,22 +1,27 @@
 """What a killed campaign leaves behind in Prefect: runs that still say "Running".
 
 The next run of the campaign closes them, under its lock: nothing of the project can then be alive. (The embedded
-server of `flows.startup` ends by itself.)
+server of `flows.startup` ends by itself; a worker's runs are closed by its next life, see `flows.pools`.)
 """
 
 from pathlib import Path
+from typing import Any
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
+    FlowRunFilterId,
     FlowRunFilterState,
     FlowRunFilterStateType,
     FlowRunFilterTags,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Crashed
 
-__all__ = ["close_dead_runs", "project_tag"]
+__all__ = ["close_dead_runs", "close_run", "project_tag"]
 
 
 def project_tag(root: Path) -> str:
@@ -33,7 +38,19 @@ def close_dead_runs(root: Path) -> int:
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(flow_run_filter=dead)
         for run in runs:
-            client.set_flow_run_state(
-                run.id, Crashed(message="its process was killed; the next run goes on"), force=True
-            )
+            close_run(client, run, "its process was killed")
     return len(runs)
+
+
+def close_run(client: SyncPrefectClient, run: FlowRun, reason: str) -> None:
+    """Set a flow run whose process is dead to "Crashed", and the tasks that it was at."""
+    crashed: State[Any] = Crashed(message=f"{reason}; the next run goes on")
+    unfinished = TaskRunFilter(
+        state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING]))
+    )
+    tasks = client.read_task_runs(
+        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])), task_run_filter=unfinished
+    )
+    client.set_flow_run_state(run.id, crashed, force=True)
+    for task in tasks:
+        client.set_task_run_state(task.id, crashed, force=True)

@@ -18,8 +18,9 @@ from cgal.files import read_json
 from cgal.mapping import LinearMap
 from cgal.oracle import OracleResult
 from cgal.stopping import RoundOutcome
+from flows.dispatch import perform_stage
 from flows.records import round_record
-from flows.stages import Summary, continue_seed, run_stage
+from flows.stages import Summary, continue_seed
 from flows.terminal import console, describe, stage_bar
 from flows.tracker import log_round
 from flows.tracking import TrackingUnavailable
@@ -85,7 +86,7 @@ def _run_stage(workspace: Workspace, stage: str, k: int) -> Summary:
         return {"skipped": 1}
     started = monotonic()
     with stage_bar(title) as progress:
-        summary = run_stage(stage, workspace, progress)
+        summary = perform_stage(stage, k, workspace, progress)
     seconds = monotonic() - started
     repository.record_stage(stage)
     workspace.add_timing(k, stage, seconds)

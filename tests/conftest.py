@@ -58,20 +58,24 @@ def make_project(tmp_path: Path, bundled_data: Path, git_identity: None) -> Call
     """Make a working copy with the bundled data and a small campaign: `make_project(name, **changed_sections)`."""
 
     def make(name: str = "project", **changes: Any) -> Path:
-        root = tmp_path / name
-        (root / ".dvc").mkdir(parents=True)
-        shutil.copytree(bundled_data, root / "data" / bundled_data.name)
-        shutil.copy(REPOSITORY / "dvc.yaml", root)
-        shutil.copy(REPOSITORY / ".gitignore", root)
-        for file in ("config", ".gitignore"):
-            shutil.copy(REPOSITORY / ".dvc" / file, root / ".dvc")
-        (root / "params.yaml").write_text(yaml.safe_dump(_small_params(changes)))
-        for command in (["git", "init", "--quiet", "--initial-branch", "main"], ["dvc", "add", "--quiet", "data"],
-                        ["git", "add", "--all"], ["git", "commit", "--quiet", "--message", "start"]):  # fmt: skip
-            subprocess.run(command, cwd=root, check=True)
-        return root
+        return make_copy(tmp_path / name, bundled_data, changes)
 
     return make
+
+
+def make_copy(root: Path, data: Path, changes: dict[str, Any]) -> Path:
+    """Make a working copy of the project in a new folder, with the params of `SMALL` and these changes of theirs."""
+    (root / ".dvc").mkdir(parents=True)
+    shutil.copytree(data, root / "data" / data.name)
+    for file in ("dvc.yaml", ".gitignore", "prefect.yaml"):
+        shutil.copy(REPOSITORY / file, root)
+    for file in ("config", ".gitignore"):
+        shutil.copy(REPOSITORY / ".dvc" / file, root / ".dvc")
+    (root / "params.yaml").write_text(yaml.safe_dump(_small_params(changes)))
+    for command in (["git", "init", "--quiet", "--initial-branch", "main"], ["dvc", "add", "--quiet", "data"],
+                    ["git", "add", "--all"], ["git", "commit", "--quiet", "--message", "start"]):  # fmt: skip
+        subprocess.run(command, cwd=root, check=True)
+    return root
 
 
 def _small_params(changes: dict[str, Any]) -> dict[str, Any]:

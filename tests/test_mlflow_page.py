@@ -60,6 +60,11 @@ def show_rounds(browser: Browser, address: str, rounds: Sequence[RunIds]) -> Non
     )  # same origin, so that the assistant's panel is switched off before the page opens
     browser.run(NO_ASSISTANT)
     browser.open(compare_page(address, rounds))
+    arrange(browser)
+
+
+def arrange(browser: Browser) -> None:
+    """Let an open compare page plot the five W1, and list only what differs."""
     browser.wait_for(["Parallel Coordinates Plot", "Clear All", "dataset/frames"])
     for section in ("Parameters", "Metrics"):
         browser.run(SHOW_DIFFERENCES, section)

@@ -1,0 +1,119 @@
+"""A project under `cgal serve`, for tests: the real servers and workers, and what Prefect holds of them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+__all__ = ["Served", "alive", "serving_project", "wait_until"]
+
+
+@dataclass
+class Served:
+    """A served project: its folder, its two addresses, and the process of `cgal serve`."""
+
+    root: Path
+    prefect: str
+    mlflow: str
+    process: "subprocess.Popen[str]"
+
+    @contextmanager
+    def client(self) -> Iterator[SyncPrefectClient]:
+        with temporary_settings({PREFECT_API_URL: f"{self.prefect}/api"}), get_client(sync_client=True) as client:
+            yield client
+
+    def start(self, deployment: str, **parameters: Any) -> FlowRun:
+        with self.client() as client:
+            found = client.read_deployment_by_name(f"{deployment}/{deployment}")
+            return client.create_flow_run_from_deployment(found.id, parameters=parameters)
+
+    def runs(self) -> list[FlowRun]:
+        with self.client() as client:
+            return client.read_flow_runs()
+
+    def wait_for(self, run: FlowRun, seconds: float = 600) -> FlowRun:
+        """Wait until a run has ended."""
+        with self.client() as client:
+            wait_until(lambda: _ended(client.read_flow_run(run.id)), f"the end of {run.name}", seconds)
+            return client.read_flow_run(run.id)
+
+    def stop(self) -> str:
+        """Stop as Ctrl-C does, and give what was said; nothing may be left."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        said, _ = self.process.communicate(timeout=120)
+        return said
+
+
+def _ended(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_final()
+
+
+@contextmanager
+def serving_project(root: Path) -> Iterator[Served]:
+    """Run `cgal serve` on a project, on two free ports."""
+    ports = [_free_port(), _free_port()]
+    options = ["--root", str(root), "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "serve", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=_environment(),
+        start_new_session=True,
+    )
+    try:
+        said = []
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            if "Ctrl-C" in line:
+                break
+        else:
+            raise AssertionError("".join(said))
+        yield Served(root, said[0].split()[1], said[1].split()[1].split("/#")[0], process)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(120)
+
+
+def _environment() -> dict[str, str]:
+    own = ("PREFECT_", "MLFLOW_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    return kept | {"PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def alive(root: Path) -> list[str]:
+    """Commands of the processes that belong to a project, by its PREFECT_HOME."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("PREFECT_HOME") == str(root / ".cgal" / "prefect"):
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"never seen: {what}"
+        time.sleep(0.5)
