@@ -26,6 +26,7 @@ from cgal.reference.analysis import Analysis, analyse, summarise
 from cgal.reference.figures import plot_floor, plot_reference
 from cgal.reference.msm import prefix, thin, weigh
 from cgal.reference.sampling import Loss, Recipe, explore, load_swarm, relax, swarm
+from cgal.reference.tempering import temper
 from flows.orphans import close_dead_runs, project_tag
 from flows.sampling import recipe_of, sampling_lock
 from flows.steps import worth_retrying
@@ -56,7 +57,7 @@ def reference(root: Path, protein: str, workers: int, *, preview: bool = False) 
     workspace = Workspace(root, protein)
     recipe = recipe_of(workspace)
     losses: list[Loss] = []
-    for name, make in (("explore", explore), ("relax", relax), ("sample", swarm)):
+    for name, make in (("explore", explore), ("relax", relax), ("temper", temper), ("sample", swarm)):
         if not preview:
             losses += _step(name, _sampling(name, make), workspace)(recipe, workers)
     summary: dict[str, Any] = _step("weigh", _weigh, workspace)(workspace, recipe, tuple(losses), preview)
