@@ -222,12 +222,12 @@ class ReferenceParams(Section):
     segment_ps: Positive = Field(200.0, description="a killed run loses at most this much of each trajectory at work")
     spacing_ps: Positive = Field(2.0, description="time between stored frames")
     tempering_ensembles: Annotated[int, Field(ge=0)] = Field(
-        4, description="independent runs of parallel tempering, which give the states' populations; 0: the swarm does"
+        6, description="independent runs of parallel tempering, which give the states' populations; 0: the swarm does"
     )
     tempering_replicas: Annotated[int, Field(ge=2)] = Field(
         7, description="of an ensemble, geometrically from temperature_K to hot_temperature_K"
     )
-    tempering_ns: Positive = Field(2.0, description="length of each replica; raising it extends them")
+    tempering_ns: Positive = Field(1.5, description="length of each replica; raising it extends them")
     tempering_segment_ps: Positive = Field(20.0, description="of each replica; a killed run loses at most this much")
     exchange_ps: Positive = Field(1.0, description="time between exchanges of neighbours, and between stored frames")
     tempering_discard_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
