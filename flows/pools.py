@@ -9,6 +9,7 @@ from contextlib import suppress
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
+from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -59,8 +60,8 @@ def worker_name(pool: str) -> str:
 def provision(root: Path) -> None:
     """Create the pools, the concurrency limit (unless they are there) and the deployments of `prefect.yaml`.
 
-    Deployments are made again only when `prefect.yaml` or the forms have changed, so that a schedule that was switched
-    on in the page stays on. Raises CgalError when Prefect refuses.
+    Deployments are made again when `prefect.yaml` or the forms have changed; a schedule that was switched on in the
+    page stays on. Raises CgalError when Prefect refuses.
     """
     with get_client(sync_client=True) as client:
         for pool, description in POOLS.items():
@@ -68,11 +69,20 @@ def provision(root: Path) -> None:
                 client.create_work_pool(WorkPoolCreate(name=pool, type="process", description=description))
         if GPU_LIMIT not in {limit.name for limit in client.read_global_concurrency_limits(limit=200)}:
             client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, 1)
-        deployed = client.read_deployments(limit=1)
-    stamp, current = root / ".cgal" / "prefect" / "deployed", _deployed_version(root)
-    if not deployed or not stamp.is_file() or stamp.read_text() != current:
-        _deploy(root)
-        write_text(stamp, current)
+        deployed = client.read_deployments()
+        stamp, current = root / ".cgal" / "prefect" / "deployed", _deployed_version(root)
+        if not deployed or not stamp.is_file() or stamp.read_text() != current:
+            switched_on = {schedule.id for found in deployed for schedule in found.schedules if schedule.active}
+            _deploy(root)
+            _switch_on(client, switched_on)
+            write_text(stamp, current)
+
+
+def _switch_on(client: SyncPrefectClient, schedules: set[UUID]) -> None:
+    for deployment in client.read_deployments():
+        for schedule in deployment.schedules:
+            if schedule.id in schedules and not schedule.active:
+                client.update_deployment_schedule(deployment.id, schedule.id, active=True)
 
 
 def _deployed_version(root: Path) -> str:
@@ -111,7 +121,7 @@ def become_worker(root: Path, pool: str) -> None:
     bin_folder = str(Path(sys.executable).parent)
     environment = {
         "CGAL_ROOT": str(root),
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",  # nobody else writes to a worker's log
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",  # a terminal of its own, or a log
         "PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", os.defpath)]),  # a run's command is 'python -m ...'
     }
     options = ["--pool", pool, "--type", "process", "--name", worker_name(pool), "--install-policy", "never"]

@@ -28,6 +28,9 @@ HOST = "127.0.0.1"
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 30.0
 DEFAULTS = {"PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false"}
+LOGGED = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO", "PREFECT_LOGGING_SERVER_LEVEL": "WARNING"}
+"""Each part has a log of its own, where its faults must be found."""
+
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
 
@@ -91,7 +94,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=DEFAULTS | os.environ,
+                env=DEFAULTS | os.environ | LOGGED,
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )

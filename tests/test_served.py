@@ -82,13 +82,13 @@ def test_a_schedule_fires_and_each_stage_runs_on_its_pool(served: Served) -> Non
         deployment = client.read_deployment_by_name("active-learning/active-learning")
         (schedule,) = deployment.schedules
         assert not schedule.active
+        client.update_deployment(deployment.id, DeploymentUpdate(parameters={"rounds": 0}))
         client.update_deployment_schedule(
             deployment.id,
             schedule.id,
             active=True,
             schedule=CronSchedule(cron=f"{moment.minute} {moment.hour} * * *", timezone="UTC"),
         )
-        client.update_deployment(deployment.id, DeploymentUpdate(parameters={"rounds": 0}))
         fired = []
 
         def has_begun() -> bool:
@@ -179,7 +179,8 @@ def see_campaign(browser: Browser, served: Served, run: FlowRun) -> None:
     tab.get_by_text("Artifacts").click()
     browser.wait_for(["benchmark-r000-tica", "train-r000-training", "label-r000"])
     browser.page.get_by_role("link", name="benchmark-r000-tica").click()
-    browser.page.wait_for_function("[...document.images].some(image => image.naturalWidth > 400)")
+    browser.page.locator("a[href*='/artifacts/artifact/']").first.click()
+    browser.page.get_by_role("img", name="artifact-image").wait_for()
     photograph(browser, "prefect-artifact")
 
 
