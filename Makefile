@@ -32,7 +32,7 @@ bench: setup ## speed, side by side with the peers: benchmarks/results.json and 
 	-uv pip install --quiet --python $(PY) -e '.[bench]'
 	python -m benchmarks
 
-serve: setup ## Prefect and MLflow pages on loopback
+serve: setup ## Prefect, MLflow and their workers on loopback
 	cgal serve
 
 lock: ## requirements.lock from pyproject.toml: names, versions and hashes only
