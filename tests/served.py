@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from tests.test_killed import alive
 
 __all__ = ["Served", "alive", "serving_project", "wait_until"]
 
@@ -100,16 +101,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def alive(root: Path) -> list[str]:
-    """Commands of the processes that belong to a project, by its PREFECT_HOME."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get("PREFECT_HOME") == str(root / ".cgal" / "prefect"):
-                found.append(" ".join(process.cmdline()))
-    return found
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120) -> None:
