@@ -217,10 +217,9 @@ def reference(
 
     workspace = Workspace(root, protein)
     if status:
-        from cgal.reference.sampling import status as sampling_status
         from flows.sampling import recipe_of, status_table
 
-        console.print(status_table(sampling_status(recipe_of(workspace)), workspace.data.name))
+        console.print(status_table(recipe_of(workspace), workspace.data.name))
         return
     server = start_prefect()
     with console.status("starting Prefect, loading the science"):

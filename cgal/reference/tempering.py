@@ -21,7 +21,7 @@ import openmm
 from jaxtyping import Float64, Int64
 from openmm import unit
 
-from cgal.files import read_hdf5, write_hdf5
+from cgal.files import read_hdf5, read_json, write_hdf5
 from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text, sequence_of
 from cgal.progress import Progress, silent
 from cgal.randomness import derive_generator, derive_seed
@@ -42,13 +42,17 @@ from cgal.reference.sampling import (
 from cgal.units import BOLTZMANN_kJ_per_mol_K
 from cgal.workers import Announce
 
-__all__ = ["Exchanges", "exchange", "ladder_K", "load_tempering", "temper"]
+__all__ = ["Exchanges", "exchange", "ladder_K", "load_tempering", "round_trips", "temper", "tempered_ns"]
 
 
 @dataclass(frozen=True, eq=False)
 class Exchanges:
-    """How well replicas wander: acceptance between neighbours, and how often one went to the top and came back."""
+    """How well replicas wander: acceptance between neighbours, and how often one went to the top and came back.
 
+    `sampled_ns` is the time of all replicas together.
+    """
+
+    sampled_ns: float
     acceptance: Float64[np.ndarray, " pairs"]
     round_trips: int
 
@@ -56,7 +60,7 @@ class Exchanges:
 def temper(recipe: Recipe, *, workers: int, progress: Progress = silent) -> tuple[Loss, ...]:
     """Run the segments of the ensembles that are not there yet, one of every ensemble at a time.
 
-    Raises BadParams when the folder belongs to another recipe, SamplingError when there are fewer starts than replicas.
+    Raises BadParams when the folder belongs to another recipe.
     """
     recipe.claim()
     params = recipe.params
@@ -65,7 +69,7 @@ def temper(recipe: Recipe, *, workers: int, progress: Progress = silent) -> tupl
     made = ("tempering_replicas", "tempering_segment_ps", "exchange_ps")
     recipe.claim_folder(
         recipe.folder / "tempering",
-        recipe.pieces() | {f"reference.{key}": getattr(params, key) for key in made},
+        recipe.pieces() | {f"reference.{key}": getattr(params, key) for key in made} | {"starts": _starts(recipe)},
     )
     lengths = {ensemble: len(_chain(recipe, ensemble)) for ensemble in range(params.tempering_ensembles)}
     return grow(
@@ -92,6 +96,13 @@ def load_tempering(recipe: Recipe) -> tuple[CGTrajectory, Exchanges] | None:
         np.repeat(np.arange(len(pieces)), lengths),
     )
     return frames, _exchanges(recipe, [len(chain) for chain in chains])
+
+
+def tempered_ns(recipe: Recipe) -> float:
+    """Time of all replicas of all ensembles that is there."""
+    params = recipe.params
+    segments = sum(len(_chain(recipe, ensemble)) for ensemble in range(params.tempering_ensembles))
+    return segments * params.tempering_segment_ps * params.tempering_replicas / 1000
 
 
 def ladder_K(recipe: Recipe) -> Float64[np.ndarray, " replicas"]:
@@ -142,9 +153,15 @@ def _chain(recipe: Recipe, ensemble: int) -> list[Segment]:
     return chain_of(partial(_path, recipe, ensemble), partial(_start, recipe, ensemble))
 
 
+def _starts(recipe: Recipe) -> int:
+    """How many starts there were when the first ensemble began: more of them later change no ensemble."""
+    path = recipe.folder / "tempering" / "recipe.json"
+    return int(read_json(path)["starts"]) if path.is_file() else recipe.params.trajectories
+
+
 def _start(recipe: Recipe, ensemble: int) -> State:
     """Starts of the swarm on all rungs, other ones for each ensemble while there are enough."""
-    count, replicas = recipe.params.trajectories, recipe.params.tempering_replicas
+    count, replicas = _starts(recipe), recipe.params.tempering_replicas
     starts = [load_start(recipe, (ensemble * replicas + rung) % count) for rung in range(replicas)]
     scale = np.sqrt(ladder_K(recipe) / recipe.temperature_K)[:, None, None]
     return State(
@@ -165,7 +182,9 @@ def _exchanges(recipe: Recipe, lengths: Sequence[int]) -> Exchanges:
             for order in orders:
                 walkers.append(walkers[-1][:, order])
         trips += round_trips(np.concatenate(walkers))
-    return Exchanges(accepted / max(tried, 1.0), trips)
+    params = recipe.params
+    sampled_ns = sum(lengths) * params.tempering_segment_ps * params.tempering_replicas / 1000
+    return Exchanges(sampled_ns, accepted / max(tried, 1.0), trips)
 
 
 def _run_segment(task: tuple[int, int], attempt: int, announce: Announce, *, recipe: Recipe) -> None:
