@@ -2,7 +2,8 @@
 
 PULCHRA (Rotkiewicz and Skolnick 2008) rebuilds backbone and side chains from the C-alpha trace; hydrogens and what
 else it does not know are set by the local geometry of the protein's own structure; then the C-alpha are restrained to
-the beads while the rest relaxes, and held while it warms up.
+the beads while the rest relaxes, and held while it warms up. PULCHRA sets peptide planes by the C-alpha trace alone;
+annealing (`anneal_steps`) lets them turn over, which they do not at the temperature of the simulation.
 """
 
 import warnings
@@ -35,6 +36,10 @@ MINIMISED_FORCE_kJ_per_mol_nm = 50.0
 
 CAPPING_RESIDUES = 2
 """Glycines put on each end of the chain while PULCHRA works: it needs neighbours on both sides to place a residue."""
+
+
+COOLING_STAGES = 20
+"""Temperatures of an annealing on its way down."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +88,7 @@ def backmap(
         warm = _warm_up(template, relaxed, params, force_field, temperature_K, seed)
         _check(template, warm, beads, params)
     except BackmappingError as error:  # the only part that chance plays a part in
-        error.hopeless, error.steps = False, params.warm_up_steps
+        error.hopeless, error.steps = False, params.steps
         raise
     return warm.astype(np.float32)
 
@@ -224,9 +229,24 @@ def _warm_up(
     try:
         context.setVelocitiesToTemperature(temperature_K, seed)
         context.getIntegrator().step(params.warm_up_steps)
+        _anneal(context.getIntegrator(), params, temperature_K)
     except openmm.OpenMMException as error:
         raise _failure(f"warm-up diverged ({error})", template, positions) from error
     return positions_of(context)
+
+
+def _anneal(integrator: openmm.LangevinMiddleIntegrator, params: BackmappingParams, temperature_K: float) -> None:
+    """Half of the steps hot, the other half cooling geometrically back to the temperature."""
+    integrator.setStepSize(params.anneal_timestep_ps)
+    hot = params.anneal_steps // 2
+    integrator.setTemperature(params.anneal_temperature_K)
+    integrator.step(hot)
+    cooling = params.anneal_steps - hot
+    stages = np.array_split(np.arange(cooling), min(COOLING_STAGES, max(cooling, 1)))
+    ladder_K = np.geomspace(params.anneal_temperature_K, temperature_K, len(stages) + 1)[1:]
+    for stage, stage_K in zip(stages, ladder_K, strict=True):
+        integrator.setTemperature(stage_K)
+        integrator.step(len(stage))
 
 
 def _check(

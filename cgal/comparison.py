@@ -103,10 +103,19 @@ def summarise(records: pd.DataFrame) -> list[dict[str, float | int | str]]:
         arm, metric, mode = map(str, names)
         shift = change(records, arm, BASE, metric, mode)
         base = last.query("arm == @BASE and metric == @metric and mode == @mode and seed in @rows.seed")
-        entry: dict[str, float | int | str] = {"arm": arm, "seeds": len(rows), "metric": metric, "mode": mode, "base": base["w1"].mean(),
-                 "final": rows["w1"].mean(), "change_percent": shift.value, "low": shift.low, "high": shift.high,
-                 "oracle_steps": int(rows["oracle_steps"].mean()),
-                 "exploded_fraction": rows["exploded_fraction"].mean()}  # fmt: skip
+        entry: dict[str, float | int | str] = {
+            "arm": arm,
+            "seeds": len(rows),
+            "metric": metric,
+            "mode": mode,
+            "base": float(base["w1"].mean()),
+            "final": float(rows["w1"].mean()),
+            "change_percent": shift.value,
+            "low": shift.low,
+            "high": shift.high,
+            "oracle_steps": int(rows["oracle_steps"].mean()),
+            "exploded_fraction": float(rows["exploded_fraction"].mean()),
+        }
         entries.append({key: round(value, 6) if isinstance(value, float) else value for key, value in entry.items()})
     return entries
 

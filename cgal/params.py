@@ -175,7 +175,17 @@ class BackmappingParams(Section):
     clash_nm: Positive = Field(0.08, description="two unbonded heavy atoms closer than this clash")
     warm_up_steps: Count = Field(100, description="restrained dynamics at a short step before the label is taken")
     warm_up_timestep_ps: Positive = 0.001
+    anneal_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="hot dynamics with held CA that let peptide planes turn over, the second half cooling; 0: none"
+    )
+    anneal_temperature_K: Positive = Field(1500.0, description="at 600 K planes stay as PULCHRA put them")
+    anneal_timestep_ps: Positive = 0.002
     maximum_displacement_nm: Positive = Field(0.05, description="CA may move this far from the picked frame")
+
+    @property
+    def steps(self) -> int:
+        """Molecular-dynamics steps that a frame takes."""
+        return self.warm_up_steps + self.anneal_steps
 
 
 class OracleParams(Section):

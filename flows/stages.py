@@ -165,7 +165,7 @@ def _affordable_picks(workspace: Workspace, manifest: Manifest) -> int:
         params.campaign,
         params.selection.frames,
         spent_steps=sum(shard.oracle_steps for shard in manifest.shards[1:]),
-        steps_per_pick=oracle.steps_per_pick(params.oracle, params.backmapping.warm_up_steps),
+        steps_per_pick=oracle.steps_per_pick(params.oracle, params.backmapping.steps),
     )
 
 
@@ -197,7 +197,7 @@ def label(workspace: Workspace, progress: Progress) -> Summary:
         workers=params.execution.oracle_workers,
         scratch=workspace.scratch(f"label-r{k:03d}"),
         progress=progress,
-        rebuild_steps=params.backmapping.warm_up_steps,
+        rebuild_steps=params.backmapping.steps,
     )
     oracle.check_quorum(result, len(selection.positions), params.oracle)
     result.save(workspace.round / "oracle.h5")

@@ -106,3 +106,34 @@ def test_a_flipped_peptide_bond_is_cis() -> None:
     arm = positions[before] - carbon
     positions[before] = carbon + 2 * np.outer(arm @ axis, axis) - arm
     assert cis_peptide_bonds(TOPOLOGY, positions) == ("cis peptide bond before THR 6",)
+
+
+def peptide_planes(positions: np.ndarray) -> np.ndarray:
+    """Direction of each peptide bond's oxygen, seen along the C-alpha trace."""
+    index = {(atom.residue.index, atom.name): atom.index for atom in TOPOLOGY.atoms()}
+    last = TOPOLOGY.getNumResidues() - 1
+    oxygen = np.array([positions[index[i, "O"]] - positions[index[i, "C"]] for i in range(last)])
+    axis = np.array([positions[index[i + 1, "CA"]] - positions[index[i, "CA"]] for i in range(last)])
+    axis /= np.linalg.norm(axis, axis=1, keepdims=True)
+    across = oxygen - (oxygen * axis).sum(axis=1, keepdims=True) * axis
+    return across / np.linalg.norm(across, axis=1, keepdims=True)
+
+
+def planes_the_wrong_way(positions: np.ndarray, frame: int) -> int:
+    """How many peptide planes point away from where they point in the real frame."""
+    agreement = (peptide_planes(positions) * peptide_planes(FRAMES.positions[frame])).sum(axis=1)
+    return int((agreement < 0).sum())
+
+
+@pytest.mark.parametrize("frame", [5, 15])
+def test_annealing_turns_over_the_planes_that_pulchra_set_wrong(frame: int) -> None:
+    """In both frames the seed does not help PULCHRA, and annealing puts all planes right; the C-alpha stay."""
+    annealing = PARAMS.model_copy(update={"anneal_steps": 2000})
+    plain, annealed = rebuild(BEADS[frame]), rebuild(BEADS[frame], annealing)
+    assert planes_the_wrong_way(plain, frame) == planes_the_wrong_way(rebuild(BEADS[frame], seed=2), frame) >= 1
+    assert planes_the_wrong_way(annealed, frame) == 0
+    np.testing.assert_allclose(annealed[ALPHA], plain[ALPHA], atol=1e-6)
+
+
+def test_annealing_counts_as_steps() -> None:
+    assert BackmappingParams(warm_up_steps=100, anneal_steps=2000).steps == 2100
