@@ -129,10 +129,11 @@ def planes_the_wrong_way(positions: np.ndarray, frame: int) -> int:
 def test_annealing_turns_over_the_planes_that_pulchra_set_wrong(frame: int) -> None:
     """In both frames the seed does not help PULCHRA, and annealing puts all planes right; the C-alpha stay."""
     annealing = PARAMS.model_copy(update={"anneal_steps": 2000})
-    plain, annealed = rebuild(BEADS[frame]), rebuild(BEADS[frame], annealing)
-    assert planes_the_wrong_way(plain, frame) == planes_the_wrong_way(rebuild(BEADS[frame], seed=2), frame) >= 1
+    plain = [rebuild(BEADS[frame], seed=seed) for seed in (1, 2)]
+    assert min(planes_the_wrong_way(positions, frame) for positions in plain) >= 1
+    annealed = rebuild(BEADS[frame], annealing)
     assert planes_the_wrong_way(annealed, frame) == 0
-    np.testing.assert_allclose(annealed[ALPHA], plain[ALPHA], atol=1e-6)
+    np.testing.assert_allclose(annealed[ALPHA], plain[0][ALPHA], atol=1e-6)
 
 
 def test_annealing_counts_as_steps() -> None:
