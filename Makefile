@@ -1,5 +1,5 @@
 # The one vocabulary: hooks, CI and people call these.
-.PHONY: setup demo test check bench serve lock
+.PHONY: setup demo test check bench results serve lock
 SHELL := /bin/bash
 PY := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -31,6 +31,9 @@ check: setup ## format, lint, types, import direction
 bench: setup ## speed, side by side with the peers: benchmarks/results.json and the table in benchmarks/README.md
 	-uv pip install --quiet --python $(PY) -e '.[bench]'
 	python -m benchmarks
+
+results: setup ## docs/results.md, its figures and summary.json from the committed records
+	python -m flows.results
 
 serve: setup ## Prefect, MLflow and their workers on loopback
 	cgal serve

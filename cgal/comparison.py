@@ -34,7 +34,7 @@ class Interval(NamedTuple):
 
     def clear_of(self, value: float) -> bool:
         """Whether the whole interval is on one side of a value."""
-        return self.high < value or self.low > value
+        return bool(self.high < value or self.low > value)
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -61,10 +61,10 @@ def change(records: pd.DataFrame, arm: str, to: str, metric: str, mode: str) -> 
     cancel. Raises BadFile when the arms share no seed.
     """
     rows = final(records).query("metric == @metric and mode == @mode").pivot(index="seed", columns="arm", values="w1")
-    if arm not in rows or to not in rows or rows[[arm, to]].dropna().empty:
+    ratios = (rows[arm] / rows[to]).dropna() if {arm, to} <= set(rows) else rows.iloc[:0, 0]
+    if ratios.empty:
         raise BadFile(f"records: arms {arm} and {to} share no seed for {metric}; run both with 'cgal compare'")
-    pairs = rows[[arm, to]].dropna()
-    logs = np.log(pairs[arm] / pairs[to])
+    logs = np.log(ratios)
     return Interval(*(100.0 * (np.exp(value) - 1.0) for value in mean_interval(logs.tolist())))
 
 

@@ -1,6 +1,6 @@
 """`docs/results.md`, its figures and `summary.json`, from committed records alone: no campaign is run again."""
 
-import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -144,5 +144,8 @@ def _percent(shift: Interval) -> str:
 
 if __name__ == "__main__":
     here = Path(__file__).parents[1] / "docs"
-    write_results(here / "results", here / "results.md", here / "results" / "preface.md")
-    print(json.dumps({"page": str(here / "results.md")}))
+    try:
+        write_results(here / "results", here / "results.md", here / "results" / "preface.md")
+    except BadFile as error:
+        sys.exit(f"error: {error}")
+    print(here / "results.md")

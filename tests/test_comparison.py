@@ -1,0 +1,111 @@
+"""Statistics of a comparison on records with a known answer, and the page that is made of them."""
+
+import json
+import math
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cgal.comparison import change, curve, final, mean_interval, steps_to_reach, summarise
+from cgal.errors import BadFile
+from flows.results import write_results
+from flows.terminal import METRICS
+
+FACTORS = {"base": 1.0, "paper": 0.7, "random": 0.8, "coverage": 0.4}
+"""W1 of an arm's last round, relative to the base of the same seed."""
+
+
+def records(noise: float = 0.0, seeds: int = 5, rounds: int = 3) -> pd.DataFrame:
+    generator = np.random.default_rng(1)
+    rows = []
+    for (arm, factor), seed, mode, metric in product(FACTORS.items(), range(1, seeds + 1), ("exact", "paper"), METRICS):
+        last = 0 if arm == "base" else rounds
+        for k in range(last + 1):
+            share = 1.0 if last == 0 else k / last
+            w1 = seed * (1.0 + (factor - 1.0) * share) * math.exp(noise * generator.normal())
+            rows.append({"arm": arm, "seed": seed, "round": k, "metric": metric, "mode": mode, "w1": w1, "low": w1,
+                         "high": w1, "floor": 0.1, "frames": 250 + 40 * k, "oracle_steps": 1000 * k, "oracle_failed": 1,
+                         "exploded_fraction": 0.0, "wall_s": 60.0, "tag": f"{arm}-{seed}/round-{k:03d}"})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_a_change_is_paired_by_seed() -> None:
+    """Seeds differ fivefold, the ratio does not at all: unpaired, the interval would hold anything."""
+    shift = change(records(), "coverage", "base", "tica", "exact")
+    assert shift == pytest.approx((-60.0, -60.0, -60.0))
+    assert change(records(), "base", "coverage", "tica", "exact").value == pytest.approx(150.0)
+
+
+def test_the_interval_of_a_change_holds_the_truth_at_its_level() -> None:
+    held, exact = 0, records().query("metric == 'tica' and mode == 'exact'")
+    for trial in range(200):
+        generator = np.random.default_rng(trial)
+        table = exact.assign(w1=exact["w1"] * np.exp(0.2 * generator.normal(size=len(exact))))
+        shift = change(table, "paper", "base", "tica", "exact")
+        held += shift.low < -30.0 < shift.high
+    assert held / 200 == pytest.approx(0.95, abs=0.05)  # standard error 0.015
+
+
+def test_one_seed_has_no_interval() -> None:
+    shift = change(records(seeds=1), "paper", "base", "bond", "paper")
+    assert shift.value == pytest.approx(-30.0)
+    assert math.isnan(shift.low)
+    assert not shift.clear_of(0.0)
+    assert mean_interval([2.0, 2.0]) == (2.0, 2.0, 2.0)
+
+
+def test_only_seeds_that_both_arms_have_are_compared() -> None:
+    table = records()
+    table = table[(table["arm"] != "paper") | (table["seed"] <= 2)]
+    assert change(table, "paper", "base", "tica", "exact").value == pytest.approx(-30.0)
+    with pytest.raises(BadFile, match="share no seed"):
+        change(table[table["seed"] > 2], "paper", "base", "tica", "exact")
+
+
+def test_steps_to_reach_a_quality_are_read_between_rounds() -> None:
+    line = curve(records(), "coverage", "tica", "exact")
+    assert line["oracle_steps"].tolist() == [0, 1000, 2000, 3000]
+    start = float(line["w1"].iloc[0])
+    assert steps_to_reach(line, start) == 0.0
+    assert steps_to_reach(line, 0.7 * start) == pytest.approx(1500.0)
+    assert steps_to_reach(line, 0.1 * start) == math.inf
+
+
+def test_final_is_each_campaigns_own_last_round() -> None:
+    last = final(records()).groupby("arm")["round"].agg(["min", "max"])
+    assert last.loc["base"].tolist() == [0, 0]
+    assert last.loc["paper"].tolist() == [3, 3]
+
+
+def test_the_summary_has_an_entry_for_each_arm_metric_and_mode() -> None:
+    entries = summarise(records(noise=0.1))
+    assert len(entries) == 4 * 5 * 2
+    assert set(entries[0]) == {"arm", "seeds", "metric", "mode", "base", "final", "change_percent", "low", "high",
+                               "oracle_steps", "exploded_fraction"}  # fmt: skip
+    for entry in entries:
+        assert entry["low"] <= entry["change_percent"] <= entry["high"]
+
+
+def test_the_page_tells_the_losing_arms_too(tmp_path: Path) -> None:
+    records(noise=0.05).to_csv(tmp_path / "arms.csv", index=False)
+    (tmp_path / "preface.md").write_text("# Title\n")
+    write_results(tmp_path, tmp_path / "results.md", tmp_path / "preface.md")
+    page = (tmp_path / "results.md").read_text()
+    for arm in FACTORS:
+        assert f"`{arm}`" in page
+    assert "`coverage` against `base`: better: tica" in page
+    assert "of its oracle steps" in page
+    assert json.loads((tmp_path / "summary.json").read_text())
+    assert {path.name for path in tmp_path.glob("*.png")} == {"w1_exact.png", "w1_paper.png", "changes.png"}
+
+
+def test_missing_records_and_a_missing_base_are_said(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match="cgal compare"):
+        write_results(tmp_path, tmp_path / "results.md", tmp_path / "preface.md")
+    table = records()
+    table[table["arm"] != "base"].to_csv(tmp_path / "arms.csv", index=False)
+    with pytest.raises(BadFile, match="'base'"):
+        write_results(tmp_path, tmp_path / "results.md", tmp_path / "preface.md")
