@@ -145,7 +145,7 @@ def plot_changes(records: pd.DataFrame, arms: Sequence[str], metrics: dict[str, 
     figure = Figure(figsize=(2.6 * len(metrics) + 1, 0.45 * len(arms) + 1.4), layout="constrained")
     panels = figure.subplots(1, len(metrics), sharey=True)
     for panel, (metric, heading) in zip(panels, metrics.items(), strict=True):
-        for row, (arm, colour) in enumerate(zip(arms, COLOURS, strict=False)):
+        for row, (arm, colour) in enumerate(zip(arms, COLOURS[1:], strict=False)):
             shift = change(records, arm, BASE, metric, mode)
             panel.plot([shift.low, shift.high], [row, row], color=colour, linewidth=2)
             panel.plot(shift.value, row, "o", color=colour)

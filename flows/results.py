@@ -37,7 +37,8 @@ def write_results(folder: Path, page: Path, preface: Path) -> None:
     records = load_records(folder / "arms.csv")
     arms = [str(arm) for arm in records["arm"].unique()]
     write_json(folder / "summary.json", summarise(records))
-    figures = {f"w1_{mode}.png": plot_curves(records, arms, METRICS, mode) for mode in ("exact", "paper")}
+    shown = in_shown_units(records)
+    figures = {f"w1_{mode}.png": plot_curves(shown, arms, METRICS, mode) for mode in ("exact", "paper")}
     others = [arm for arm in arms if arm != BASE]
     figures["changes.png"] = plot_changes(records, others, METRICS, "exact")
     for name, figure in figures.items():
@@ -59,6 +60,12 @@ def load_records(path: Path) -> pd.DataFrame:
     if BASE not in set(records["arm"]):
         raise BadFile(f"{path}: no arm {BASE!r}, to which changes are relative; run it with 'cgal compare'")
     return records
+
+
+def in_shown_units(records: pd.DataFrame) -> pd.DataFrame:
+    """The records with W1 in the units of the headings (`METRICS`)."""
+    scale = records["metric"].map(SCALE).fillna(1.0)
+    return records.assign(**{name: records[name] * scale for name in ("w1", "low", "high", "floor")})
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from cgal.comparison import change, curve, final, mean_interval, steps_to_reach, summarise
 from cgal.errors import BadFile
-from flows.results import write_results
+from flows.results import in_shown_units, write_results
 from flows.terminal import METRICS
 
 FACTORS = {"base": 1.0, "paper": 0.7, "random": 0.8, "coverage": 0.4}
@@ -109,3 +109,10 @@ def test_missing_records_and_a_missing_base_are_said(tmp_path: Path) -> None:
     table[table["arm"] != "base"].to_csv(tmp_path / "arms.csv", index=False)
     with pytest.raises(BadFile, match="'base'"):
         write_results(tmp_path, tmp_path / "results.md", tmp_path / "preface.md")
+
+
+def test_figures_are_in_the_units_of_their_headings() -> None:
+    table = records()
+    shown = in_shown_units(table)
+    np.testing.assert_allclose(shown["w1"] / table["w1"], np.where(table["metric"] == "bond", 1000.0, 1.0))
+    assert METRICS["bond"].endswith("[pm]")
