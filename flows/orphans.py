@@ -4,6 +4,7 @@ The next run of the campaign closes them, under its lock: nothing of the project
 server of `flows.startup` ends by itself; a worker's runs are closed by its next life, see `flows.pools`.)
 """
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ __all__ = ["close_dead_runs", "close_run", "project_tag"]
 
 def project_tag(root: Path) -> str:
     """Tag that the flow runs of a working copy carry, so that one server can tell projects apart."""
-    return f"project:{root}"
+    return f"project:{root.name}-{sha256(str(root).encode()).hexdigest()[:8]}"
 
 
 def close_dead_runs(root: Path) -> int:

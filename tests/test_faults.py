@@ -1,7 +1,6 @@
 """Faults of a served project, real ones: `kill -9` of its parts while a campaign is at work, which then goes on."""
 
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,8 +22,8 @@ FAULTS = [
     ("train-r000", "cgal-gpu worker", "--pool cgal-gpu"),
     ("label-r000", "cgal-cpu worker", "--pool cgal-cpu"),
     ("train-r001", "Prefect server", "prefect server start"),
-    ("benchmark-r001", "MLflow server", "mlflow server"),
     ("simulate-r001", "", ""),  # everything at once, `cgal serve` too
+    ("benchmark-r001", "MLflow server", "mlflow server"),
 ]
 """While which task is at work, what is killed: its name, and what its command line holds."""
 
@@ -73,11 +72,9 @@ def test_a_served_campaign_survives_the_death_of_each_part_with_the_same_bytes(
     root = make_project("disturbed", campaign=one_round, execution={"retries": 2, "retry_delay_s": 0.5})
     for number, (task, name, words) in enumerate(FAULTS):
         with serving_project(root) as served:
-            up = time.monotonic()
             if number == 0:
                 served.start("active-learning", campaign="small", rounds=1)
             wait_until(lambda task=task, served=served: is_at(served, task), f"{task} at work", 300)
-            print(f"{task} was at work {time.monotonic() - up:.0f} s after the start")
             strike(served, words)
             said, _ = served.process.communicate(timeout=120)
         if name:

@@ -169,6 +169,8 @@ def see_campaign(browser: Browser, served: Served, run: FlowRun) -> None:
     ended = served.wait_for(run)
     assert ended.state is not None
     assert ended.state.is_completed(), ended.state
+    browser.open(f"{served.prefect}/v2/runs/flow-run/{run.id}")
+    tab.get_by_text("Subflow Runs").click()
     browser.wait_for(["shown", "Completed", "round-000", "round-001"])
     photograph(browser, "prefect-campaign")
     (first,) = (child for child in children(served, run) if child.name == "round-000")
