@@ -125,7 +125,7 @@ def _write_outputs(root: Path, k: int) -> None:
     write_bytes(folder / "model.pt", _noise(1000 + k, 500_000))
     write_text(folder / "training.csv", "epoch,train_rmse_kJ_per_mol_nm,validation_rmse_kJ_per_mol_nm\n0,2.0,3.0\n")
     _trajectory(k).save(folder / "trajectory.h5")
-    for name in ("metrics", "histograms"):
+    for name in ("metrics", "histograms", "selection"):
         write_json(folder / f"{name}.json", {"round": k})
     write_json(folder / "timings.json", {"round": k, "seconds": {"train": 1.0}})
     for stage, figures in (("training", 3), ("benchmark", 5), ("selection", 1)):

@@ -72,6 +72,8 @@ def make_record(root: Path, k: int, protein: str = "chignolin", **changes: Any) 
         frames=24 if k < 2 else 0,
         oracle_steps=20400 if k < 2 else 0,
         oracle_failed=1 if k < 2 else 0,
+        uncovered_fraction=0.25 / (k + 1),
+        closing="" if k < 2 else "rounds: all 2 acquisition rounds are done",
         model_path=root / "round" / "model.pt",
     )
     return replace(record, **changes)
@@ -237,6 +239,7 @@ def test_a_round_run_holds_params_metrics_curves_figures_and_pointers(store: Sto
     assert client.get_experiment(ids.experiment).name == store.protein
     assert run.info.status == "FINISHED"
     assert run.data.tags["mlflow.parentRunId"] == ids.campaign
+    assert run.data.tags["closing"] == ""
     assert run.data.params == {name: str(value) for name, value in record.params.items()}
     assert run.data.params["training.epochs"] == str(Params().training.epochs)
     expected = round_metrics(record)

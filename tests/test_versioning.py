@@ -83,6 +83,7 @@ def run_stages(root: Path) -> None:
         "histograms.json": "{}",
         "plots/benchmark/tica.png": f"map {k}",
         "selection.h5": f"selection {k}",
+        "selection.json": json.dumps({"closing": ""}),
         "plots/selection/gap.png": f"gap {k}",
         "oracle.h5": f"forces {k}",
         "timings.json": '{"seconds": {"train": 1.0}}',
@@ -274,7 +275,7 @@ def test_a_stage_is_current_until_its_inputs_params_or_outputs_change(root: Path
     write(root / "round" / "model.pt", "model 1")
     assert repository.stage_is_current("train")
 
-    write(root / "params.yaml", yaml.safe_dump(PARAMS | {"oracle": {"value": 2}}))
+    write(root / "params.yaml", yaml.safe_dump(PARAMS | {"force_field": {"value": 2}}))
     assert not repository.stage_is_current("label")
     assert repository.stage_is_current("select")
 
