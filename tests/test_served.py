@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator
+from playwright.sync_api import TimeoutError as PageTimeout
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import CronSchedule
@@ -154,10 +156,14 @@ def start_from_form(browser: Browser, served: Served) -> FlowRun:
     page.get_by_role("option", name="random", exact=True).click()
     page.get_by_role("tab", name="change").click()
     photograph(browser, "prefect-form")
-    page.get_by_role("button", name="Submit").click()
-    found: list[FlowRun] = []
-    wait_until(lambda: found.extend(run for run in served.runs() if run.id not in before) or found, "the run")
-    return found[0]
+    for _ in range(3):  # a click is lost when the form draws itself anew at that moment
+        page.get_by_role("button", name="Submit").click()
+        with suppress(PageTimeout):
+            page.wait_for_url("**/deployments/deployment/*?tab=Runs", timeout=15_000)
+            break
+    (run,) = [run for run in served.runs() if run.id not in before and not run.auto_scheduled]
+    assert run.parameters["acquisition"] == "random", browser.text()
+    return run
 
 
 def see_campaign(browser: Browser, served: Served, run: FlowRun) -> None:
