@@ -172,8 +172,8 @@ def floors(
     With `tempering` each half has half of its ensembles for the weights; without, a Markov model of its own. One entry
     for the first 25, 50, 75 and 100 % of the time of every trajectory: `sampled_ns` of both halves, and for each mode
     and metric the `mean`, lowest and highest over the splits. TICA is that of `truth`, the reference. Shares too short
-    for the lags are left out. The reference itself has twice the trajectories of a half, and is nearer to the truth
-    than that: independent errors would put it at half the floor.
+    for lags or densities are left out. The reference itself has twice the trajectories of a half, and is nearer to the
+    truth than that: independent errors would put it at half the floor.
     """
     tica = fit_tica(truth, params.benchmark.tica_lag_ps)
     total_ns = _sampled_ns(swarm, tempering, params.reference)
@@ -203,10 +203,10 @@ def _split_distance(
 ) -> dict[str, dict[str, float]]:
     generator = derive_generator(params.seed, split, "reference floor")
     populations = _halves(tempering, generator) if tempering else (None, None)
-    halves = [
-        thin(weigh(half, params.reference, seed=params.seed, tempering=seen), params.reference.frames // 2)
-        for half, seen in zip(_halves(swarm, generator), populations, strict=True)
-    ]
+    halves = []
+    for half, seen in zip(_halves(swarm, generator), populations, strict=True):
+        weighted = weigh(half, params.reference, seed=params.seed, tempering=seen)
+        halves.append(thin(weighted.take(weighted.weights > 0), params.reference.frames // 2))
     return _distances(halves[0], halves[1], tica, params.benchmark)
 
 
@@ -219,17 +219,20 @@ def _halves(trajectory: CGTrajectory, generator: np.random.Generator) -> tuple[C
 def _distances(
     one: CGTrajectory, other: CGTrajectory, tica: CovarianceKoopmanModel, params: BenchmarkParams
 ) -> dict[str, dict[str, float]]:
-    """W1 between two weighted trajectories, by mode and metric."""
+    """W1 between two weighted trajectories, by mode and metric; raises SamplingError when there are too few frames."""
     sides = [{"tica": project(tica, side), **local_observables(side)} for side in (one, other)]
     samples = [
         {metric: Sample(values[metric], side.weights, np.zeros(len(side), dtype=np.int64)) for metric in METRICS}
         for values, side in zip(sides, (one, other), strict=True)
     ]
     table = estimators(params.maximum_frames)
-    return {
+    found = {
         mode: {metric: table[mode][metric].value(samples[0][metric], samples[1][metric]) for metric in METRICS}
         for mode in MODES
     }
+    if not all(np.isfinite(value) for values in found.values() for value in values.values()):
+        raise SamplingError("too few frames of a half have weight for a density; sample longer")
+    return found
 
 
 def _spread(values: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:

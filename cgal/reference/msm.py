@@ -219,10 +219,13 @@ def population_weights(
     """Weight of each frame: how often its state was seen in equilibrium, shared among the frames in it.
 
     The combination of enhanced sampling for the populations with plain trajectories for all else is that of
-    Trendelkamp-Schroer and Noe, Phys. Rev. X 6, 011009 (2016). What was seen in a state without frames is left out.
+    Trendelkamp-Schroer and Noe, Phys. Rev. X 6, 011009 (2016). What was seen in a state without frames is left out;
+    raises SamplingError when nothing else was seen.
     """
     visits = np.bincount(discrete.states, minlength=discrete.count)
     share = np.bincount(seen, minlength=discrete.count) * (visits > 0)
+    if not share.any():
+        raise SamplingError("tempering saw none of the swarm's states; sample longer ('cgal reference' goes on)")
     return np.asarray((share / np.maximum(visits, 1))[discrete.states] / share.sum())
 
 
