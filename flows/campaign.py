@@ -16,6 +16,7 @@ from flows.workspace import Workspace
 
 __all__ = [
     "CampaignState",
+    "campaign_closing",
     "campaign_state",
     "change_params",
     "continue_campaign",
@@ -46,11 +47,18 @@ class CampaignState:
 def campaign_state(workspace: Workspace, repository: Repository) -> CampaignState:
     """Read how far the campaign named in `params.yaml` has got."""
     campaign = workspace.params.campaign
-    published = repository.published(campaign.name)
+    rounds = [published.round_index for published in repository.published(campaign.name)]
+    closing = campaign_closing(repository, campaign.name)
+    return CampaignState(campaign.name, campaign.rounds, max(rounds, default=None), closing)
+
+
+def campaign_closing(repository: Repository, name: str) -> str:
+    """Why the last published round of a campaign is its closing one; "" when it is not, or none is published."""
+    published = repository.published(name)
     if not published:
-        return CampaignState(campaign.name, campaign.rounds, None, "")
-    selection = json.loads(repository.read_round_file(published[-1].tag, "round/selection.json"))
-    return CampaignState(campaign.name, campaign.rounds, published[-1].round_index, selection["closing"])
+        return ""
+    closing: str = json.loads(repository.read_round_file(published[-1].tag, "round/selection.json"))["closing"]
+    return closing
 
 
 def fetch_data(workspace: Workspace, repository: Repository) -> None:

@@ -18,7 +18,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from cgal.errors import CgalError
 from cgal.files import write_text
 from flows.arms import Design
-from flows.campaign import change_params
+from flows.campaign import campaign_closing, change_params
 from flows.orphans import close_dead_runs, project_tag
 from flows.records import campaign_rounds
 from flows.terminal import METRICS, console, stage_bar
@@ -107,12 +107,14 @@ def run_compare(
 def records(comparison: Comparison, arms: Sequence[str], seeds: int) -> pd.DataFrame:
     """What the campaigns found, read from git: a row for each arm, seed, round, metric and mode.
 
-    `oracle_steps` are those spent on labels, the seed's aside. Campaigns without a published round have no row.
+    `oracle_steps` are those spent on labels, the seed's aside. A campaign that has not come to its closing round has no
+    row: its last round is no result of its budget.
     """
     repository = Repository(comparison.root)
     rows = [
         {"arm": arm, "seed": seed} | row
         for arm, seed in product(arms, range(1, seeds + 1))
+        if campaign_closing(repository, comparison.campaign(arm, seed))
         for entry in campaign_rounds(repository, comparison.campaign(arm, seed))
         for row in _rows(entry)
     ]
