@@ -17,7 +17,7 @@ from .laws.test_selection import SEQUENCE, hairpins, pick, toy_committee
 
 SIMULATED = hairpins(np.linspace(0.0, 1.5, 60))
 TRAINING = hairpins([0.1] * 20, seed=3)
-COMMITTEES = {"committee", "committee_coverage"}
+COMMITTEES = ("committee", "committee_coverage")
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
