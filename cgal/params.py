@@ -235,11 +235,14 @@ class ReferenceParams(Section):
         6, description="independent runs of parallel tempering, which give the states' populations; 0: the swarm does"
     )
     tempering_replicas: Annotated[int, Field(ge=2)] = Field(
-        7, description="of an ensemble, geometrically from temperature_K to hot_temperature_K"
+        8, description="of an ensemble, geometrically from temperature_K to tempering_hot_temperature_K"
+    )
+    tempering_hot_temperature_K: Positive = Field(
+        650.0, description="of the hottest replica: there a chain must forget its fold in the picoseconds that it stays"
     )
     tempering_ns: Positive = Field(1.5, description="length of each replica; raising it extends them")
     tempering_segment_ps: Positive = Field(20.0, description="of each replica; a killed run loses at most this much")
-    exchange_ps: Positive = Field(1.0, description="time between exchanges of neighbours, and between stored frames")
+    exchange_ps: Positive = Field(0.2, description="time between exchanges of neighbours, and between stored frames")
     tempering_discard_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="share of each ensemble that its starts still bias"
     )
@@ -259,7 +262,14 @@ class ExecutionParams(Section):
     """How fast a run goes, never what it finds; no stage depends on it."""
 
     torch_threads: Annotated[int, Field(ge=0)] = Field(0, description="0: every core at hand")
-    oracle_workers: Count = 2
+    oracle_workers: Count = Field(2, description="all-atom runs (labels, reference) at a time")
+    task_runner: Literal["processes", "threads", "dask", "dask_slurm", "dask_address"] = Field(
+        "processes",
+        description="where they run: on this machine, or on the Dask cluster that cluster.yaml describes",
+    )
+    transport: Literal["shared", "dvc"] = Field(
+        "shared", description="how a worker of cgal-gpu gets files: it sees this folder, or through the DVC remote"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     retries: Annotated[int, Field(ge=0)] = 2
     retry_delay_s: NonNegative = 5.0

@@ -262,6 +262,23 @@ def compare(
         raise CgalError(f"{failed} campaigns failed, see above; the same command tries them again")
 
 
+@app.command(name="burn-in")
+def burn_in(
+    root: Root = HERE,
+    frames: Annotated[int, typer.Option(min=2, help="Frames of the seed that are labelled.")] = 20,
+) -> None:
+    """Measure whether oracle.burn_in_steps suffices, by labels of seed frames, rebuilt and as they are."""
+    root = _open(root)
+    from flows.burn_in import RECORDS, burn_in_table, write_burn_in
+    from flows.terminal import console, stage_bar
+    from flows.workspace import Workspace
+
+    with stage_bar("burn-in") as progress:
+        found = write_burn_in(Workspace(root), frames, progress)
+    console.print(burn_in_table(found))
+    console.print(f"records: {root / 'docs' / 'results' / RECORDS}")
+
+
 @app.command()
 def structure(
     out: Annotated[Path, typer.Argument(help="PDB file to write.")],
@@ -295,24 +312,34 @@ def serve(
     root: Root = HERE,
     prefect_port: Annotated[int, typer.Option(min=1, max=65535)] = 4200,
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than loopback want passwords.")] = "127.0.0.1",
 ) -> None:
-    """Run Prefect and MLflow servers and a worker for each pool (loopback only), until Ctrl-C."""
+    """Run Prefect and MLflow servers and a worker for each pool, until Ctrl-C; only this machine reaches them."""
     root = _open(root)
     from flows.serve import serve as serve_project
     from flows.workspace import Workspace
 
-    serve_project(root, Workspace(root).params.protein, prefect_port, mlflow_port)
+    serve_project(root, Workspace(root).params.protein, prefect_port, mlflow_port, host)
 
 
 @app.command()
-def worker(pool: Annotated[str, typer.Argument(help="cgal-cpu or cgal-gpu.")], root: Root = HERE) -> None:
+def worker(
+    pool: Annotated[str, typer.Argument(help="cgal-cpu or cgal-gpu.")],
+    root: Root = HERE,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only tell by the exit code whether this machine's worker is at work.")
+    ] = False,
+) -> None:
     """Run a worker of a pool, for the Prefect server that PREFECT_API_URL names; 'cgal serve' starts its own."""
     root = _open(root)
-    from flows.pools import POOLS, become_worker
+    from flows.pools import POOLS, become_worker, require_worker
 
     if pool not in POOLS:
         raise typer.BadParameter(f"no pool {pool!r}; the pools are {', '.join(POOLS)}")
-    become_worker(root, pool)
+    if check:
+        require_worker(pool)
+    else:
+        become_worker(root, pool)
 
 
 @app.command()

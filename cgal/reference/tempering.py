@@ -40,7 +40,7 @@ from cgal.reference.sampling import (
     state_of,
 )
 from cgal.units import BOLTZMANN_kJ_per_mol_K
-from cgal.workers import Announce
+from cgal.workers import Announce, FanOut, run_in_processes
 
 __all__ = ["Exchanges", "exchange", "ladder_K", "load_tempering", "round_trips", "temper", "tempered_ns"]
 
@@ -57,7 +57,9 @@ class Exchanges:
     round_trips: int
 
 
-def temper(recipe: Recipe, *, workers: int, progress: Progress = silent) -> tuple[Loss, ...]:
+def temper(
+    recipe: Recipe, *, workers: int, progress: Progress = silent, fan_out: FanOut = run_in_processes
+) -> tuple[Loss, ...]:
     """Run the segments of the ensembles that are not there yet, one of every ensemble at a time.
 
     Raises BadParams when the folder belongs to another recipe.
@@ -66,14 +68,15 @@ def temper(recipe: Recipe, *, workers: int, progress: Progress = silent) -> tupl
     params = recipe.params
     if not params.tempering_ensembles:
         return ()
-    made = ("tempering_replicas", "tempering_segment_ps", "exchange_ps")
+    made = ("tempering_replicas", "tempering_hot_temperature_K", "tempering_segment_ps", "exchange_ps")
     recipe.claim_folder(
         recipe.folder / "tempering",
         recipe.pieces() | {f"reference.{key}": getattr(params, key) for key in made} | {"starts": _starts(recipe)},
     )
     lengths = {ensemble: len(_chain(recipe, ensemble)) for ensemble in range(params.tempering_ensembles)}
+    crew = partial(fan_out, workers=workers)
     return grow(
-        lengths, _segments(recipe), partial(_run_segment, recipe=recipe), partial(_path, recipe), workers, progress
+        lengths, _segments(recipe), partial(_run_segment, recipe=recipe), partial(_path, recipe), crew, progress
     )
 
 
@@ -107,7 +110,8 @@ def tempered_ns(recipe: Recipe) -> float:
 
 def ladder_K(recipe: Recipe) -> Float64[np.ndarray, " replicas"]:
     """Temperatures of an ensemble, coldest first, geometrically spaced."""
-    return np.geomspace(recipe.temperature_K, recipe.params.hot_temperature_K, recipe.params.tempering_replicas)
+    params = recipe.params
+    return np.geomspace(recipe.temperature_K, params.tempering_hot_temperature_K, params.tempering_replicas)
 
 
 def exchange(

@@ -1,0 +1,192 @@
+"""Does burn-in suffice? Labels of frames whose equilibrated atoms are known, against the length of the burn-in.
+
+Force matching takes frames from anywhere, provided that all that is no C-alpha is in equilibrium around them. The
+seed's frames are, being taken from dynamics; rebuilt from their C-alpha alone they are not, until burn-in has made them
+so. So each frame is labelled twice, independently, from its own atoms, from rebuilt ones, and from rebuilt and annealed.
+Two labels of a frame should differ by the noise of their averages alone, and lie as near to the frame's long average
+whatever they started from.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from cgal import oracle
+from cgal.backmapping import backmap
+from cgal.dataset import prepare
+from cgal.files import write_text
+from cgal.frames import AtomFrames
+from cgal.mapping import LinearMap, coordinate_map
+from cgal.params import Params
+from cgal.progress import Progress, silent
+from cgal.randomness import derive_generator, derive_seed
+from flows.workspace import Workspace
+
+__all__ = ["RECORDS", "burn_in_table", "measure", "plot_burn_in", "write_burn_in"]
+
+RECORDS = "burn_in.csv"
+BURN_IN_STEPS = (0, 50, 150, 600, 2400)
+LONG_STEPS = 6000
+"""Burn-in, and average, of the labels that the others are measured against."""
+
+ANNEAL_STEPS = 2000
+PAIR = ("one", "other")
+RESAMPLES = 1000
+STARTS = {"own atoms": "#222222", "rebuilt": "#d1495b", "rebuilt, annealed": "#00798c"}
+
+type Forces = Float64[np.ndarray, "frames beads 3"]
+
+
+def write_burn_in(workspace: Workspace, frames: int, progress: Progress = silent) -> pd.DataFrame:
+    """Measure on the protein's seed, and write `docs/results/burn_in.csv`; see `measure`."""
+    prepare(workspace.data, workspace.params)
+    seed = AtomFrames.load(workspace.data / "seed.h5")
+    chosen = seed.take(np.arange(frames) * len(seed) // frames) if frames < len(seed) else seed
+    force_map = LinearMap.load(workspace.data / "force_map.h5")
+    found = measure(chosen, force_map, workspace.params, scratch=workspace.scratch("burn-in"), progress=progress)
+    write_text(workspace.root / "docs" / "results" / RECORDS, found.to_csv(index=False, float_format="%.6g"))
+    return found
+
+
+def measure(
+    frames: AtomFrames, force_map: LinearMap, params: Params, *, scratch: Path, progress: Progress = silent
+) -> pd.DataFrame:
+    """Label the frames from each start with each burn-in, twice; a row for each start and burn-in.
+
+    `between` is the root mean square difference [kJ/mol/nm] of a frame's two labels, over frames and components, and
+    `error` that of a label from the frame's long average, which itself has an error; both with a 95 % interval over
+    frames (`_low`, `_high`). `steps` are those that a label took, `failed` frames have none from that start. Labels
+    found in `scratch` are taken, so that a run that was stopped goes on.
+    """
+    labels = partial(_labels, frames, force_map, params, scratch)
+    total, done = 2 + len(STARTS) * len(BURN_IN_STEPS) * len(PAIR), 0
+
+    def next_labels(start: str, burn_in: int, average: int, which: str) -> tuple[Forces, int]:
+        nonlocal done
+        progress(done, total, f"{start}, burn-in of {burn_in} steps")
+        found = labels(start, burn_in, average, which)
+        done += 1
+        return found
+
+    long = np.mean([next_labels("own atoms", LONG_STEPS, LONG_STEPS, which)[0] for which in PAIR], axis=0)
+    rows = []
+    for start in STARTS:
+        for burn_in in BURN_IN_STEPS:
+            made = [next_labels(start, burn_in, params.oracle.average_steps, which) for which in PAIR]
+            (one, steps), (other, _) = made
+            rows.append(
+                {"start": start, "burn_in_steps": burn_in, "average_steps": params.oracle.average_steps, "steps": steps}
+                | {"frames": len(frames), "failed": int((~_known(one, other)).sum()), "signal": _rms(long[:, None])}
+                | _spread("between", (one - other)[:, None], params.seed)
+                | _spread("error", np.stack([one - long, other - long], axis=1), params.seed)
+            )
+    return pd.DataFrame(rows)
+
+
+def burn_in_table(found: pd.DataFrame) -> Table:
+    """One line for each start and burn-in."""
+    table = Table(title="labels from three starts [kJ/mol/nm]", box=SIMPLE_HEAD)
+    for heading in ("start", "burn-in [steps]", "two labels differ by", "off the long average by", "steps", "failed"):
+        table.add_column(heading, justify="right")
+    for row in _rows(found):
+        table.add_row(row["start"], str(row["burn_in_steps"]), *_cells(row), f"{row['steps']:.0f}", str(row["failed"]))
+    return table
+
+
+def plot_burn_in(found: pd.DataFrame) -> Figure:
+    """Draw both differences against the length of the burn-in, a line a start."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    texts = {"between": "two labels of a frame differ by", "error": "a label is off the long average by"}
+    for axes, (what, text) in zip(figure.subplots(1, 2, sharey=True), texts.items(), strict=True):
+        for start, colour in STARTS.items():
+            rows = found[found["start"] == start]
+            errors = (rows[what] - rows[f"{what}_low"], rows[f"{what}_high"] - rows[what])
+            axes.errorbar(rows["burn_in_steps"], rows[what], errors, color=colour, marker="o", capsize=3, label=start)
+        axes.set_xscale("symlog", linthresh=50)
+        axes.set_xticks(BURN_IN_STEPS, [str(steps) for steps in BURN_IN_STEPS])
+        axes.minorticks_off()
+        axes.set_xlabel("burn-in [steps]")
+        axes.set_ylabel(f"{text} [kJ/mol/nm]")
+        axes.set_ylim(bottom=0)
+    figure.axes[0].legend(title="start")
+    return figure
+
+
+def _labels(
+    frames: AtomFrames,
+    force_map: LinearMap,
+    params: Params,
+    scratch: Path,
+    start: str,
+    burn_in: int,
+    average: int,
+    which: str,
+) -> tuple[Forces, int]:
+    """Forces on the beads, NaN for a frame without a label, and the steps that a label takes."""
+    name = f"burn-in {start} {burn_in} {average} {which}"
+    settings: dict[str, Any] = {
+        "force_field": params.force_field,
+        "oracle": params.oracle.model_copy(
+            update={"mode": "mean_force", "burn_in_steps": burn_in, "average_steps": average}
+        ),
+        "temperature_K": params.temperature_K,
+        "seeds": [derive_seed(params.seed, frame, name) for frame in range(len(frames))],
+        "workers": params.execution.oracle_workers,
+        "scratch": scratch / name.replace(" ", "-").replace(",", ""),
+    }
+    if start == "own atoms":
+        numbered = AtomFrames(
+            frames.pdb,
+            frames.positions,
+            frames.forces,
+            np.arange(len(frames), dtype=np.int32),
+            frames.time_ps,
+            frames.provenance,
+        )
+        result = oracle.relabel(numbered, **settings)
+    else:
+        chosen = params.backmapping.model_copy(update={"anneal_steps": ANNEAL_STEPS if "annealed" in start else 0})
+        rebuild = partial(
+            backmap,
+            structure=frames.pdb,
+            params=chosen,
+            force_field=params.force_field,
+            temperature_K=params.temperature_K,
+        )
+        beads = np.asarray(coordinate_map(frames.topology)(frames.positions), dtype=np.float32)
+        result = oracle.label(beads, frames.pdb, rebuild=rebuild, rebuild_steps=chosen.steps, **settings)
+    forces = np.full((len(frames), len(force_map.matrix), 3), np.nan)
+    forces[result.labelled.trajectory] = force_map(result.labelled.forces)
+    return forces, round(result.steps / len(frames))
+
+
+def _known(*labels: Forces) -> Any:
+    return np.isfinite(np.stack(labels)).all(axis=(0, 2, 3))
+
+
+def _rms(differences: Float64[np.ndarray, "frames labels beads 3"]) -> float:
+    return float(np.sqrt(np.nanmean(differences**2)))
+
+
+def _spread(name: str, differences: Float64[np.ndarray, "frames labels beads 3"], seed: int) -> dict[str, float]:
+    generator = derive_generator(seed, 0, "burn-in intervals")
+    drawn = generator.integers(len(differences), size=(RESAMPLES, len(differences)))
+    low, high = np.percentile([_rms(differences[frames]) for frames in drawn], (2.5, 97.5))
+    return {name: _rms(differences), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def _rows(found: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    for row in found.to_dict("records"):
+        yield {str(key): value for key, value in row.items()}
+
+
+def _cells(row: dict[str, Any]) -> Sequence[str]:
+    return [f"{row[what]:.0f} [{row[f'{what}_low']:.0f}, {row[f'{what}_high']:.0f}]" for what in ("between", "error")]
