@@ -6,11 +6,12 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from uuid import UUID
 
+from filelock import FileLock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
@@ -30,7 +31,16 @@ from cgal.errors import CgalError
 from cgal.files import write_text
 from flows.orphans import close_run
 
-__all__ = ["CAMPAIGN_TAG", "GPU_LIMIT", "POOLS", "become_worker", "provision", "worker_is_up", "worker_name"]
+__all__ = [
+    "CAMPAIGN_TAG",
+    "GPU_LIMIT",
+    "POOLS",
+    "become_worker",
+    "provision",
+    "require_worker",
+    "worker_is_up",
+    "worker_name",
+]
 
 POOLS = {
     "cgal-cpu": "Campaigns: their rounds, benchmark, selection and all-atom labels on CPUs",
@@ -49,6 +59,9 @@ CAMPAIGN_TAG = "campaign:"
 
 ALIVE = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
+HEARTBEAT = timedelta(seconds=30)
+"""How often a worker reports to the server."""
+
 WORKER_DEFAULTS = {"PREFECT_WORKER_QUERY_SECONDS": "2"}
 
 
@@ -63,7 +76,8 @@ def provision(root: Path) -> None:
     Deployments are made again when `prefect.yaml` or the forms have changed; a schedule that was switched on in the
     page stays on. Raises CgalError when Prefect refuses.
     """
-    with get_client(sync_client=True) as client:
+    lock = FileLock(root / ".cgal" / "prefect.lock")  # both workers of a machine may start at once
+    with lock, get_client(sync_client=True) as client:
         for pool, description in POOLS.items():
             with suppress(ObjectAlreadyExists):
                 client.create_work_pool(WorkPoolCreate(name=pool, type="process", description=description))
@@ -96,6 +110,7 @@ def _deployed_version(root: Path) -> str:
 
 def _deploy(root: Path) -> None:
     log = root / ".cgal" / "logs" / "deploy.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     with log.open("wb") as output:
         done = subprocess.run(command, cwd=root, stdout=output, stderr=output, stdin=subprocess.DEVNULL, check=False)
@@ -111,12 +126,20 @@ def worker_is_up(pool: str, since: datetime) -> bool:
     return any(moment is not None and moment > since for moment in heard)
 
 
+def require_worker(pool: str) -> None:
+    """Raise CgalError unless this machine's worker of a pool has reported in the last minute and a half."""
+    if not worker_is_up(pool, datetime.now(UTC) - 3 * HEARTBEAT):
+        raise CgalError(f"{worker_name(pool)} has not reported for {3 * HEARTBEAT.seconds} s; is it running?")
+
+
 def become_worker(root: Path, pool: str) -> None:
     """Close the runs that this machine's last worker of the pool left, then turn this process into `prefect worker`.
 
-    Runs of a worker end with it (`flows.deployed`), so what still says "Running" under its name is dead. A campaign is
-    started again and goes on where it was; a stage is asked for again by its campaign.
+    Pools and deployments are made first where they are missing (`provision`). Runs of a worker end with it
+    (`flows.deployed`), so what still says "Running" under its name is dead. A campaign is started again and goes on
+    where it was; a stage is asked for again by its campaign.
     """
+    provision(root)
     take_over(pool)
     bin_folder = str(Path(sys.executable).parent)
     environment = {

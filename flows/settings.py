@@ -4,10 +4,11 @@ Import this before Prefect, DVC or MLflow: they read their settings when they ar
 """
 
 import os
+import re
 import warnings
 from pathlib import Path
 
-__all__ = ["NO_TELEMETRY", "use_project_settings"]
+__all__ = ["NO_TELEMETRY", "use_project_settings", "without_passwords"]
 
 NO_TELEMETRY = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -16,6 +17,13 @@ NO_TELEMETRY = {
     "DVC_NO_ANALYTICS": "true",
 }
 """Nothing of a run is told to the makers of its tools."""
+
+SAME_PASSWORD = {
+    "PREFECT_API_AUTH_STRING": "PREFECT_SERVER_API_AUTH_STRING",
+    "MLFLOW_TRACKING_USERNAME": "MLFLOW_AUTH_ADMIN_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD": "MLFLOW_AUTH_ADMIN_PASSWORD",
+}
+"""What a client says, unless it is set, is what the server that is started here asks for."""
 
 
 def use_project_settings(root: Path) -> None:
@@ -29,8 +37,20 @@ def use_project_settings(root: Path) -> None:
     }
     for name, value in (NO_TELEMETRY | defaults).items():
         os.environ.setdefault(name, value)
+    for name, source in SAME_PASSWORD.items():
+        if source in os.environ:
+            os.environ.setdefault(name, os.environ[source])
     # Without its folder the embedded server cannot open its database, and is restarted until it times out.
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     # Other packages' notices to their own developers.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
     warnings.filterwarnings("ignore", category=SyntaxWarning)
+
+
+def without_passwords(text: str) -> str:
+    """Text whose addresses show no user and password: what a tool says of its own fault goes to logs and pages.
+
+    >>> without_passwords("no answer from postgresql://lab:secret@db:5432/mlflow")
+    'no answer from postgresql://***@db:5432/mlflow'
+    """
+    return re.sub(r"(?<=://)[^/\s]*@", "***@", text)

@@ -21,6 +21,7 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 from cgal.errors import CgalError
+from flows.settings import without_passwords
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -123,15 +124,27 @@ class RunIds:
 
 def tracking_uri(root: Path) -> str:
     """Where MLflow keeps its numbers: `MLFLOW_TRACKING_URI`, or else `mlflow.db` in the project's folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / DATABASE}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _own_store(root)
+
+
+def _own_store(root: Path) -> str:
+    return f"sqlite:///{root.resolve() / DATABASE}"
 
 
 def server_command(root: Path, *, host: str = "127.0.0.1", port: int = 5000) -> list[str]:
-    """Command line of an MLflow server (page and API) on the project's own store."""
+    """Command line of an MLflow server (page and API) on the store that the environment names, or else the project's.
+
+    With `MLFLOW_AUTH_ADMIN_PASSWORD` set it asks for passwords. A store that the environment names is not in the
+    command line, which everybody on the machine can read.
+    """
     _set_environment()
-    store, artifacts = f"sqlite:///{root.resolve() / DATABASE}", str(root.resolve() / ARTIFACTS)
-    options = {"--host": host, "--port": str(port), "--workers": "1", "--backend-store-uri": store}
-    options["--artifacts-destination"] = artifacts
+    options = {"--host": host, "--port": str(port), "--workers": "1"}
+    if "MLFLOW_BACKEND_STORE_URI" not in os.environ:
+        options["--backend-store-uri"] = _own_store(root)
+    if "MLFLOW_ARTIFACTS_DESTINATION" not in os.environ:
+        options["--artifacts-destination"] = str(root.resolve() / ARTIFACTS)
+    if os.environ.get("MLFLOW_AUTH_ADMIN_PASSWORD"):
+        options["--app-name"] = "basic-auth"
     return [sys.executable, "-m", "mlflow", "server", *(word for pair in options.items() for word in pair)]
 
 
@@ -234,10 +247,11 @@ def _faults_explained(root: Path, record: RoundRecord) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         reason = " ".join(str(error).split())[:400]
-        raise TrackingUnavailable(
+        message = (
             f"{record.name} of campaign {record.campaign!r}: MLflow at {tracking_uri(root)} did not take it "
             f"({reason}); the round is safe in git and DVC: check MLFLOW_TRACKING_URI and the server, then run again"
-        ) from error
+        )
+        raise TrackingUnavailable(without_passwords(message)) from error
 
 
 def _connect(root: Path) -> "MlflowClient":
@@ -252,13 +266,13 @@ def _find_or_create_experiment(client: "MlflowClient", root: Path, protein: str)
     experiment = client.get_experiment_by_name(protein)
     if experiment is None:
         return client.create_experiment(protein, artifact_location=location)
-    if location and experiment.artifact_location != location:
+    if location and experiment.artifact_location != location and experiment.artifact_location.startswith("file:"):
         _follow_moved_project(root / DATABASE, experiment.experiment_id, experiment.artifact_location, location)
     return str(experiment.experiment_id)
 
 
 def _is_embedded(root: Path) -> bool:
-    return tracking_uri(root) == f"sqlite:///{root.resolve() / DATABASE}"
+    return tracking_uri(root) == _own_store(root)
 
 
 def _follow_moved_project(database: Path, experiment: str, old: str, new: str) -> None:

@@ -6,19 +6,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from tests.test_killed import alive
 
-__all__ = ["Served", "alive", "serving_project", "wait_until"]
+__all__ = ["Served", "alive", "clean_environment", "free_port", "serving_project", "wait_until"]
 
 
 @dataclass
@@ -29,10 +29,13 @@ class Served:
     prefect: str
     mlflow: str
     process: "subprocess.Popen[str]"
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @contextmanager
     def client(self) -> Iterator[SyncPrefectClient]:
-        with temporary_settings({PREFECT_API_URL: f"{self.prefect}/api"}), get_client(sync_client=True) as client:
+        password = self.environment.get("PREFECT_SERVER_API_AUTH_STRING")
+        settings = {PREFECT_API_URL: f"{self.prefect}/api", PREFECT_API_AUTH_STRING: password}
+        with temporary_settings(settings), get_client(sync_client=True) as client:
             yield client
 
     def start(self, deployment: str, **parameters: Any) -> FlowRun:
@@ -63,16 +66,16 @@ def _ended(run: FlowRun) -> bool:
 
 
 @contextmanager
-def serving_project(root: Path) -> Iterator[Served]:
-    """Run `cgal serve` on a project, on two free ports."""
-    ports = [_free_port(), _free_port()]
+def serving_project(root: Path, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
+    """Run `cgal serve` on a project, on two free ports, with more variables in its environment."""
+    ports = [free_port(), free_port()]
     options = ["--root", str(root), "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "serve", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=_environment(),
+        env=clean_environment() | dict(environment or {}),
         start_new_session=True,
     )
     try:
@@ -84,20 +87,21 @@ def serving_project(root: Path) -> Iterator[Served]:
                 break
         else:
             raise AssertionError("".join(said))
-        yield Served(root, said[0].split()[1], said[1].split()[1].split("/#")[0], process)
+        yield Served(root, said[0].split()[1], said[1].split()[1].split("/#")[0], process, environment or {})
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         process.wait(120)
 
 
-def _environment() -> dict[str, str]:
-    own = ("PREFECT_", "MLFLOW_")
+def clean_environment() -> dict[str, str]:
+    """The environment without what this machine says of servers and stores."""
+    own = ("PREFECT_", "MLFLOW_", "AWS_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     return kept | {"PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
