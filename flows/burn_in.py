@@ -1,8 +1,8 @@
 """Does burn-in suffice? Labels of frames whose equilibrated atoms are known, against the length of the burn-in.
 
 Force matching takes frames from anywhere, provided that all that is no C-alpha is in equilibrium around them. The
-seed's frames are, being taken from dynamics; rebuilt from their C-alpha alone they are not, until burn-in has made them
-so. So each frame is labelled twice, independently, from its own atoms, from rebuilt ones, and from rebuilt and annealed.
+seed's frames are, being taken from dynamics; rebuilt from their C-alpha alone they are not until burn-in has made them
+so. So each frame is labelled twice, independently, from its own atoms, from rebuilt, and from annealed ones.
 Two labels of a frame should differ by the noise of their averages alone, and lie as near to the frame's long average
 whatever they started from.
 """
@@ -33,14 +33,15 @@ from flows.workspace import Workspace
 __all__ = ["RECORDS", "burn_in_table", "measure", "plot_burn_in", "write_burn_in"]
 
 RECORDS = "burn_in.csv"
-BURN_IN_STEPS = (0, 50, 150, 600, 2400)
+BURN_IN_STEPS = (0, 150, 600, 2400)
 LONG_STEPS = 6000
 """Burn-in, and average, of the labels that the others are measured against."""
 
-ANNEAL_STEPS = 2000
 PAIR = ("one", "other")
 RESAMPLES = 1000
-STARTS = {"own atoms": "#222222", "rebuilt": "#d1495b", "rebuilt, annealed": "#00798c"}
+OWN = "own atoms"
+ANNEAL_STEPS = {"rebuilt": 0, "annealed 500 steps": 500, "annealed 2000 steps": 2000}
+COLOURS = {OWN: "#222222", "rebuilt": "#d1495b", "annealed 500 steps": "#edae49", "annealed 2000 steps": "#00798c"}
 
 type Forces = Float64[np.ndarray, "frames beads 3"]
 
@@ -67,7 +68,7 @@ def measure(
     found in `scratch` are taken, so that a run that was stopped goes on.
     """
     labels = partial(_labels, frames, force_map, params, scratch)
-    total, done = 2 + len(STARTS) * len(BURN_IN_STEPS) * len(PAIR), 0
+    total, done = len(PAIR) * (1 + len(COLOURS) * len(BURN_IN_STEPS)), 0
 
     def next_labels(start: str, burn_in: int, average: int, which: str) -> tuple[Forces, int]:
         nonlocal done
@@ -76,9 +77,9 @@ def measure(
         done += 1
         return found
 
-    long = np.mean([next_labels("own atoms", LONG_STEPS, LONG_STEPS, which)[0] for which in PAIR], axis=0)
+    long = np.mean([next_labels(OWN, LONG_STEPS, LONG_STEPS, which)[0] for which in PAIR], axis=0)
     rows = []
-    for start in STARTS:
+    for start in COLOURS:
         for burn_in in BURN_IN_STEPS:
             made = [next_labels(start, burn_in, params.oracle.average_steps, which) for which in PAIR]
             (one, steps), (other, _) = made
@@ -93,7 +94,7 @@ def measure(
 
 def burn_in_table(found: pd.DataFrame) -> Table:
     """One line for each start and burn-in."""
-    table = Table(title="labels from three starts [kJ/mol/nm]", box=SIMPLE_HEAD)
+    table = Table(title="labels from each start [kJ/mol/nm]", box=SIMPLE_HEAD)
     for heading in ("start", "burn-in [steps]", "two labels differ by", "off the long average by", "steps", "failed"):
         table.add_column(heading, justify="right")
     for row in _rows(found):
@@ -106,11 +107,11 @@ def plot_burn_in(found: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     texts = {"between": "two labels of a frame differ by", "error": "a label is off the long average by"}
     for axes, (what, text) in zip(figure.subplots(1, 2, sharey=True), texts.items(), strict=True):
-        for start, colour in STARTS.items():
+        for start, colour in COLOURS.items():
             rows = found[found["start"] == start]
             errors = (rows[what] - rows[f"{what}_low"], rows[f"{what}_high"] - rows[what])
             axes.errorbar(rows["burn_in_steps"], rows[what], errors, color=colour, marker="o", capsize=3, label=start)
-        axes.set_xscale("symlog", linthresh=50)
+        axes.set_xscale("symlog", linthresh=150)
         axes.set_xticks(BURN_IN_STEPS, [str(steps) for steps in BURN_IN_STEPS])
         axes.minorticks_off()
         axes.set_xlabel("burn-in [steps]")
@@ -140,9 +141,9 @@ def _labels(
         "temperature_K": params.temperature_K,
         "seeds": [derive_seed(params.seed, frame, name) for frame in range(len(frames))],
         "workers": params.execution.oracle_workers,
-        "scratch": scratch / name.replace(" ", "-").replace(",", ""),
+        "scratch": scratch / name.replace(" ", "-"),
     }
-    if start == "own atoms":
+    if start == OWN:
         numbered = AtomFrames(
             frames.pdb,
             frames.positions,
@@ -153,7 +154,7 @@ def _labels(
         )
         result = oracle.relabel(numbered, **settings)
     else:
-        chosen = params.backmapping.model_copy(update={"anneal_steps": ANNEAL_STEPS if "annealed" in start else 0})
+        chosen = params.backmapping.model_copy(update={"anneal_steps": ANNEAL_STEPS[start]})
         rebuild = partial(
             backmap,
             structure=frames.pdb,
