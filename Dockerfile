@@ -1,5 +1,7 @@
 # Same lock file, same steps as `make setup`; two stages, so that compilers and caches stay behind.
 FROM python:3.12-slim-bookworm AS build
+# Debian's mirrors keep one version of a package, so a pinned one is soon gone.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends make git gcc g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /cgal
 COPY Makefile pyproject.toml requirements.lock README.md ./
@@ -8,13 +10,15 @@ COPY flows flows
 RUN make setup
 
 FROM python:3.12-slim-bookworm
-RUN apt-get update && apt-get install --yes --no-install-recommends make git && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 1000 cgal
-WORKDIR /cgal
-COPY --from=build --chown=cgal:cgal /cgal /cgal
-COPY --chown=cgal:cgal . .
-RUN touch .venv/installed && chown cgal:cgal /cgal
-USER cgal
-ENV PATH=/cgal/.venv/bin:$PATH
-ENTRYPOINT ["cgal"]
-CMD ["--help"]
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends git && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 1000 cgal && install --directory --owner=cgal /project /state
+COPY --from=build /cgal /cgal
+ENV PATH=/cgal/.venv/bin:$PATH \
+    PREFECT_SERVER_ANALYTICS_ENABLED=false \
+    MLFLOW_DISABLE_TELEMETRY=true \
+    DO_NOT_TRACK=true \
+    DVC_NO_ANALYTICS=true
+USER 1000
+WORKDIR /project
+CMD ["cgal", "--help"]

@@ -29,13 +29,17 @@ from cgal.files import read_json, write_json
 from flows.settings import without_passwords
 from flows.tracking import experiment_page, server_command
 
-__all__ = ["SERVERS_ONLY", "ServeFailed", "prefect_command", "serve"]
+__all__ = ["SERVERS_ONLY", "ServeFailed", "prefect_command", "serve", "worker_command"]
 
 LOOPBACK = "127.0.0.1"
 LOCAL = (LOOPBACK, "localhost", "::1")
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 30.0
-DEFAULTS = {"PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false"}
+DEFAULTS = {
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # beside the science the server may have to wait for a core
+    "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
+}
 LOGGED = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO", "PREFECT_LOGGING_SERVER_LEVEL": "WARNING"}
 """Each part has a log of its own, where its faults must be found."""
 
@@ -135,6 +139,11 @@ class Supervisor:
 def prefect_command(host: str = LOOPBACK, port: int = 4200) -> list[str]:
     """Command line of a Prefect server (page and API); the environment names its database."""
     return [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
+
+
+def worker_command(root: Path, pool: str) -> list[str]:
+    """Command line of a worker of a project; the environment names the servers."""
+    return [sys.executable, "-m", "flows.cli", "worker", pool, "--root", str(root)]
 
 
 def serve(root: Path, protein: str, prefect_port: int, mlflow_port: int, host: str = LOOPBACK) -> None:
@@ -264,8 +273,7 @@ def _worker(root: Path, pool: str) -> Part:
     from flows.pools import worker_is_up
 
     now = datetime.now(UTC)
-    command = (sys.executable, "-m", "flows.cli", "worker", pool, "--root", str(root))
-    return Part(f"{pool} worker", command, lambda: worker_is_up(pool, now), is_server=False)
+    return Part(f"{pool} worker", tuple(worker_command(root, pool)), lambda: worker_is_up(pool, now), is_server=False)
 
 
 @contextmanager

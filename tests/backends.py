@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from tests.served import wait_until
 __all__ = ["BUCKET", "MAKE_BUCKET", "PostgreSQL", "bucket_contents", "make_bucket", "running_postgresql", "running_s3"]
 
 BUCKET = "cgal"
+REPOSITORY = Path(__file__).parents[1]
 MAKE_BUCKET = f"import s3fs; s3fs.S3FileSystem().makedirs('{BUCKET}', exist_ok=True)"
 """Python that makes the bucket where it is missing; environment variables name the server and the keys."""
 
@@ -37,10 +38,10 @@ class PostgreSQL:
     folder: Path
     password: str
 
-    def make_database(self, name: str, password: str) -> None:
-        """Make a database and the role that owns it, both of one name."""
-        self.run("psql", "--command", f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
-        self.run("createdb", "--owner", name, name)
+    def make_databases(self, **passwords: str) -> None:
+        """Make the databases `prefect` and `mlflow` and the roles that own them, as the containers do."""
+        environment = {f"{name.upper()}_DB_PASSWORD": password for name, password in passwords.items()}
+        self.run("psql", "--file", str(REPOSITORY / "compose" / "databases.sql"), environment=environment)
 
     def url(self, name: str, password: str, driver: str = "postgresql") -> str:
         return f"{driver}://{name}:{password}@/{name}?host={self.folder}"
@@ -50,11 +51,13 @@ class PostgreSQL:
         options = ["--dbname", database, "--tuples-only", "--no-align", "--command", question]
         return self.run("psql", *options).splitlines()
 
-    def run(self, program: str, *options: str, text: str | None = None) -> str:
+    def run(
+        self, program: str, *options: str, text: str | None = None, environment: Mapping[str, str] | None = None
+    ) -> str:
         """Run one of PostgreSQL's own programs as its administrator."""
         command = [str(self.programs / program), "--host", str(self.folder), "--username", "postgres", *options]
-        environment = os.environ | {"PGPASSWORD": self.password}
-        done = subprocess.run(command, input=text, env=environment, capture_output=True, text=True)
+        known = os.environ | {"PGPASSWORD": self.password} | dict(environment or {})
+        done = subprocess.run(command, input=text, env=known, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

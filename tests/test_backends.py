@@ -1,8 +1,7 @@
-"""A served project on a lab's own stores, with passwords; the environment alone names PostgreSQL (twice) and S3 (twice)."""
+"""A served project on a lab's own stores, with passwords; the environment alone names PostgreSQL and S3, twice each."""
 
 import base64
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +14,7 @@ import pytest
 
 from flows.versioning import Repository
 from tests.backends import BUCKET, PostgreSQL, bucket_contents, make_bucket, running_postgresql, running_s3
+from tests.compose import service
 from tests.conftest import make_copy
 from tests.served import Served, alive, clean_environment, serving_project
 
@@ -45,8 +45,7 @@ class Lab:
 
 def stores(postgresql: PostgreSQL, s3: str) -> dict[str, str]:
     """What an operator exports before `cgal serve`."""
-    for name in ("prefect", "mlflow"):
-        postgresql.make_database(name, SECRETS[f"{name}-db"])
+    postgresql.make_databases(prefect=SECRETS["prefect-db"], mlflow=SECRETS["mlflow-db"])
     return {
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": postgresql.url(
             "prefect", SECRETS["prefect-db"], "postgresql+asyncpg"
@@ -57,6 +56,7 @@ def stores(postgresql: PostgreSQL, s3: str) -> dict[str, str]:
         "MLFLOW_AUTH_ADMIN_USERNAME": "lab",
         "MLFLOW_AUTH_ADMIN_PASSWORD": SECRETS["mlflow-page"],
         "MLFLOW_FLASK_SERVER_SECRET_KEY": SECRETS["form-key"],
+        "MLFLOW_SERVER_ALLOWED_HOSTS": service("mlflow")["environment"]["MLFLOW_SERVER_ALLOWED_HOSTS"],
         "AWS_ENDPOINT_URL": s3,
         "AWS_ACCESS_KEY_ID": SECRETS["s3-id"],
         "AWS_SECRET_ACCESS_KEY": SECRETS["s3-key"],
@@ -131,8 +131,9 @@ def test_only_the_right_password_opens_a_server(lab: Lab, server: str, path: str
     assert status(address + path, f"{user}:{SECRETS[secret]}") == 200
 
 
-def status(url: str, password: str = "") -> int:
-    headers = {"Authorization": f"Basic {base64.b64encode(password.encode()).decode()}"} if password else {}
+def status(url: str, password: str = "", **headers: str) -> int:
+    if password:
+        headers["Authorization"] = f"Basic {base64.b64encode(password.encode()).decode()}"
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
             return int(answer.status)
@@ -216,7 +217,38 @@ def test_a_database_is_backed_up_and_comes_back(lab: Lab) -> None:
         assert lab.postgresql.query(f"{name}_again", question) == lab.postgresql.query(name, question) != []
 
 
-def test_a_worker_tells_whether_it_is_at_work(lab: Lab) -> None:
-    environment = clean_environment() | lab.environment | {"PREFECT_API_URL": f"{lab.served.prefect}/api"}
-    check = [sys.executable, "-m", "flows.cli", "worker", "cgal-cpu", "--root", str(lab.root), "--check"]
-    assert subprocess.run(check, env=environment).returncode == 0
+@pytest.mark.parametrize("name", ["postgres", "prefect", "mlflow", "cpu-worker", "gpu-worker"])
+def test_health_checks_of_the_containers_tell_life_from_death(lab: Lab, name: str) -> None:
+    """The very commands of compose.yaml, but for the addresses; nothing answers on the second ones."""
+    alive = {
+        "127.0.0.1:4200": lab.served.prefect.removeprefix("http://"),
+        "127.0.0.1:5000": lab.served.mlflow.removeprefix("http://"),
+        "http://prefect:4200": lab.served.prefect,
+        "/project": str(lab.root),
+    }
+    dead = {
+        "127.0.0.1:4200": "127.0.0.1:9",
+        "127.0.0.1:5000": "127.0.0.1:9",
+        "http://prefect:4200": "http://127.0.0.1:9",
+    }
+    assert check_health(lab, name, alive, lab.postgresql.folder) == 0
+    assert check_health(lab, name, alive | dead, lab.root) != 0
+
+
+def check_health(lab: Lab, name: str, addresses: dict[str, str], socket: Path) -> int:
+    kind, *command = service(name)["healthcheck"]["test"]
+    assert kind == "CMD"
+    for address, real in addresses.items():
+        command = [word.replace(address, real) for word in command]
+    environment = clean_environment() | lab.environment | {"PGHOST": str(socket)}
+    environment["PREFECT_API_AUTH_STRING"] = lab.environment["PREFECT_SERVER_API_AUTH_STRING"]
+    environment["PREFECT_API_URL"] = addresses["http://prefect:4200"] + "/api"
+    environment["PATH"] = f"{lab.postgresql.programs}:{environment['PATH']}"
+    return subprocess.run(command, env=environment, capture_output=True).returncode
+
+
+@pytest.mark.parametrize(("host", "expected"), [("mlflow:5000", 200), ("127.0.0.1:5000", 200), ("evil.example", 403)])
+def test_mlflow_answers_to_the_names_that_containers_call_it(lab: Lab, host: str, expected: int) -> None:
+    """A page elsewhere that leads its own name to this address reads nothing."""
+    path = "/api/2.0/mlflow/experiments/get?experiment_id=0"
+    assert status(lab.served.mlflow + path, f"lab:{SECRETS['mlflow-page']}", Host=host) == expected
