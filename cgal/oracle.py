@@ -41,7 +41,7 @@ from cgal.frames import AtomFrames
 from cgal.params import ForceFieldParams, OracleParams
 from cgal.progress import Progress, silent
 from cgal.randomness import derive_seed
-from cgal.workers import Announce, Outcome, run_in_processes
+from cgal.workers import Announce, FanOut, Outcome, run_in_processes
 
 __all__ = ["Failure", "OracleResult", "Rebuild", "check_quorum", "continue_md", "label", "relabel", "steps_per_pick"]
 
@@ -190,12 +190,13 @@ def label(
     scratch: Path,
     progress: Progress = silent,
     rebuild_steps: int = 0,
+    fan_out: FanOut = run_in_processes,
 ) -> OracleResult:
     """Label coarse-grained frames [nm]: rebuild all atoms, equilibrate, take forces.
 
     `structure` is PDB text, and its atom order is the result's. One positive seed a frame. `rebuild` is a function or
     a `functools.partial` of one. `rebuild_steps` are the molecular-dynamics steps that it takes (its warm-up), for the
-    count. In the result, `trajectory` is the index of the pick.
+    count. `fan_out` does the frames (see `cgal.workers`). In the result, `trajectory` is the index of the pick.
 
     A frame that fails is tried once more if chance had a part in it (with another seed, unless its process was killed),
     and is then a Failure whose files lie in `scratch/failed`. Labels found in `scratch` are taken if they were made
@@ -205,7 +206,7 @@ def label(
     """
     recipe = Recipe(structure, rebuild, force_field, oracle, temperature_K, scratch, rebuild_steps)
     tasks = [Task(pick, frame, int(seed)) for pick, (frame, seed) in enumerate(zip(beads, seeds, strict=True))]
-    return _run(tasks, recipe, workers, progress)
+    return _run(tasks, recipe, workers, progress, fan_out)
 
 
 def relabel(
@@ -274,7 +275,9 @@ def check_quorum(result: OracleResult, requested: int, params: OracleParams) -> 
     )
 
 
-def _run(tasks: Sequence[Task], recipe: Recipe, workers: int, progress: Progress) -> OracleResult:
+def _run(
+    tasks: Sequence[Task], recipe: Recipe, workers: int, progress: Progress, fan_out: FanOut = run_in_processes
+) -> OracleResult:
     begin = time.monotonic()
     topology, _ = read_structure(recipe.structure)
     if tasks:  # what no frame can do without fails here, once
@@ -285,7 +288,7 @@ def _run(tasks: Sequence[Task], recipe: Recipe, workers: int, progress: Progress
     failures: list[Failure] = []
     done = len(tasks) - len(missing)
     progress(done, len(tasks), "taken from an earlier run" if done else "")
-    for outcome in run_in_processes(partial(_label_task, recipe=recipe), missing, workers=workers):
+    for outcome in fan_out(partial(_label_task, recipe=recipe), missing, workers=workers):
         if outcome.reason is not None:
             failures.append(_failure(missing[outcome.index], outcome, recipe))
         done += 1

@@ -1,5 +1,7 @@
 """Work spread over processes, any of which may crash or be killed without harm to the rest.
 
+Whoever calls for work may spread it otherwise: a `FanOut` does the same somewhere else, such as on a cluster.
+
 `concurrent.futures.ProcessPoolExecutor` gives up as a whole when one of its processes dies; here the task that it was
 at is tried again in a new process, and the others never notice. A process ends when its parent does, however that ends.
 """
@@ -19,11 +21,17 @@ from typing import Any
 
 from cgal.errors import BadFile, CgalError
 
-__all__ = ["Outcome", "Work", "run_in_processes"]
+__all__ = ["Announce", "FanOut", "Job", "Outcome", "Work", "attempt_task", "run_in_processes"]
 
 type Announce = Callable[[str], None]
 type Work[Task] = Callable[[Task, int, Announce], None]
 """`work(task, attempt, announce)`: does one task, says by `announce(stage)` how far it is, raises when it cannot."""
+
+type FanOut = Callable[..., Iterator["Outcome"]]
+"""`fan_out(work, tasks, workers=n)` does each task somewhere, at most `n` at a time, and yields outcomes as they come.
+
+Seeds depend on task and attempt alone, and every task writes its own file: who does it changes no byte.
+"""
 
 POLITENESS = 5
 POLL_s = 0.5
@@ -41,7 +49,7 @@ class Outcome:
 
 
 @dataclass
-class _Job:
+class Job:
     """A task and how often it was tried: a failed try counts as a new attempt, a crash repeats the attempt."""
 
     index: int
@@ -57,6 +65,16 @@ class _Job:
             self.failures += 1
         return not outcome.hopeless and self.failures + self.crashes < attempts
 
+    def outcome(self, kind: str, text: str) -> Outcome:
+        """How a try ended, from what `attempt_task` said; raises BadFile when it could not write its file."""
+        if kind == "no file":
+            raise BadFile(text)
+        return Outcome(self.index, self.stage, None if kind == "done" else text, hopeless=kind == "hopeless")
+
+    def crash(self, reason: str) -> Outcome:
+        """How a try ended whose process died."""
+        return Outcome(self.index, self.stage, reason, crashed=True)
+
 
 @dataclass
 class _Worker:
@@ -64,7 +82,7 @@ class _Worker:
 
     process: BaseProcess
     connection: Connection
-    job: _Job | None = field(default=None)
+    job: Job | None = field(default=None)
 
 
 def run_in_processes[Task](
@@ -79,7 +97,7 @@ def run_in_processes[Task](
 
     Raises BadFile when a task could not write its file: a full disk is no task's own fault and meets them all.
     """
-    waiting = deque(_Job(index) for index in range(len(tasks)))
+    waiting = deque(Job(index) for index in range(len(tasks)))
     crew: list[_Worker] = []
     try:
         while waiting or crew:
@@ -107,6 +125,19 @@ def run_in_processes[Task](
             _dismiss(worker)
 
 
+def attempt_task(work: Work[Any], attempt: int, task: Any, announce: Announce) -> tuple[str, str]:
+    """Do one task; tell how it ended ("done", "failed", "hopeless" or "no file"), and why."""
+    try:
+        work(task, attempt, announce)
+    except BadFile as error:
+        return "no file", str(error)
+    except CgalError as error:
+        return "hopeless" if error.hopeless else "failed", str(error)
+    except Exception as error:  # one bad task must not end the batch, whatever a library raised
+        return "failed", f"{type(error).__name__}: {error}"
+    return "done", ""
+
+
 def _hire(work: Work[Any]) -> _Worker:
     context = get_context("spawn")  # a forked child would inherit OpenMM's and Prefect's threads half-dead
     ours, theirs = context.Pipe()
@@ -116,7 +147,7 @@ def _hire(work: Work[Any]) -> _Worker:
     return _Worker(process, ours)
 
 
-def _give(worker: _Worker, waiting: deque[_Job], tasks: Sequence[Any]) -> None:
+def _give(worker: _Worker, waiting: deque[Job], tasks: Sequence[Any]) -> None:
     worker.job = waiting.popleft()
     worker.job.stage = "start"
     with suppress(OSError):  # it died already: its closed pipe is heard of next
@@ -136,13 +167,11 @@ def _hear(worker: _Worker) -> Outcome | None:
         kind, text = worker.connection.recv()
     except (EOFError, OSError):
         worker.process.join()
-        return Outcome(job.index, job.stage, f"its process died ({_cause(worker.process.exitcode)})", crashed=True)
-    if kind == "no file":
-        raise BadFile(text)
+        return job.crash(f"its process died ({_cause(worker.process.exitcode)})")
     if kind == "stage":
         job.stage = text
         return None
-    return Outcome(job.index, job.stage, None if kind == "done" else text, hopeless=kind == "hopeless")
+    return job.outcome(kind, text)
 
 
 def _cause(exitcode: int | None) -> str:
@@ -166,20 +195,7 @@ def _serve(work: Work[Any], connection: Connection, parent: int) -> None:
     with suppress(EOFError, OSError):  # the parent is gone
         while (message := connection.recv()) is not None:
             attempt, task = message
-            connection.send(_attempt(work, attempt, task, lambda stage: connection.send(("stage", stage))))
-
-
-def _attempt(work: Work[Any], attempt: int, task: Any, announce: Announce) -> tuple[str, str]:
-    """Do one task; tell how it ended, and why."""
-    try:
-        work(task, attempt, announce)
-    except BadFile as error:
-        return "no file", str(error)
-    except CgalError as error:
-        return "hopeless" if error.hopeless else "failed", str(error)
-    except Exception as error:  # one bad task must not end the batch, whatever a library raised
-        return "failed", f"{type(error).__name__}: {error}"
-    return "done", ""
+            connection.send(attempt_task(work, attempt, task, lambda stage: connection.send(("stage", stage))))
 
 
 def _die_with(parent: int) -> None:

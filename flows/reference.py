@@ -30,6 +30,7 @@ from cgal.reference.tempering import load_tempering, temper
 from flows.orphans import close_dead_runs, project_tag
 from flows.sampling import recipe_of, sampling_lock
 from flows.steps import worth_retrying
+from flows.task_runners import fanning_out
 from flows.terminal import METRICS as HEADINGS
 from flows.terminal import SCALE, console, stage_bar
 from flows.versioning import CampaignLock, Repository
@@ -59,7 +60,7 @@ def reference(root: Path, protein: str, workers: int, *, preview: bool = False) 
     losses: list[Loss] = []
     for name, make in (("explore", explore), ("relax", relax), ("temper", temper), ("sample", swarm)):
         if not preview:
-            losses += _step(name, _sampling(name, make), workspace)(recipe, workers)
+            losses += _step(name, _sampling(name, make, workspace), workspace)(recipe, workers)
     summary: dict[str, Any] = _step("weigh", _weigh, workspace)(workspace, recipe, tuple(losses), preview)
     return summary
 
@@ -86,11 +87,13 @@ def _step(name: str, function: Callable[..., Any], workspace: Workspace) -> Call
     return wrap(function)
 
 
-def _sampling(name: str, make: Callable[..., tuple[Loss, ...]]) -> Callable[[Recipe, int], tuple[Loss, ...]]:
+def _sampling(
+    name: str, make: Callable[..., tuple[Loss, ...]], workspace: Workspace
+) -> Callable[[Recipe, int], tuple[Loss, ...]]:
     def run(recipe: Recipe, workers: int) -> tuple[Loss, ...]:
         started = monotonic()
-        with stage_bar(name) as progress:
-            losses = make(recipe, workers=workers, progress=progress)
+        with stage_bar(name) as progress, fanning_out(workspace, workers) as fan_out:
+            losses = make(recipe, workers=workers, progress=progress, fan_out=fan_out)
         console.print(f"[green]✓[/green] {name:<8} {monotonic() - started:8.1f} s")
         for loss in losses:
             console.print(f"[yellow]![/yellow] lost: {loss.piece}: {loss.reason}")

@@ -28,6 +28,7 @@ from cgal.selection import Committee, Selection, plot_selection
 from cgal.selection import select as run_select
 from cgal.simulation import simulate as run_simulation
 from cgal.stopping import RoundOutcome, affordable_picks, closing_reason
+from flows.task_runners import fanning_out
 from flows.workspace import Workspace
 
 __all__ = ["STAGES", "Summary", "continue_seed", "run_stage", "train_committee"]
@@ -186,19 +187,21 @@ def label(workspace: Workspace, progress: Progress) -> Summary:
         force_field=params.force_field,
         temperature_K=params.temperature_K,
     )
-    result = oracle.label(
-        selection.positions,
-        workspace.structure,
-        rebuild=rebuild,
-        force_field=params.force_field,
-        oracle=params.oracle,
-        temperature_K=params.temperature_K,
-        seeds=[derive_seed(params.seed, k, "label", pick) for pick in range(len(selection.positions))],
-        workers=params.execution.oracle_workers,
-        scratch=workspace.scratch(f"label-r{k:03d}"),
-        progress=progress,
-        rebuild_steps=params.backmapping.steps,
-    )
+    with fanning_out(workspace, params.execution.oracle_workers) as fan_out:
+        result = oracle.label(
+            selection.positions,
+            workspace.structure,
+            rebuild=rebuild,
+            force_field=params.force_field,
+            oracle=params.oracle,
+            temperature_K=params.temperature_K,
+            seeds=[derive_seed(params.seed, k, "label", pick) for pick in range(len(selection.positions))],
+            workers=params.execution.oracle_workers,
+            scratch=workspace.scratch(f"label-r{k:03d}"),
+            progress=progress,
+            rebuild_steps=params.backmapping.steps,
+            fan_out=fan_out,
+        )
     oracle.check_quorum(result, len(selection.positions), params.oracle)
     result.save(workspace.round / "oracle.h5")
     return {"labelled": len(result.labelled), "failed": len(result.failures), "steps": result.steps}

@@ -33,7 +33,7 @@ from cgal.params import ForceFieldParams, ReferenceParams
 from cgal.progress import Progress, silent
 from cgal.randomness import derive_seed
 from cgal.soundness import cis_peptide_bonds, faults
-from cgal.workers import Announce, run_in_processes
+from cgal.workers import Announce, FanOut, run_in_processes
 
 __all__ = [
     "Loss",
@@ -157,19 +157,24 @@ class State:
         return sha256(self.positions.tobytes() + self.velocities.tobytes()).hexdigest()
 
 
-def explore(recipe: Recipe, *, workers: int, progress: Progress = silent) -> tuple[Loss, ...]:
+def explore(
+    recipe: Recipe, *, workers: int, progress: Progress = silent, fan_out: FanOut = run_in_processes
+) -> tuple[Loss, ...]:
     """Run the trajectories of the exploration that are not there yet, all from the structure, at `hot_temperature_K`.
 
-    Raises BadParams when the folder belongs to another recipe, BadFile when the disk is full.
+    `fan_out` does them, `workers` at a time (see `cgal.workers`). Raises BadParams when the folder belongs to another
+    recipe, BadFile when the disk is full.
     """
     recipe.claim()
     count = recipe.params.hot_trajectories
     missing = [index for index in range(count) if not recipe.hot(index).is_file()]
-    work = partial(_run_hot, recipe=recipe)
-    return _make(work, missing, "hot trajectory {}".format, workers, progress, count, count - len(missing))
+    work, crew = partial(_run_hot, recipe=recipe), partial(fan_out, workers=workers)
+    return _make(work, missing, "hot trajectory {}".format, crew, progress, count, count - len(missing))
 
 
-def relax(recipe: Recipe, *, workers: int, progress: Progress = silent) -> tuple[Loss, ...]:
+def relax(
+    recipe: Recipe, *, workers: int, progress: Progress = silent, fan_out: FanOut = run_in_processes
+) -> tuple[Loss, ...]:
     """Bring the starts that are not there yet to the target temperature: minimised, then `equilibration_ps` each.
 
     Start 0 is the structure, the others are k-centres of the hot frames. Raises SamplingError when there is no hot
@@ -182,11 +187,13 @@ def relax(recipe: Recipe, *, workers: int, progress: Progress = silent) -> tuple
         return ()
     chosen = _starting_frames(recipe, count)
     tasks = [(index, chosen[index]) for index in missing]
-    work = partial(_run_relax, recipe=recipe)
-    return _make(work, tasks, lambda task: f"start {task[0]}", workers, progress, count, count - len(missing))
+    work, crew = partial(_run_relax, recipe=recipe), partial(fan_out, workers=workers)
+    return _make(work, tasks, lambda task: f"start {task[0]}", crew, progress, count, count - len(missing))
 
 
-def swarm(recipe: Recipe, *, workers: int, progress: Progress = silent) -> tuple[Loss, ...]:
+def swarm(
+    recipe: Recipe, *, workers: int, progress: Progress = silent, fan_out: FanOut = run_in_processes
+) -> tuple[Loss, ...]:
     """Run the segments of the swarm that are not there yet, one of every trajectory at a time.
 
     A trajectory without a start, or whose segment failed twice, stays as long as it is; it is in what is returned.
@@ -194,7 +201,8 @@ def swarm(recipe: Recipe, *, workers: int, progress: Progress = silent) -> tuple
     recipe.claim()
     trajectories = [index for index in range(recipe.params.trajectories) if recipe.start(index).is_file()]
     lengths = {trajectory: len(_chain(recipe, trajectory)) for trajectory in trajectories}
-    return grow(lengths, recipe.segments, partial(_run_segment, recipe=recipe), recipe.segment, workers, progress)
+    crew = partial(fan_out, workers=workers)
+    return grow(lengths, recipe.segments, partial(_run_segment, recipe=recipe), recipe.segment, crew, progress)
 
 
 def status(recipe: Recipe) -> Status:
@@ -232,20 +240,20 @@ def grow(
     segments: int,
     work: Callable[[Any, int, Announce], None],
     path: Callable[[int, int], Path],
-    workers: int,
+    crew: FanOut,
     progress: Progress,
 ) -> tuple[Loss, ...]:
     """Make chains of segments as long as asked for, one segment of every chain at a time; give what was lost.
 
-    `lengths` says how long each chain is now, `path(chain, segment)` where a segment goes. A chain whose segment fails
-    stays as long as it is.
+    `lengths` says how long each chain is now, `path(chain, segment)` where a segment goes, `crew(work, tasks)` does
+    them. A chain whose segment fails stays as long as it is.
     """
     total = len(lengths) * segments
     lost: list[Loss] = []
     for segment in range(segments):
         due = [(chain, segment) for chain, length in lengths.items() if length == segment]
         done = sum(min(length, segments) for length in lengths.values())
-        lost += _make(work, due, _segment_name, workers, progress, total, done)
+        lost += _make(work, due, _segment_name, crew, progress, total, done)
         for chain, _ in due:
             lengths[chain] += path(chain, segment).is_file()
     return tuple(lost)
@@ -282,15 +290,15 @@ def _make(
     work: Callable[[Any, int, Announce], None],
     tasks: Sequence[Any],
     name: Callable[[Any], str],
-    workers: int,
+    crew: FanOut,
     progress: Progress,
     total: int,
     done: int,
 ) -> tuple[Loss, ...]:
-    """Do the tasks in processes; `done` of the `total` pieces are there before them. Gives those that failed."""
+    """Let the crew do the tasks; `done` of the `total` pieces are there before them. Gives those that failed."""
     lost: list[Loss] = []
     progress(done, total)
-    for finished, outcome in enumerate(run_in_processes(work, tasks, workers=workers), start=done + 1):
+    for finished, outcome in enumerate(crew(work, tasks), start=done + 1):
         if outcome.reason is not None:
             lost.append(Loss(name(tasks[outcome.index]), f"{outcome.stage}: {outcome.reason}"))
         progress(finished, total, f"{len(lost)} failed" if lost else "")
