@@ -1,4 +1,7 @@
-"""`docs/results.md`, its figures and `summary.json`, from committed records alone: no campaign is run again."""
+"""`docs/results.md`, its figures and `summary.json`, from committed records alone: no campaign is run again.
+
+Records of the arms must be there; those of the ablations and of the burn-in add a section each.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -20,11 +23,17 @@ from cgal.comparison import (
 )
 from cgal.errors import BadFile
 from cgal.files import atomic_write, write_json, write_text
+from flows.burn_in import RECORDS as BURN_IN
+from flows.burn_in import plot_burn_in
 from flows.terminal import METRICS, SCALE
 
 __all__ = ["write_results"]
 
 PAPER_ARM = "paper"
+DEFAULT = "default"
+"""The arm of the ablations that changes nothing."""
+
+ABLATIONS = "ablations.csv"
 PAPER_CHANGE = {"tica": -33.05, "reaction_coordinate": 153.6, "bond": -48.8, "angle": -8.2, "dihedral": 42.7}
 """Bachelor et al. (arXiv:2509.17208), Table 1: change in percent of one run, no interval."""
 
@@ -49,16 +58,22 @@ def write_results(folder: Path, page: Path, preface: Path) -> None:
         _cost(records, others),
         _verdicts(records, others),
     ]
+    if (folder / ABLATIONS).is_file():
+        parts.append(_ablations(load_records(folder / ABLATIONS, DEFAULT)))
+    if (folder / BURN_IN).is_file():
+        burn_in = pd.read_csv(folder / BURN_IN)
+        _save(plot_burn_in(burn_in), folder / "burn_in.png")
+        parts.append(_burn_in(burn_in))
     write_text(page, "\n\n".join(parts) + "\n")
 
 
-def load_records(path: Path) -> pd.DataFrame:
-    """Records of a comparison; raises BadFile when there are none, or none of the base arm."""
+def load_records(path: Path, base: str = BASE) -> pd.DataFrame:
+    """Records of a comparison; raises BadFile when there are none, or none of the arm that others are set against."""
     if not path.is_file():
         raise BadFile(f"{path}: no such file; 'cgal compare' makes it")
     records = pd.read_csv(path)
-    if BASE not in set(records["arm"]):
-        raise BadFile(f"{path}: no arm {BASE!r}, to which changes are relative; run it with 'cgal compare'")
+    if base not in set(records["arm"]):
+        raise BadFile(f"{path}: no arm {base!r}, to which changes are relative; run it with 'cgal compare'")
     return records
 
 
@@ -137,6 +152,46 @@ def _verdicts(records: pd.DataFrame, arms: Sequence[str]) -> str:
     floor = final(records).query("mode == 'exact'").groupby("metric")["floor"].mean()
     shown = ", ".join(f"{name} {floor[metric] * SCALE.get(metric, 1.0):.3g}" for metric, name in METRICS.items())
     return "\n".join([*lines, "", f"Floor, one half of the reference against the other: {shown}."])
+
+
+def _ablations(records: pd.DataFrame) -> str:
+    last = final(records).query("mode == 'exact'")
+    lines = [
+        "## Ablations: what each choice does to the default, at the same oracle steps",
+        "",
+        "Change of each W1 (mode `exact`) in the closing round to that of the arm `default`, in percent, with 95 % "
+        "intervals over seeds; each arm is one line of `docs/results/ablations.yaml`.",
+        "",
+        f"| arm | seeds | oracle steps | frames | {' | '.join(METRICS)} |",
+        f"|---|---|---|---|{'---|' * len(METRICS)}",
+    ]
+    for arm in (str(arm) for arm in records["arm"].unique() if arm != DEFAULT):
+        rows = last[(last["arm"] == arm) & (last["metric"] == "tica")]
+        cells = [_percent(change(records, arm, DEFAULT, metric, "exact")) for metric in METRICS]
+        lines.append(
+            f"| `{arm}` | {len(rows)} | {rows['oracle_steps'].mean():.0f} | {rows['frames'].mean():.0f} | "
+            f"{' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def _burn_in(found: pd.DataFrame) -> str:
+    lines = [
+        "## Local equilibrium: does burn-in suffice?",
+        "",
+        f"{found['frames'].max()} frames of the seed, whose own atoms are in equilibrium, labelled twice from each "
+        "start (`cgal burn-in`). Root mean square differences in kJ/mol/nm with 95 % intervals over frames; the long "
+        f"averages themselves are {found['signal'].max():.0f} kJ/mol/nm.",
+        "",
+        "| start | burn-in, steps | two labels differ by | off the long average by | steps a label | failed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found.to_dict("records"):
+        cells = [f"{row[w]:.0f} ({row[w + '_low']:.0f} to {row[w + '_high']:.0f})" for w in ("between", "error")]
+        lines.append(
+            f"| {row['start']} | {row['burn_in_steps']} | {' | '.join(cells)} | {row['steps']:.0f} | {row['failed']} |"
+        )
+    return "\n".join([*lines, "", "![burn-in](results/burn_in.png)"])
 
 
 def _word(shift: Interval) -> str:

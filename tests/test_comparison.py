@@ -11,6 +11,7 @@ import pytest
 
 from cgal.comparison import change, curve, final, mean_interval, steps_to_reach, summarise
 from cgal.errors import BadFile
+from flows.burn_in import COLOURS
 from flows.results import in_shown_units, write_results
 from flows.terminal import METRICS
 
@@ -100,6 +101,23 @@ def test_the_page_tells_the_losing_arms_too(tmp_path: Path) -> None:
     assert "of its oracle steps" in page
     assert json.loads((tmp_path / "summary.json").read_text())
     assert {path.name for path in tmp_path.glob("*.png")} == {"w1_exact.png", "w1_paper.png", "changes.png"}
+
+
+def test_ablations_and_burn_in_have_their_sections(tmp_path: Path) -> None:
+    (tmp_path / "preface.md").write_text("# Title\n")
+    records().to_csv(tmp_path / "arms.csv", index=False)
+    records().replace({"arm": {"base": "default", "paper": "slice"}}).to_csv(tmp_path / "ablations.csv", index=False)
+    errors = {f"{what}{end}": 30.0 + shift for what in ("between", "error")
+              for end, shift in (("", 0), ("_low", -3), ("_high", 4))}  # fmt: skip
+    pd.DataFrame(
+        {"start": start, "burn_in_steps": steps, "average_steps": 600, "steps": 600 + steps, "frames": 20, "failed": 0,
+         "signal": 150.0} | errors for start, steps in product(COLOURS, (0, 150))
+    ).to_csv(tmp_path / "burn_in.csv", index=False)  # fmt: skip
+    write_results(tmp_path, tmp_path / "results.md", tmp_path / "preface.md")
+    page = (tmp_path / "results.md").read_text()
+    assert "| `slice` | 5 | 3000 | 370 | -30 (-30 to -30)" in page
+    assert "| own atoms | 150 | 30 (27 to 34) | 30 (27 to 34) | 750 | 0 |" in page
+    assert (tmp_path / "burn_in.png").is_file()
 
 
 def test_missing_records_and_a_missing_base_are_said(tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""The burn-in study on two real frames: independent labels, each start with its own cost, and a run that goes on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cgal.frames import AtomFrames
+from cgal.mapping import LinearMap, fit_force_map
+from cgal.params import MappingParams, Params, load_params
+from flows import burn_in
+from tests.conftest import REPOSITORY
+
+SMALL = REPOSITORY / "tests" / "data" / "chignolin_small.h5"
+BURN_INS = (0, 20)
+
+
+@pytest.fixture(scope="module")
+def frames() -> AtomFrames:
+    return AtomFrames.load(SMALL).take(np.array([3, 30]))
+
+
+@pytest.fixture(scope="module")
+def force_map(frames: AtomFrames) -> LinearMap:
+    return fit_force_map(frames.topology, AtomFrames.load(SMALL).forces, MappingParams())
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    params = load_params(REPOSITORY / "params.yaml")
+    return params.model_copy(update={"oracle": params.oracle.model_copy(update={"average_steps": 40})})
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(burn_in, "BURN_IN_STEPS", BURN_INS)
+    monkeypatch.setattr(burn_in, "LONG_STEPS", 100)
+    monkeypatch.setattr(burn_in, "COLOURS", {burn_in.OWN: "#222222", "annealed": "#00798c"})
+    monkeypatch.setattr(burn_in, "ANNEAL_STEPS", {"annealed": 200})
+
+
+@pytest.mark.usefixtures("short")
+def test_each_start_and_burn_in_has_a_row_with_its_cost_and_an_interval(
+    frames: AtomFrames, force_map: LinearMap, params: Params, tmp_path: Path
+) -> None:
+    found = burn_in.measure(frames, force_map, params, scratch=tmp_path)
+    assert len(found) == len(burn_in.COLOURS) * len(BURN_INS)
+    assert (found["failed"] == 0).all()
+    for what in ("between", "error"):
+        assert (found[what] > 0).all(), "two labels were not independent"
+        assert (found[f"{what}_low"] <= found[what]).all()
+        assert (found[what] <= found[f"{what}_high"]).all()
+    steps = found.set_index(["start", "burn_in_steps"])["steps"]
+    assert steps[burn_in.OWN, 0] == 40
+    assert steps[burn_in.OWN, 20] == 60
+    assert steps["annealed", 20] == 60 + params.backmapping.model_copy(update={"anneal_steps": 200}).steps
+
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")}
+    again = burn_in.measure(frames, force_map, params, scratch=tmp_path)
+    assert again.equals(found)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")} == made, "labels were made again"
+    assert burn_in.burn_in_table(found).row_count == len(found)
+    burn_in.plot_burn_in(found).savefig(tmp_path / "burn_in.png")
