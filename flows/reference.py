@@ -1,5 +1,6 @@
 """The ground truth: all-atom sampling that may take days and be killed at any time, then weights, tests and floor."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
@@ -271,6 +272,7 @@ def _tempering_note(summary: dict[str, Any]) -> str:
     if tempering is None:
         return ""
     return (
-        f"{tempering['round_trips']} round trips of parallel tempering, which gives the weights (the Markov model says "
+        f"{tempering['round_trips']} round trips of parallel tempering (memory {tempering['memory'] or math.nan:.2f}), "
+        "which gives the weights (the Markov model says "
         f"folded {by_model['value']:.2f} [{by_model['low']:.2f}, {by_model['high']:.2f}]); "
     )

@@ -16,6 +16,7 @@ from cgal.reference.msm import (
     Estimate,
     Events,
     MarkovModel,
+    StateSpace,
     Timescales,
     bootstrap,
     chapman_kolmogorov,
@@ -26,7 +27,8 @@ from cgal.reference.msm import (
     population_weights,
     state_space,
 )
-from cgal.reference.tempering import Exchanges
+from cgal.reference.sampling import pair_distances
+from cgal.reference.tempering import Exchanges, memory
 
 __all__ = ["Analysis", "analyse", "summarise"]
 
@@ -44,7 +46,8 @@ class Analysis:
     `deviation_nm` is each frame's C-alpha RMSD to the native frame. `folded` is the equilibrium share of frames below
     `folded_nm`: by tempering, where there is one, and `folded_by_model` by the Markov model in any case. `slowest_ps`
     is the slowest timescale. Intervals are over trajectories, or over pieces of ensembles. `outside` counts the frames
-    without weight: those in states that tempering never saw, or that the others cannot be reached from.
+    without weight: those in states that tempering never saw, or that the others cannot be reached from. `memory` is how
+    much of the slowest coordinate walkers keep through the heat (see `tempering.memory`).
     """
 
     swarm: CGTrajectory
@@ -58,6 +61,7 @@ class Analysis:
     events: Events
     outside: int
     exchanges: Exchanges | None
+    memory: float | None
 
 
 def analyse(
@@ -99,10 +103,15 @@ def analyse(
     events = count_events(deviation_nm, swarm.replica, folded_nm=params.folded_nm, unfolded_nm=params.unfolded_nm)
     weighted = replace(swarm, weights=weights)
     outside = int((weights == 0).sum())
+    kept = memory(exchanges.visits, _slowest(space, tempering)) if exchanges and tempering else None
     progress(STAGES, STAGES, "analysed")
     return Analysis(
-        weighted, deviation_nm, model, timescales, test, folded, by_model, slowest_ps, events, outside, exchanges
+        weighted, deviation_nm, model, timescales, test, folded, by_model, slowest_ps, events, outside, exchanges, kept
     )
+
+
+def _slowest(space: StateSpace, frames: CGTrajectory) -> Float64[np.ndarray, " frames"]:
+    return np.asarray(space.tica.transform(pair_distances(frames.positions)), dtype=np.float64)[:, 0]
 
 
 def _share(
@@ -141,7 +150,7 @@ def summarise(analysis: Analysis, params: ReferenceParams) -> dict[str, Any]:
             "slowest_ps": asdict(analysis.slowest_ps),
             "chapman_kolmogorov_deviation": analysis.chapman_kolmogorov.largest_deviation,
         },
-        "tempering": _tempering(analysis.exchanges, params),
+        "tempering": _tempering(analysis, params),
         "folded_by_model": asdict(analysis.folded_by_model),
         "folded": asdict(analysis.folded)
         | {"unweighted": float((analysis.deviation_nm < params.folded_nm).mean()), "below_nm": params.folded_nm},
@@ -149,7 +158,8 @@ def summarise(analysis: Analysis, params: ReferenceParams) -> dict[str, Any]:
     }
 
 
-def _tempering(exchanges: Exchanges | None, params: ReferenceParams) -> dict[str, Any] | None:
+def _tempering(analysis: Analysis, params: ReferenceParams) -> dict[str, Any] | None:
+    exchanges = analysis.exchanges
     if exchanges is None:
         return None
     return {
@@ -158,4 +168,6 @@ def _tempering(exchanges: Exchanges | None, params: ReferenceParams) -> dict[str
         "replicas": params.tempering_replicas,
         "acceptance": [float(each) for each in exchanges.acceptance],
         "round_trips": exchanges.round_trips,
+        "visits": len(np.unique(exchanges.visits, axis=0)),
+        "memory": analysis.memory,
     }

@@ -42,19 +42,31 @@ from cgal.reference.sampling import (
 from cgal.units import BOLTZMANN_kJ_per_mol_K
 from cgal.workers import Announce, FanOut, run_in_processes
 
-__all__ = ["Exchanges", "exchange", "ladder_K", "load_tempering", "round_trips", "temper", "tempered_ns"]
+__all__ = [
+    "Exchanges",
+    "exchange",
+    "ladder_K",
+    "load_tempering",
+    "memory",
+    "round_trips",
+    "temper",
+    "tempered_ns",
+    "visits",
+]
 
 
 @dataclass(frozen=True, eq=False)
 class Exchanges:
     """How well replicas wander: acceptance between neighbours, and how often one went to the top and came back.
 
-    `sampled_ns` is the time of all replicas together.
+    `sampled_ns` is the time of all replicas together. `visits` says of each frame which visit to the target temperature
+    it belongs to: the ensemble, the walker, and how often that one had been at the hottest rung before.
     """
 
     sampled_ns: float
     acceptance: Float64[np.ndarray, " pairs"]
     round_trips: int
+    visits: Int64[np.ndarray, "frames 3"]
 
 
 def temper(
@@ -98,7 +110,7 @@ def load_tempering(recipe: Recipe) -> tuple[CGTrajectory, Exchanges] | None:
         np.concatenate([params.exchange_ps * np.arange(1, length + 1) for length in lengths]),
         np.repeat(np.arange(len(pieces)), lengths),
     )
-    return frames, _exchanges(recipe, [len(chain) for chain in chains])
+    return frames, _exchanges(recipe, [len(chain) for chain in chains], first)
 
 
 def tempered_ns(recipe: Recipe) -> float:
@@ -145,6 +157,30 @@ def round_trips(walkers: Int64[np.ndarray, "exchanges replicas"]) -> int:
     return total
 
 
+def visits(walkers: Int64[np.ndarray, "exchanges replicas"]) -> Int64[np.ndarray, "exchanges 2"]:
+    """Walker on the lowest rung after each exchange, and how often it had come to the highest before."""
+    hot = walkers[:, -1]
+    arrived = (walkers == hot[:, None]) & np.append(True, hot[1:] != hot[:-1])[:, None]
+    been = np.zeros(walkers.shape, dtype=np.int64)  # a column a walker
+    np.put_along_axis(been, walkers, arrived.astype(np.int64), axis=1)
+    cold = walkers[:, 0]
+    return np.stack([cold, np.cumsum(been, axis=0)[np.arange(len(cold)), cold]], axis=1)
+
+
+def memory(visits: Int64[np.ndarray, "frames 3"], coordinate: Float64[np.ndarray, " frames"]) -> float | None:
+    """Correlation between a walker's mean coordinate in one visit and in the next, the hottest rung between them.
+
+    Near 0 where walkers forget in the heat what they were, so that each visit is a new draw; near 1 where tempering is
+    no help and its hottest rung must be hotter. None with fewer than three pairs.
+    """
+    names, which = np.unique(visits, axis=0, return_inverse=True)
+    means = np.bincount(which.ravel(), weights=coordinate) / np.bincount(which.ravel())
+    follows = (names[1:, :2] == names[:-1, :2]).all(axis=1)
+    if follows.sum() < 3:
+        return None
+    return float(np.corrcoef(means[:-1][follows], means[1:][follows])[0, 1])
+
+
 def _segments(recipe: Recipe) -> int:
     return max(1, round(recipe.params.tempering_ns * 1000 / recipe.params.tempering_segment_ps))
 
@@ -173,9 +209,10 @@ def _start(recipe: Recipe, ensemble: int) -> State:
     )
 
 
-def _exchanges(recipe: Recipe, lengths: Sequence[int]) -> Exchanges:
+def _exchanges(recipe: Recipe, lengths: Sequence[int], first: Sequence[int]) -> Exchanges:
+    """`lengths` are those of the chains, `first` the frames that each loses at its beginning."""
     accepted = np.zeros(recipe.params.tempering_replicas - 1)
-    tried, trips = 0.0, 0
+    tried, trips, seen = 0.0, 0, []
     for ensemble, length in enumerate(lengths):
         walkers = [np.arange(recipe.params.tempering_replicas)[None]]
         for index in range(length):
@@ -186,9 +223,11 @@ def _exchanges(recipe: Recipe, lengths: Sequence[int]) -> Exchanges:
             for order in orders:
                 walkers.append(walkers[-1][:, order])
         trips += round_trips(np.concatenate(walkers))
+        visited = visits(np.concatenate(walkers))[1 + first[ensemble] :]
+        seen.append(np.insert(visited, 0, ensemble, axis=1))
     params = recipe.params
     sampled_ns = sum(lengths) * params.tempering_segment_ps * params.tempering_replicas / 1000
-    return Exchanges(sampled_ns, accepted / max(tried, 1.0), trips)
+    return Exchanges(sampled_ns, accepted / max(tried, 1.0), trips, np.concatenate(seen))
 
 
 def _run_segment(task: tuple[int, int], attempt: int, announce: Announce, *, recipe: Recipe) -> None:

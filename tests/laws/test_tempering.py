@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cgal.reference.tempering import exchange, round_trips
+from cgal.reference.tempering import exchange, memory, round_trips, visits
 from cgal.units import BOLTZMANN_kJ_per_mol_K
 
 TEMPERATURES_K = np.array([300.0, 360.0, 432.0, 520.0])
@@ -55,3 +55,28 @@ def _trips_of(walkers: np.ndarray, walker: int) -> int:
     rung = np.argmax(walkers == walker, axis=1)
     ends = rung[(rung == 0) | (rung == 2)]
     return int(np.count_nonzero(np.diff(ends))) // 2
+
+
+def test_a_visit_ends_when_its_walker_has_been_at_the_top() -> None:
+    walkers = np.array([[0, 1, 2], [1, 0, 2], [1, 2, 0], [1, 0, 2], [0, 1, 2], [2, 1, 0], [2, 1, 0], [1, 2, 0]])
+    np.testing.assert_array_equal(visits(walkers), [[0, 0], [1, 0], [1, 0], [1, 0], [0, 1], [2, 2], [2, 2], [1, 0]])
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.7])
+def test_memory_is_the_correlation_of_successive_visits(kept: float) -> None:
+    """Walkers whose coordinate follows an autoregressive chain from visit to visit, with visits of unequal lengths."""
+    generator = np.random.default_rng(5)
+    names, values = [], []
+    for walker in range(40):
+        state = generator.normal()
+        for visit in range(50):
+            frames = int(generator.integers(1, 6))
+            names += [[walker % 4, walker // 4, visit]] * frames
+            values += [state] * frames
+            state = kept * state + np.sqrt(1 - kept**2) * generator.normal()
+    found = memory(np.array(names), np.array(values))
+    assert found == pytest.approx(kept, abs=0.07)  # standard error 0.023 over 1960 pairs
+
+
+def test_too_few_visits_have_no_memory() -> None:
+    assert memory(np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0]]), np.array([1.0, 2.0, 3.0])) is None
