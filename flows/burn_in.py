@@ -8,7 +8,9 @@ whatever they started from.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +39,12 @@ BURN_IN_STEPS = (0, 150, 600, 2400)
 LONG_STEPS = 6000
 """Burn-in, and average, of the labels that the others are measured against."""
 
-PAIR = ("one", "other")
 RESAMPLES = 1000
 OWN = "own atoms"
 ANNEAL_STEPS = {"rebuilt": 0, "annealed 500 steps": 500, "annealed 2000 steps": 2000}
 COLOURS = {OWN: "#222222", "rebuilt": "#d1495b", "annealed 500 steps": "#edae49", "annealed 2000 steps": "#00798c"}
 
-type Forces = Float64[np.ndarray, "frames beads 3"]
+type Pairs = Float64[np.ndarray, "frames 2 beads 3"]
 
 
 def write_burn_in(workspace: Workspace, frames: int, progress: Progress = silent) -> pd.DataFrame:
@@ -68,27 +69,17 @@ def measure(
     found in `scratch` are taken, so that a run that was stopped goes on.
     """
     labels = partial(_labels, frames, force_map, params, scratch)
-    total, done = len(PAIR) * (1 + len(COLOURS) * len(BURN_IN_STEPS)), 0
-
-    def next_labels(start: str, burn_in: int, average: int, which: str) -> tuple[Forces, int]:
-        nonlocal done
-        progress(done, total, f"{start}, burn-in of {burn_in} steps")
-        found = labels(start, burn_in, average, which)
-        done += 1
-        return found
-
-    long = np.mean([next_labels(OWN, LONG_STEPS, LONG_STEPS, which)[0] for which in PAIR], axis=0)
-    rows = []
-    for start in COLOURS:
-        for burn_in in BURN_IN_STEPS:
-            made = [next_labels(start, burn_in, params.oracle.average_steps, which) for which in PAIR]
-            (one, steps), (other, _) = made
-            rows.append(
-                {"start": start, "burn_in_steps": burn_in, "average_steps": params.oracle.average_steps, "steps": steps}
-                | {"frames": len(frames), "failed": int((~_known(one, other)).sum()), "signal": _rms(long[:, None])}
-                | _spread("between", (one - other)[:, None], params.seed)
-                | _spread("error", np.stack([one - long, other - long], axis=1), params.seed)
-            )
+    average, parts = params.oracle.average_steps, 1 + len(COLOURS) * len(BURN_IN_STEPS)
+    long = labels(OWN, LONG_STEPS, LONG_STEPS, _part(progress, 0, parts))[0].mean(axis=1, keepdims=True)
+    rows: list[dict[str, Any]] = []
+    for start, burn_in in product(COLOURS, BURN_IN_STEPS):
+        pairs, steps = labels(start, burn_in, average, _part(progress, 1 + len(rows), parts))
+        rows.append(
+            {"start": start, "burn_in_steps": burn_in, "average_steps": average, "steps": steps, "frames": len(frames)}
+            | {"failed": int(np.isnan(pairs).any(axis=(1, 2, 3)).sum()), "signal": _rms(long)}
+            | _spread("between", pairs[:, :1] - pairs[:, 1:], params.seed)
+            | _spread("error", pairs - long, params.seed)
+        )
     return pd.DataFrame(rows)
 
 
@@ -129,29 +120,23 @@ def _labels(
     start: str,
     burn_in: int,
     average: int,
-    which: str,
-) -> tuple[Forces, int]:
-    """Forces on the beads, NaN for a frame without a label, and the steps that a label takes."""
-    name = f"burn-in {start} {burn_in} {average} {which}"
+    progress: Progress,
+) -> tuple[Pairs, int]:
+    """Two labels of each frame, NaN where there is none, and the steps that one takes."""
+    name, twice = f"burn-in {start} {burn_in} {average}", frames.take(np.repeat(np.arange(len(frames)), 2))
     settings: dict[str, Any] = {
         "force_field": params.force_field,
         "oracle": params.oracle.model_copy(
             update={"mode": "mean_force", "burn_in_steps": burn_in, "average_steps": average}
         ),
         "temperature_K": params.temperature_K,
-        "seeds": [derive_seed(params.seed, frame, name) for frame in range(len(frames))],
+        "seeds": [derive_seed(params.seed, frame, name) for frame in range(len(twice))],
         "workers": params.execution.oracle_workers,
         "scratch": scratch / name.replace(" ", "-"),
+        "progress": progress,
     }
     if start == OWN:
-        numbered = AtomFrames(
-            frames.pdb,
-            frames.positions,
-            frames.forces,
-            np.arange(len(frames), dtype=np.int32),
-            frames.time_ps,
-            frames.provenance,
-        )
+        numbered = replace(twice, trajectory=np.arange(len(twice), dtype=np.int32))
         result = oracle.relabel(numbered, **settings)
     else:
         chosen = params.backmapping.model_copy(update={"anneal_steps": ANNEAL_STEPS[start]})
@@ -162,15 +147,20 @@ def _labels(
             force_field=params.force_field,
             temperature_K=params.temperature_K,
         )
-        beads = np.asarray(coordinate_map(frames.topology)(frames.positions), dtype=np.float32)
+        beads = np.asarray(coordinate_map(frames.topology)(twice.positions), dtype=np.float32)
         result = oracle.label(beads, frames.pdb, rebuild=rebuild, rebuild_steps=chosen.steps, **settings)
-    forces = np.full((len(frames), len(force_map.matrix), 3), np.nan)
+    forces = np.full((len(twice), len(force_map.matrix), 3), np.nan)
     forces[result.labelled.trajectory] = force_map(result.labelled.forces)
-    return forces, round(result.steps / len(frames))
+    return forces.reshape(len(frames), 2, -1, 3), round(result.steps / len(twice))
 
 
-def _known(*labels: Forces) -> Any:
-    return np.isfinite(np.stack(labels)).all(axis=(0, 2, 3))
+def _part(whole: Progress, index: int, parts: int) -> Progress:
+    """Progress of one of several parts of the same length."""
+
+    def progress(done: int, total: int, note: str = "") -> None:
+        whole(index * total + done, parts * total, note)
+
+    return progress
 
 
 def _rms(differences: Float64[np.ndarray, "frames labels beads 3"]) -> float:
