@@ -4,8 +4,8 @@ The project is the folder that the worker's `CGAL_ROOT` names. Nothing heavy is 
 reads this module to make the forms.
 """
 
-import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Thread
 from time import monotonic
@@ -39,6 +39,9 @@ LEASE_S = 60.0
 
 LOG_INTERVAL_S = 15.0
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Files = dict[str, str] | None
+
 
 @flow(name="active-learning")
 def active_learning(
@@ -68,6 +71,7 @@ def active_learning(
     """
     root = _begin()
     from flows.active_learning import active_learning as run_campaign
+    from flows.campaign import campaign_closing
     from flows.dispatch import use_pools
     from flows.orphans import close_dead_runs, project_tag
     from flows.versioning import CampaignLock, Repository
@@ -80,7 +84,7 @@ def active_learning(
         close_dead_runs(root)
         name = _interrupted() or _next_of_series(Repository(root), campaign)
         _introduce(name, project_tag(root))
-        if not _closing(Repository(root), name):
+        if not campaign_closing(Repository(root), name):
             _open_campaign(root, campaign, name, form)
             use_pools()
             with tags(project_tag(root)):
@@ -109,39 +113,42 @@ def reference(protein: Name = "chignolin", workers: Annotated[int, Field(ge=1)] 
 
 
 @flow(name="train", flow_run_name="train-r{round_index:03d}")
-def train(campaign: Name, round_index: int, inputs: str) -> State[Any]:
+def train(campaign: Name, round_index: int, inputs: Sha256, files: Files = None) -> State[Any]:
     """Train the potential of a round; a campaign asks for it.
 
     Args:
         campaign: The campaign at work in the project.
         round_index: Its round.
-        inputs: Hash of what the stage depends on, which the worker must find in its project too.
+        inputs: Hash of what the stage depends on, which the worker must find too.
+        files: DVC hash of each input by its path, to be fetched from the DVC remote; none: they lie in the project.
     """
-    return _run_stage("train", campaign, round_index, inputs)
+    return _run_stage("train", campaign, round_index, inputs, files)
 
 
 @flow(name="simulate", flow_run_name="simulate-r{round_index:03d}")
-def simulate(campaign: Name, round_index: int, inputs: str) -> State[Any]:
+def simulate(campaign: Name, round_index: int, inputs: Sha256, files: Files = None) -> State[Any]:
     """Simulate with the potential of a round; a campaign asks for it.
 
     Args:
         campaign: The campaign at work in the project.
         round_index: Its round.
-        inputs: Hash of what the stage depends on, which the worker must find in its project too.
+        inputs: Hash of what the stage depends on, which the worker must find too.
+        files: DVC hash of each input by its path, to be fetched from the DVC remote; none: they lie in the project.
     """
-    return _run_stage("simulate", campaign, round_index, inputs)
+    return _run_stage("simulate", campaign, round_index, inputs, files)
 
 
 @flow(name="label", flow_run_name="label-r{round_index:03d}")
-def label(campaign: Name, round_index: int, inputs: str) -> State[Any]:
+def label(campaign: Name, round_index: int, inputs: Sha256, files: Files = None) -> State[Any]:
     """Rebuild and label the frames of a round on CUDA; a campaign asks for it when force_field.platform says so.
 
     Args:
         campaign: The campaign at work in the project.
         round_index: Its round.
-        inputs: Hash of what the stage depends on, which the worker must find in its project too.
+        inputs: Hash of what the stage depends on, which the worker must find too.
+        files: DVC hash of each input by its path, to be fetched from the DVC remote; none: they lie in the project.
     """
-    return _run_stage("label", campaign, round_index, inputs)
+    return _run_stage("label", campaign, round_index, inputs, files)
 
 
 def _begin() -> Path:
@@ -167,20 +174,13 @@ def _introduce(name: str, tag: str) -> None:
 
 
 def _next_of_series(repository: "Repository", first: str) -> str:
+    from flows.campaign import campaign_closing
+
     name, number = first, 1
-    while _closing(repository, name):
+    while campaign_closing(repository, name):
         number += 1
         name = f"{first}{number}"
     return name
-
-
-def _closing(repository: "Repository", campaign: str) -> str:
-    """Why a campaign is complete; "" when it is not."""
-    published = repository.published(campaign)
-    if not published:
-        return ""
-    selection = json.loads(repository.read_round_file(published[-1].tag, "round/selection.json"))
-    return str(selection["closing"])
 
 
 def _open_campaign(root: Path, series: str, name: str, form: dict[str, Any]) -> None:
@@ -214,26 +214,29 @@ def _first_seed(repository: "Repository", series: str, form: dict[str, Any], wor
     return int(form.get("seed", workspace.params.seed))
 
 
-def _run_stage(stage: str, campaign: str, round_index: int, inputs: str) -> State[Any]:
+def _run_stage(stage: str, campaign: str, round_index: int, inputs: str, files: Files) -> State[Any]:
     """Run a stage when the slot is free; a fault that the user must mend is the state "Refused"."""
     root = _begin()
-    from flows.dispatch import REFUSED, hash_inputs, hash_outputs, publish_result
+    from flows.dispatch import REFUSED, publish_result
     from flows.stages import run_stage
     from flows.terminal import describe
+    from flows.transport import hash_inputs, read_outputs, received, send_outputs
     from flows.workspace import Workspace
 
-    workspace = Workspace(root)
     try:
-        with concurrency(GPU_LIMIT, occupy=1, lease_duration=LEASE_S):
-            if hash_inputs(workspace, stage) != inputs:
-                raise BadFile(
-                    f"{root}: not the inputs of {stage} in round {round_index} of campaign {campaign}; let CGAL_ROOT "
-                    "of this worker name the campaign's project, on a file system that both see"
-                )
-            summary = run_stage(stage, workspace, _logged())
+        with received(root, stage, inputs, files) if files else nullcontext(Workspace(root)) as workspace:
+            with concurrency(GPU_LIMIT, occupy=1, lease_duration=LEASE_S):
+                if hash_inputs(workspace, stage) != inputs:
+                    raise BadFile(
+                        f"{root}: not the inputs of {stage} in round {round_index} of campaign {campaign}; let "
+                        "CGAL_ROOT of this worker name the campaign's project, on a file system that both see, or set "
+                        "execution.transport to dvc"
+                    )
+                summary = run_stage(stage, workspace, _logged())
+            outputs = send_outputs(root, workspace, stage) if files else read_outputs(workspace, stage)
+            publish_result(f"{stage}-r{round_index:03d}", summary, outputs)
     except CgalError as error:
         return Failed(name=REFUSED, message=str(error))
-    publish_result(f"{stage}-r{round_index:03d}", summary, hash_outputs(workspace, stage))
     return Completed(message=describe(summary))
 
 

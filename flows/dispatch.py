@@ -1,21 +1,19 @@
 """Who runs a stage: this process, or in a served campaign a worker of the pool `cgal-gpu`.
 
 A served campaign (`flows.deployed`) asks for its GPU stages as runs of their deployments, nested in its own graph, and
-waits for each. Only names, hashes and small numbers cross; the files lie in the project's folder, which both see. The
-hash of a stage's inputs is part of what identifies its run: a campaign that was killed and started again finds the run
-that it had asked for, at work or done, and a run that failed is not found again but followed by the next attempt.
+waits for each. Only names, hashes and small numbers cross; the files lie in the project's folder, which both see, or
+travel through a DVC remote (`flows.transport`). The hash of a stage's inputs is part of what identifies its run: a
+campaign that was killed and started again finds the run that it had asked for, at work or done, and a run that failed
+is not found again but followed by the next attempt.
 """
 
-import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from itertools import count
-from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 from uuid import UUID
 
-import yaml
 from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
@@ -30,19 +28,17 @@ from prefect.deployments import run_deployment
 from prefect.states import Cancelling
 
 from cgal.errors import CgalError
-from cgal.files import sha256
 from cgal.params import Params
 from cgal.progress import Progress
 from flows.orphans import project_tag
 from flows.stages import Summary, run_stage
+from flows.transport import Output, hash_inputs, is_there, send_inputs, take_outputs
 from flows.workspace import Workspace
 
 __all__ = [
     "REFUSED",
     "StageElsewhere",
     "StageLost",
-    "hash_inputs",
-    "hash_outputs",
     "perform_stage",
     "publish_result",
     "use_pools",
@@ -85,7 +81,6 @@ def _wants_gpu(stage: str, params: Params) -> bool:
 def _run_in_pool(stage: str, round_index: int, workspace: Workspace, progress: Progress) -> Summary:
     inputs = hash_inputs(workspace, stage)
     campaign = workspace.params.campaign.name
-    parameters = {"campaign": campaign, "round_index": round_index, "inputs": inputs}
     with get_client(sync_client=True) as client:
         for attempt in count():
             key = f"{project_tag(workspace.root)}/{campaign}/{stage}-r{round_index:03d}/{inputs}/{attempt}"
@@ -93,11 +88,21 @@ def _run_in_pool(stage: str, round_index: int, workspace: Workspace, progress: P
             if run is not None and _is_of_no_use(client, run, workspace, stage):
                 continue
             if run is None:
-                asked = run_deployment(f"{stage}/{stage}", parameters=parameters, idempotency_key=key, timeout=0)
-                assert isinstance(asked, FlowRun)
-                run = asked
+                run = _ask(stage, key, {"campaign": campaign, "round_index": round_index, "inputs": inputs}, workspace)
             return _result(client, _wait(client, run.id, progress), workspace, stage)
     raise AssertionError("count() has no end")
+
+
+def _ask(stage: str, key: str, parameters: dict[str, Any], workspace: Workspace) -> FlowRun:
+    if _ships(workspace):
+        parameters["files"] = send_inputs(workspace, stage)
+    asked = run_deployment(f"{stage}/{stage}", parameters=parameters, idempotency_key=key, timeout=0)
+    assert isinstance(asked, FlowRun)
+    return asked
+
+
+def _ships(workspace: Workspace) -> bool:
+    return workspace.params.execution.transport == "dvc"
 
 
 def _find(client: SyncPrefectClient, key: str) -> FlowRun | None:
@@ -106,12 +111,19 @@ def _find(client: SyncPrefectClient, key: str) -> FlowRun | None:
 
 
 def _is_of_no_use(client: SyncPrefectClient, run: FlowRun, workspace: Workspace, stage: str) -> bool:
-    """Whether a run of an earlier attempt has ended without the outputs that lie in the workspace."""
+    """Whether a run of an earlier attempt has ended without outputs that lie in the workspace or can be fetched."""
     if run.state is None or not run.state.is_final():
         return False
     if not run.state.is_completed():
         return True
-    return read_result(client, run.id)[1] != hash_outputs(workspace, stage)
+    outputs = read_result(client, run.id)[1]
+    if not _ships(workspace):
+        return not is_there(workspace, stage, outputs)
+    try:
+        take_outputs(workspace, stage, outputs)
+    except CgalError:
+        return True
+    return False
 
 
 def _wait(client: SyncPrefectClient, run_id: UUID, progress: Progress) -> FlowRun:
@@ -140,22 +152,24 @@ def _result(client: SyncPrefectClient, run: FlowRun, workspace: Workspace, stage
             raise CgalError(str(message))
         raise StageLost(f"{run.name} on {worker} ended as {name}: {message}")
     summary, outputs = read_result(client, run.id)
-    if outputs != hash_outputs(workspace, stage):
+    if _ships(workspace):
+        take_outputs(workspace, stage, outputs)
+    elif not is_there(workspace, stage, outputs):
         raise StageElsewhere(
             f"{run.name}: what {worker} wrote is not what lies in {workspace.round}; let CGAL_ROOT of that worker name "
-            "this project's folder, on a file system that both see"
+            "this project's folder, on a file system that both see, or set execution.transport to dvc"
         )
     return summary
 
 
-def publish_result(title: str, summary: Summary, outputs: dict[str, str]) -> None:
+def publish_result(title: str, summary: Summary, outputs: Mapping[str, Output]) -> None:
     """Show a stage's numbers and the hashes of its outputs on its run's page; the campaign reads them there."""
     rows = [{"what": name, "value": json.dumps(value)} for name, value in summary.items()]
-    rows += [{"what": path, "value": f"sha256 {digest}"} for path, digest in outputs.items()]
+    rows += [{"what": path, "value": str(output)} for path, output in outputs.items()]
     create_table_artifact(rows, key=f"{title}-result", description=f"{title}: numbers and outputs")
 
 
-def read_result(client: SyncPrefectClient, run_id: UUID) -> tuple[Summary, dict[str, str]]:
+def read_result(client: SyncPrefectClient, run_id: UUID) -> tuple[Summary, dict[str, Output]]:
     """Numbers of a completed stage run, and the hashes of its outputs by path (empty when it said none)."""
     found = client.read_artifacts(
         artifact_filter=ArtifactFilter(
@@ -167,48 +181,7 @@ def read_result(client: SyncPrefectClient, run_id: UUID) -> tuple[Summary, dict[
     outputs = {}
     for row in rows:
         if row["value"].startswith("sha256 "):
-            outputs[row["what"]] = row["value"].removeprefix("sha256 ")
+            outputs[row["what"]] = Output.parse(row["value"])
         else:
             summary[row["what"]] = json.loads(row["value"])
     return summary, outputs
-
-
-def hash_inputs(workspace: Workspace, stage: str) -> str:
-    """One hash of the files and params that `dvc.yaml` names as a stage's inputs.
-
-    Folders are left out: the manifest, an input too, holds the hashes of the shards.
-    """
-    described = _stage(workspace, stage)
-    files = [path for path in _paths(workspace, described["deps"]) if path.is_file()]
-    content = {
-        "files": {str(path.relative_to(workspace.root)): sha256(path) for path in sorted(files)},
-        "params": {key: _value(workspace.params, key) for key in described["params"]},
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def hash_outputs(workspace: Workspace, stage: str) -> dict[str, str]:
-    """Hash of each file that a stage has written, by its path in the project."""
-    described = _stage(workspace, stage)
-    files: list[Path] = []
-    for path in _paths(workspace, [*described.get("outs", []), *described.get("metrics", [])]):
-        files += [path] if path.is_file() else (file for file in path.rglob("*") if file.is_file())
-    return {file.relative_to(workspace.root).as_posix(): sha256(file) for file in sorted(files)}
-
-
-def _stage(workspace: Workspace, stage: str) -> dict[str, Any]:
-    pipeline = yaml.safe_load((workspace.root / "dvc.yaml").read_text())
-    described: dict[str, Any] = pipeline["stages"][stage]
-    return described
-
-
-def _paths(workspace: Workspace, names: list[str]) -> Iterator[Path]:
-    for name in names:
-        yield workspace.root / name.replace("${protein}", workspace.params.protein)
-
-
-def _value(params: Params, key: str) -> Any:
-    value: Any = params.model_dump(mode="json")
-    for name in key.split("."):
-        value = value[name]
-    return value

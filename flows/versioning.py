@@ -9,8 +9,10 @@ A round is restored with stock tools, `git checkout <name>/round-003 -- data.dvc
 and replayed by `dvc repro` after that.
 """
 
+import hashlib
 import logging
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -30,9 +32,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from cgal.errors import BadFile, CampaignLocked, VersioningError
-from cgal.files import read_json, write_bytes, write_json
+from cgal.files import atomic_write, read_json, write_bytes, write_json
 
-__all__ = ["BUNDLED_REMOTE", "CampaignLock", "PublishedRound", "Repository"]
+__all__ = ["BUNDLED_REMOTE", "CampaignLock", "PublishedRound", "RemoteUnreachable", "Repository"]
 
 BUNDLED_REMOTE = "bundled"
 """DVC remote that travels inside the repository (`.dvc/bundled`) and holds the seed; `publish` never pushes to it."""
@@ -59,6 +61,10 @@ LOCK_WAIT_S = 120.0
 """DVC waits 3 s for its lock; someone's `dvc status` or `dvc push` may take longer."""
 
 NO_OBJECT = "0" * 40
+
+
+class RemoteUnreachable(Exception):
+    """A DVC remote did not answer, or broke off; another attempt may succeed."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,7 @@ class Repository:
         contents = {path: self.read_round_file(tag, path) for path in ROUND_FILES}
         try:
             with self._replaced(contents):
-                self._dvc(lambda repo: repo.checkout())
+                self._dvc(lambda repo: _check_out(repo, self.root))
         except VersioningError as error:
             raise VersioningError(
                 f"{tag} is not restored, all is as it was: {error} (unsaved files: finish the round with 'cgal run' or "
@@ -202,7 +208,7 @@ class Repository:
         with self._replaced({"data.dvc": content}):
             self._fetch()
             self._require_protein(protein, revision)
-            self._dvc(lambda repo: repo.checkout(targets=[target], force=True))
+            self._dvc(lambda repo: _check_out(repo, self.root, targets=[target], force=True))
         self.record_data()
 
     def pull_bundled(self) -> None:
@@ -228,6 +234,74 @@ class Repository:
         """Put `data/` into the bundled remote (`dvc add data && dvc push -r bundled data.dvc`), for a commit of it."""
         self.record_data()
         self._dvc(lambda repo: repo.push(targets=[self._path("data.dvc")], remote=BUNDLED_REMOTE))
+
+    # Files by their hash, for another clone
+
+    @property
+    def transport_remote(self) -> str:
+        """Name of the DVC remote through which clones exchange files; raises VersioningError when it is not clear."""
+        remotes = self._dvc(_own_remotes)
+        if len(remotes) != 1:
+            there = f"several DVC remotes ({', '.join(remotes)})" if remotes else "no DVC remote"
+            raise VersioningError(
+                f"execution.transport is dvc, and {self.root} has {there}; name one that campaign and workers reach: "
+                "'dvc remote add --default NAME URL', the same in each clone"
+            )
+        return remotes[0]
+
+    def keep_files(self, paths: Sequence[Path]) -> list[str]:
+        """Copy files into the DVC cache, those that it lacks; give their DVC hashes."""
+        hashes = [_md5(path) for path in paths]
+        self._dvc(lambda repo: repo.cache.local.add([str(path) for path in paths], repo.fs, hashes))
+        return hashes
+
+    def push_files(self, hashes: Sequence[str]) -> int:
+        """Push files from the cache to the remote, those that it lacks; give their number.
+
+        Raises RemoteUnreachable when that does not work.
+        """
+        return self._exchange("push", hashes)
+
+    def fetch_files(self, hashes: Sequence[str]) -> None:
+        """Fetch files into the cache, those that it lacks; raises RemoteUnreachable, or VersioningError without them.
+
+        Their content is held against their hash when they are copied out of the cache, see `place_file`.
+        """
+        self._exchange("pull", hashes)
+        missing = self._dvc(lambda repo: [digest for digest in hashes if not repo.cache.local.exists(digest)])
+        if missing:
+            raise VersioningError(
+                f"DVC remote {self.transport_remote} has no {', '.join(missing)}; let 'dvc remote list' say the same "
+                "place in each clone, and prune a remote only while no campaign is at work"
+            )
+
+    def place_file(self, digest: str, path: Path) -> None:
+        """Copy a file out of the cache, atomically; raises VersioningError when its content has another hash.
+
+        The cache then forgets it, so that the next attempt fetches it anew.
+        """
+        held = Path(self._dvc(lambda repo: repo.cache.local.oid_to_path(digest)))
+        with atomic_write(path) as temporary:
+            shutil.copyfile(held, temporary)
+            if (found := _md5(temporary)) != digest:
+                held.unlink()
+                raise VersioningError(f"{path} is not placed: what came as {digest} has the hash {found}; try again")
+
+    def _exchange(self, way: str, hashes: Sequence[str]) -> int:
+        remote = self.transport_remote
+
+        def move(repo: Any) -> int:
+            objects = {_dvc_tools().hash("md5", digest) for digest in hashes}
+            place = repo.cloud.get_remote_odb(remote, way)  # what is wrong in the configuration is said here
+            try:
+                moved, failed = getattr(repo.cloud, way)(objects, odb=place)
+            except Exception as error:  # a remote's client may raise anything
+                raise RemoteUnreachable(f"DVC remote {remote} does not answer: {_reason(error)}") from error
+            if failed:
+                raise RemoteUnreachable(f"DVC remote {remote} broke off: {len(failed)} of {len(objects)} files left")
+            return len(moved)
+
+        return self._dvc(move)
 
     # Checks
 
@@ -490,8 +564,32 @@ def _share_cache(repo: Any, cache: str) -> None:
         settings["cache"]["dir"] = cache
 
 
+def _check_out(repo: Any, root: Path, **options: Any) -> None:
+    """Do `dvc checkout`, after a look at where it would write: DVC follows names that lead out of the project.
+
+    They come from a tag, and from the list of a folder's files that its remote holds: from whoever may write those.
+    """
+    for output in repo.index.outs:
+        if not _stays_inside(output, root):
+            raise VersioningError(f"{output}: names files outside of {root}; whoever wrote that is not to be trusted")
+    repo.checkout(**options)
+
+
+def _stays_inside(output: Any, root: Path) -> bool:
+    if not Path(os.path.normpath(output.fs_path)).is_relative_to(root):
+        return False
+    is_folder = output.hash_info and output.hash_info.isdir
+    return not (is_folder and any(".." in key for key, _, _ in output.get_obj() or ()))
+
+
 def _only_output(repo: Any, path: str) -> Any:
     return repo.find_outs_by_path(path)[0]
+
+
+def _md5(path: Path) -> str:
+    """Hash by which DVC calls a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _own_remotes(repo: Any) -> list[str]:
@@ -512,6 +610,7 @@ class _DvcTools(NamedTuple):
     locked: type[Exception]
     damaged: tuple[type[Any], ...]
     errors: tuple[type[Exception], ...]
+    hash: Any
 
 
 @cache
@@ -523,11 +622,17 @@ def _dvc_tools() -> _DvcTools:
     from dvc.lock import LockError
     from dvc.repo import Repo, lock_repo
     from dvc.utils.strictyaml import YAMLSyntaxError, YAMLValidationError
+    from dvc_data.hashfile.hash_info import HashInfo
 
     for name in ("dvc", "dvc_data", "dvc_objects"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return _DvcTools(
-        Repo, lock_repo, LockError, (YAMLSyntaxError, YAMLValidationError), (DvcException, OSError, sqlite3.Error)
+        Repo,
+        lock_repo,
+        LockError,
+        (YAMLSyntaxError, YAMLValidationError),
+        (DvcException, OSError, sqlite3.Error),
+        HashInfo,
     )
 
 
