@@ -19,6 +19,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from cgal.errors import BadFile, CgalError, VersioningError
 from flows.pools import worker_name
+from flows.settings import NO_TELEMETRY
 from flows.transport import Output, hash_inputs, read_outputs, received, send_inputs, send_outputs, take_outputs
 from flows.versioning import RemoteUnreachable, Repository
 from flows.workspace import Workspace
@@ -358,7 +359,7 @@ def test_a_campaign_whose_gpu_worker_has_another_clone_ends_with_the_same_bytes(
     clone = make_clone(campaign, tmp_path / "clone")
     before = git_state(clone)
     with running_s3() as s3:
-        environment = clean_environment() | KEYS | {"AWS_ENDPOINT_URL": s3}
+        environment = clean_environment() | NO_TELEMETRY | KEYS | {"AWS_ENDPOINT_URL": s3}
         make_bucket(environment)
         with two_clones(campaign, clone, environment) as client:
             said, _ = embedded.communicate(timeout=600)
