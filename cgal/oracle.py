@@ -43,7 +43,7 @@ from cgal.progress import Progress, silent
 from cgal.randomness import derive_seed
 from cgal.workers import Announce, FanOut, Outcome, run_in_processes
 
-__all__ = ["Failure", "OracleResult", "Rebuild", "check_quorum", "continue_md", "label", "relabel", "steps_per_pick"]
+__all__ = ["Failure", "OracleResult", "Rebuild", "check_quorum", "label", "relabel", "run_md", "steps_per_pick"]
 
 type Rebuild = Callable[..., Float32[np.ndarray, "atoms 3"]]
 """`rebuild(beads, seed=seed)` gives warm all-atom positions [nm] for C-alpha beads [nm]; picklable."""
@@ -240,25 +240,30 @@ def relabel(
     return replace(result, labelled=labelled)
 
 
-def continue_md(
-    frames: AtomFrames,
-    steps: int,
+def run_md(
+    structure: str,
+    starts: Float32[np.ndarray, "runs atoms 3"],
     *,
+    steps: int,
+    stride: int,
+    equilibration_steps: int = 0,
     force_field: ForceFieldParams,
     oracle: OracleParams,
     temperature_K: float,
-    seed: int,
+    seeds: Sequence[int],
+    workers: int,
     scratch: Path,
     progress: Progress = silent,
 ) -> OracleResult:
-    """Run plain all-atom dynamics on from the last frame, and keep a frame with its forces every `free_stride` steps.
+    """Plain all-atom dynamics from each start [nm], in the atom order of `structure` (PDB text).
 
-    The control without active learning: what the same steps would have brought otherwise. See `label` for `scratch`
-    and errors; a run that was killed begins anew.
+    A run keeps a frame with its forces every `stride` steps, from the end of its equilibration on; `trajectory` is the
+    index of the run. See `label` for `seeds`, `scratch` and errors; a run that was killed begins anew.
     """
-    plain = oracle.model_copy(update={"mode": "free", "burn_in_steps": 0, "average_steps": steps})
-    recipe = Recipe(frames.pdb, None, force_field, plain, temperature_K, scratch)
-    return _run([Task(0, frames.positions[-1], seed)], recipe, 1, progress)
+    update = {"mode": "free", "burn_in_steps": equilibration_steps, "average_steps": steps, "free_stride": stride}
+    recipe = Recipe(structure, None, force_field, oracle.model_copy(update=update), temperature_K, scratch)
+    tasks = [Task(run, start, int(seed)) for run, (start, seed) in enumerate(zip(starts, seeds, strict=True))]
+    return _run(tasks, recipe, workers, progress)
 
 
 def check_quorum(result: OracleResult, requested: int, params: OracleParams) -> None:

@@ -200,6 +200,31 @@ def import_(
 
 
 @app.command()
+def seed(
+    protein: Annotated[str | None, typer.Argument(help="Another protein than that of params.yaml.")] = None,
+    root: Root = HERE,
+    runs: Annotated[int, typer.Option(min=1, help="Runs, each with velocities of its own.")] = 10,
+    length_ps: Annotated[float, typer.Option(min=0.1, help="Length of each.")] = 25.0,
+    equilibration_ps: Annotated[float, typer.Option(min=0.0, help="What each leaves out first.")] = 5.0,
+    spacing_ps: Annotated[float, typer.Option(min=0.01, help="Time between frames.")] = 1.0,
+    confine_nm: Annotated[
+        float | None, typer.Option(help="Seed frames lie this close to the structure (CA RMSD).")
+    ] = None,
+    mean_force: Annotated[bool, typer.Option(help="Let the oracle label the seed with mean forces.")] = True,
+) -> None:
+    """Make the seed from data/<protein>/structure.pdb, by short all-atom runs in params.yaml's force field."""
+    root = _open(root)
+    from flows.importing import SeedRuns, make_seed
+    from flows.versioning import CampaignLock, Repository
+    from flows.workspace import Workspace
+
+    plan = SeedRuns(runs, length_ps, equilibration_ps, spacing_ps, confine_nm)
+    with CampaignLock(root, "seed"):
+        make_seed(Workspace(root, protein), plan, mean_force=mean_force)
+        Repository(root).record_data()
+
+
+@app.command()
 def reference(
     protein: Annotated[str | None, typer.Argument(help="Another protein than that of params.yaml.")] = None,
     root: Root = HERE,

@@ -1,21 +1,26 @@
-"""Setting up a protein: an all-atom trajectory becomes reference, start structure, seed and first shard."""
+"""Setting up a protein: an all-atom trajectory becomes reference, start structure, seed and first shard.
+
+Without a trajectory, the seed comes from short runs from the structure, and the reference from `cgal reference`.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from cgal.dataset import prepare, reset
 from cgal.errors import EmptyTrajectory
 from cgal.files import write_text
-from cgal.frames import AtomFrames
+from cgal.frames import AtomFrames, read_pdb_text
 from cgal.importing import as_reference, confine, import_trajectory, medoid, structure_pdb
 from cgal.mapping import coordinate_map
-from cgal.oracle import relabel
+from cgal.oracle import check_quorum, relabel, run_md
 from cgal.randomness import derive_seed
 from flows.terminal import console, stage_bar
 from flows.workspace import Workspace
 
-__all__ = ["SeedWindow", "import_protein"]
+__all__ = ["SeedRuns", "SeedWindow", "import_protein", "make_seed"]
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,59 @@ def import_protein(
     as_reference(frames).save(workspace.data / "reference.h5")
     (workspace.data / "reference.json").unlink(missing_ok=True)  # it tells of another one
     write_text(workspace.data / "structure.pdb", structure_pdb(seed, centre))
+    _save_seed(workspace, seed, mean_force=mean_force)
+    console.print(f"{workspace.data}: {len(frames)} reference frames, {len(seed)} seed frames")
+
+
+@dataclass(frozen=True)
+class SeedRuns:
+    """Short all-atom runs from the structure: how many, their length, what each leaves out first, between frames."""
+
+    runs: int
+    length_ps: float
+    equilibration_ps: float
+    spacing_ps: float
+    confine_nm: float | None
+
+
+def make_seed(workspace: Workspace, plan: SeedRuns, *, mean_force: bool) -> None:
+    """Write the seed of `data/<protein>/` from runs in the force field and at the temperature of params.yaml.
+
+    The frames, at most `confine_nm` from the structure in C-alpha RMSD, become `seed.h5`; what follows, and what is
+    lost, is as with `import_protein`. The reference, if there is one, stays. Raises BadStructure or BadParams.
+    """
+    params, timestep_ps = workspace.params, workspace.params.force_field.timestep_ps
+    start = np.asarray(read_pdb_text(workspace.structure).xyz, dtype=np.float32)
+    with stage_bar("seed runs") as progress:
+        result = run_md(
+            workspace.structure,
+            np.repeat(start, plan.runs, axis=0),
+            steps=round(plan.length_ps / timestep_ps),
+            stride=round(plan.spacing_ps / timestep_ps),
+            equilibration_steps=round(plan.equilibration_ps / timestep_ps),
+            force_field=params.force_field,
+            oracle=params.oracle,
+            temperature_K=params.temperature_K,
+            seeds=[derive_seed(params.seed, 0, "seed run", run) for run in range(plan.runs)],
+            workers=params.execution.oracle_workers,
+            scratch=workspace.scratch("seed-runs"),
+            progress=progress,
+        )
+    check_quorum(result, plan.runs, params.oracle)
+    seed = result.labelled
+    if plan.confine_nm is not None:
+        seed = confine(seed, coordinate_map(seed.topology)(start)[0], plan.confine_nm)
+    reset(workspace.data)
+    _save_seed(workspace, seed, mean_force=mean_force)
+    console.print(f"{workspace.data}: {len(seed)} seed frames of {len(result.labelled)}, {result.steps:,} steps")
+
+
+def _save_seed(workspace: Workspace, seed: AtomFrames, *, mean_force: bool) -> None:
     seed.save(workspace.data / "seed.h5")
     (workspace.data / "seed_labels.h5").unlink(missing_ok=True)
     if mean_force:
         _label(workspace, seed)
-    prepare(workspace.data, params)
-    console.print(f"{workspace.data}: {len(frames)} reference frames, {len(seed)} seed frames")
+    prepare(workspace.data, workspace.params)
 
 
 def _seed(frames: AtomFrames, window: SeedWindow) -> tuple[AtomFrames, int]:

@@ -212,13 +212,17 @@ def continue_seed(workspace: Workspace, progress: Progress) -> int:
     params, steps, origin = workspace.params, workspace.params.campaign.continued_md_steps, "continued all-atom MD"
     if origin in (shard.origin for shard in load_manifest(workspace.data).shards):
         return steps
-    result = oracle.continue_md(
-        AtomFrames.load(workspace.data / "seed.h5"),
-        steps,
+    seed = AtomFrames.load(workspace.data / "seed.h5")
+    result = oracle.run_md(
+        seed.pdb,
+        seed.positions[-1:],
+        steps=steps,
+        stride=params.oracle.free_stride,
         force_field=params.force_field,
         oracle=params.oracle,
         temperature_K=params.temperature_K,
-        seed=derive_seed(params.seed, 0, "continue"),
+        seeds=[derive_seed(params.seed, 0, "continue")],
+        workers=1,
         scratch=workspace.scratch("continue"),
         progress=progress,
     )
