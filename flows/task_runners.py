@@ -174,10 +174,15 @@ def _connect(runner: Any, root: Path) -> None:
         raise BadParams(f"no {jobs.submit_command} on the PATH; run the worker of cgal-cpu where jobs can be submitted")
     try:
         _ = runner.client
-    except (TypeError, ValueError) as error:
-        raise BadFile(f"{root / CLUSTER_FILE}: {error}; docs/cluster.yaml is an example") from error
-    except OSError as error:
-        raise ClusterUnreachable(f"no Dask scheduler at {runner.address}: {error}") from error
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = _root(error)
+        if isinstance(reason, TypeError | ValueError):
+            raise BadFile(f"{root / CLUSTER_FILE}: {reason}; docs/cluster.yaml is an example") from error
+        raise ClusterUnreachable(f"no Dask scheduler at {runner.address or 'hand'}: {reason}") from error
+
+
+def _root(error: BaseException) -> BaseException:
+    return _root(error.__cause__) if error.__cause__ else error
 
 
 def _submit(runner: Any, attempt: Callable[[], tuple[str, str, str]], title: str) -> Any:

@@ -5,7 +5,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.testing.utilities import prefect_test_harness
 
 from cgal.dataset import load_manifest, load_shards, prepare
-from cgal.errors import BadFile, BadParams, CgalError
+from cgal.errors import BadFile, BadParams
 from cgal.frames import CGTrajectory
 from cgal.progress import Progress, silent
 from cgal.reference.sampling import Recipe, explore, relax, swarm
@@ -34,6 +34,7 @@ from flows.task_runners import CLUSTER_FILE, ClusterUnreachable, fanning_out, ta
 from flows.workspace import Workspace
 from tests.conftest import REPOSITORY, make_copy
 from tests.test_reference import FORCE_FIELD, TINY, contents
+from tests.test_workers import work
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -134,20 +135,6 @@ def run_tasks(root: Path, work: Any, tasks: list[str]) -> dict[str, tuple[str, s
     return run()
 
 
-def work(task: str, attempt: int, announce: Callable[[str], None], *, folder: Path) -> None:
-    """Do what the task's name says, leaving a file for each try."""
-    announce("at work")
-    (folder / f"{task}-{attempt}").touch()
-    if task == "hopeless":
-        error = CgalError("whatever the seed")
-        error.hopeless = True
-        raise error
-    if task == "fails":
-        raise ValueError("this cannot be")
-    if task == "disk":
-        raise BadFile("disk full")
-
-
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "params.yaml").write_text("execution: {task_runner: threads}\n")
@@ -163,7 +150,8 @@ def test_tasks_that_fail_are_tried_as_often_as_by_processes(project: Path) -> No
         "fails": ("at work", "ValueError: this cannot be"),
         "hopeless": ("at work", "whatever the seed"),
     }
-    assert sorted(path.name for path in tries.iterdir()) == ["fails-0", "fails-1", "good-0", "hopeless-0"]
+    names = sorted(path.name.rpartition("-")[0] for path in tries.iterdir())
+    assert names == ["fails-0", "fails-1", "good-0", "hopeless-0"]
     with pytest.raises(BadFile, match="disk full"):
         run_tasks(project, partial(work, folder=tries), ["disk"])
 
@@ -193,7 +181,7 @@ def test_reference_trajectories_on_a_dask_scheduler_have_the_same_bytes(tmp_path
             for make in (explore, relax, swarm):
                 assert make(there, workers=2, fan_out=fan_out) == ()
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
         choose(tmp_path, "dask_address", {"address": cluster.scheduler_address})
         run()
     for make in (explore, relax, swarm):
@@ -262,14 +250,10 @@ def test_tasks_run_in_jobs_of_slurm(project: Path, monkeypatch: pytest.MonkeyPat
     choose(project, "dask_slurm", {"cores": 1, "processes": 1, "memory": "8GB", "interface": "lo",
                                    "local_directory": str(project)})  # fmt: skip
     tries = project / "tries"
-    found = run_tasks(project, partial(announce_job, folder=tries), ["good", "better"])
-    assert found == {"good": ("in SLURM's job", None), "better": ("in SLURM's job", None)}
+    found = run_tasks(project, partial(work, folder=tries), ["good", "better"])
+    assert found == {"good": ("at work", None), "better": ("at work", None)}
+    assert "Starting established connection to tls://127.0.0.1" in (project / "job.log").read_text()
     wait_for_no_job(project)
-
-
-def announce_job(task: str, attempt: int, announce: Callable[[str], None], *, folder: Path) -> None:
-    command = " ".join(psutil.Process(os.getppid()).cmdline())
-    announce("in SLURM's job" if "dask_worker" in command else command)
 
 
 def wait_for_no_job(project: Path) -> None:
