@@ -88,11 +88,13 @@ def test_a_lost_project_comes_back_from_a_bundle_and_the_remote(root: Path, tmp_
     shutil.rmtree(root)
 
     shell(tmp_path, f"git clone -q {bundle} work")
+    shell(root, "git fetch -q origin 'refs/heads/campaign/*:refs/heads/campaign/*'")
     shell(root, f"dvc remote add -q --local --default lab {tmp_path / 'lab'}")
     shell(root, f"git checkout -q {TAGS[1]} -- data.dvc dvc.lock params.yaml && dvc pull -q --force")
     shell(root, "dvc fetch -q --all-tags")
 
     assert {tag: restored(root, tag) for tag in TAGS} == rounds
+    assert shell(root, "git rev-parse campaign/demo") == shell(root, f"git rev-parse {TAGS[1]}")
 
 
 def test_a_database_in_use_is_copied_whole(tmp_path: Path) -> None:
