@@ -1,0 +1,101 @@
+"""Workers that nobody supervises, as under systemd or in containers, when the Prefect server is away for a while."""
+
+import os
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from flows.serve import prefect_command, worker_command
+from flows.versioning import Repository
+from tests.served import Served, alive, clean_environment, end_with_parent, free_port, wait_until
+from tests.test_faults import UNFINISHED, is_at
+from tests.test_killed import start
+
+AWAY_S = 30.0
+
+
+@contextmanager
+def running(command: list[str], environment: Mapping[str, str], log: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Run a program in a group of its own, which ends with the test however that ends."""
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            text=True,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/api/health", timeout=10):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_campaign_outlives_a_server_that_is_away_for_half_a_minute(make_project: Callable[..., Path]) -> None:
+    """Killed in training, back after 30 s: nobody else is started again, and nothing has been lost."""
+    short = {"name": "small", "rounds": 0}
+    undisturbed = make_project("undisturbed", campaign=short)
+    root = make_project("disturbed", campaign=short, execution={"retries": 2, "retry_delay_s": 0.5})
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    environment = clean_environment() | {
+        "PREFECT_HOME": str(root / ".cgal" / "prefect"),
+        "PREFECT_API_URL": f"{address}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    (root / ".cgal" / "prefect").mkdir(parents=True)
+    with ExitStack() as stack:
+        server = running(prefect_command(port=port), environment, root / ".cgal" / "server.log")
+        with server as process:
+            wait_until(lambda: answers(address), "the server", 300)
+            for pool in ("cgal-cpu", "cgal-gpu"):
+                command = worker_command(root, pool)
+                worker = stack.enter_context(running(command, environment, root / ".cgal" / f"{pool}.log"))
+                served = Served(root, address, "", worker)
+                check = [*command, "--check"]
+                wait_until(lambda check=check: subprocess.run(check, env=environment).returncode == 0, pool, 300)
+            served.start("active-learning", campaign="small", rounds=0)
+            wait_until(lambda: is_at(served, "train-r000"), "training", 300)
+            os.killpg(process.pid, signal.SIGKILL)
+        away = time.monotonic()
+        expected = start(undisturbed)
+        assert expected.communicate()[0]
+        time.sleep(max(0.0, AWAY_S - (time.monotonic() - away)))
+        with running(prefect_command(port=port), environment, root / ".cgal" / "server.log"):
+            wait_until(lambda: answers(address), "the server again", 300)
+            wait_until(lambda: Repository(root).is_published("small", 0), "the closing round", 300)
+            wait_until(lambda: not unfinished(served), "the end of all runs", 300)
+            stack.close()
+    assert not alive(root)
+    found, wanted = (Repository(folder).published_round("small", 0) for folder in (root, undisturbed))
+    assert (found.data_md5, found.model_md5) == (wanted.data_md5, wanted.model_md5)
+
+
+def unfinished(served: Served) -> list[str]:
+    with served.client() as client:
+        runs = [*client.read_flow_runs(), *client.read_task_runs()]
+        return [f"{run.name}: {run.state_name}" for run in runs if run.state_type in UNFINISHED]
