@@ -252,3 +252,11 @@ def test_mlflow_answers_to_the_names_that_containers_call_it(lab: Lab, host: str
     """A page elsewhere that leads its own name to this address reads nothing."""
     path = "/api/2.0/mlflow/experiments/get?experiment_id=0"
     assert status(lab.served.mlflow + path, f"lab:{SECRETS['mlflow-page']}", Host=host) == expected
+
+
+def test_a_worker_refuses_inputs_that_are_not_in_its_folder(lab: Lab) -> None:
+    """Before it computes; the run says what to do."""
+    run = lab.served.wait_for(lab.served.start("train", campaign="small", round_index=0, inputs="0" * 64))
+    assert run.state is not None
+    assert run.state.name == "Refused"
+    assert "let CGAL_ROOT of this worker name the campaign's project" in str(run.state.message)
