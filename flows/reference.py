@@ -230,11 +230,14 @@ def _distances(
         for values, side in zip(sides, (one, other), strict=True)
     ]
     table = estimators(params.maximum_frames)
-    found = {
-        mode: {metric: table[mode][metric].value(samples[0][metric], samples[1][metric]) for metric in METRICS}
-        for mode in MODES
-    }
-    if not all(np.isfinite(value) for values in found.values() for value in values.values()):
+    try:
+        found = {
+            mode: {metric: table[mode][metric].value(samples[0][metric], samples[1][metric]) for metric in METRICS}
+            for mode in MODES
+        }
+    except np.linalg.LinAlgError:  # two frames, say, span no plane
+        found = {}
+    if not found or not all(np.isfinite(value) for values in found.values() for value in values.values()):
         raise SamplingError("too few frames of a half have weight for a density; sample longer")
     return found
 
