@@ -296,9 +296,10 @@ def burn_in(
     root = _open(root)
     from flows.burn_in import RECORDS, burn_in_table, write_burn_in
     from flows.terminal import console, stage_bar
+    from flows.versioning import CampaignLock
     from flows.workspace import Workspace
 
-    with stage_bar("burn-in") as progress:
+    with CampaignLock(root, "burn-in"), stage_bar("burn-in") as progress:
         found = write_burn_in(Workspace(root), frames, progress)
     console.print(burn_in_table(found))
     console.print(f"records: {root / 'docs' / 'results' / RECORDS}")

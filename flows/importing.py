@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from cgal.dataset import prepare, reset
-from cgal.errors import EmptyTrajectory
+from cgal.errors import BadParams, EmptyTrajectory
 from cgal.files import write_text
 from cgal.frames import AtomFrames, read_pdb_text
 from cgal.importing import as_reference, confine, import_trajectory, medoid, structure_pdb
@@ -86,6 +86,11 @@ def make_seed(workspace: Workspace, plan: SeedRuns, *, mean_force: bool) -> None
     lost, is as with `import_protein`. The reference, if there is one, stays. Raises BadStructure or BadParams.
     """
     params, timestep_ps = workspace.params, workspace.params.force_field.timestep_ps
+    if plan.length_ps < plan.spacing_ps or plan.spacing_ps < timestep_ps:
+        raise BadParams(
+            f"runs of {plan.length_ps} ps with a frame every {plan.spacing_ps} ps: the spacing must lie between "
+            f"force_field.timestep_ps ({timestep_ps} ps) and the length"
+        )
     start = np.asarray(read_pdb_text(workspace.structure).xyz, dtype=np.float32)
     with stage_bar("seed runs") as progress:
         result = run_md(

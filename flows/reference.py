@@ -1,6 +1,5 @@
 """The ground truth: all-atom sampling that may take days and be killed at any time, then weights, tests and floor."""
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
@@ -274,8 +273,9 @@ def _tempering_note(summary: dict[str, Any]) -> str:
     tempering, by_model = summary["tempering"], summary["folded_by_model"]
     if tempering is None:
         return ""
+    memory = "unknown" if tempering["memory"] is None else f"{tempering['memory']:.2f}"
     return (
-        f"{tempering['round_trips']} round trips of parallel tempering (memory {tempering['memory'] or math.nan:.2f}), "
+        f"{tempering['round_trips']} round trips of parallel tempering (memory {memory}), "
         "which gives the weights (the Markov model says "
         f"folded {by_model['value']:.2f} [{by_model['low']:.2f}, {by_model['high']:.2f}]); "
     )

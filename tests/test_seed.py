@@ -38,6 +38,14 @@ def test_seed_comes_from_runs_of_their_own_and_the_same_ones_each_time(make_proj
     assert {path.name: path.read_bytes() for path in data.glob("*.h5")} == first
 
 
+def test_runs_shorter_than_their_spacing_change_nothing(make_project: Callable[..., Path]) -> None:
+    project = make_project()
+    before = {path: path.read_bytes() for path in (project / "data").rglob("*") if path.is_file()}
+    done = CliRunner().invoke(app, ["seed", "--root", str(project), "--length-ps", "0.5", "--spacing-ps", "1"])
+    assert "spacing must lie between" in str(done.exception)
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_a_missing_structure_is_named(make_project: Callable[..., Path]) -> None:
     done = CliRunner().invoke(app, ["seed", "missing", "--root", str(make_project())])
     assert done.exit_code != 0
