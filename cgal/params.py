@@ -231,21 +231,6 @@ class ReferenceParams(Section):
     trajectory_ns: Positive = Field(2.0, description="length of each; raising it extends them")
     segment_ps: Positive = Field(200.0, description="a killed run loses at most this much of each trajectory at work")
     spacing_ps: Positive = Field(2.0, description="time between stored frames")
-    tempering_ensembles: Annotated[int, Field(ge=0)] = Field(
-        6, description="independent runs of parallel tempering, which give the states' populations; 0: the swarm does"
-    )
-    tempering_replicas: Annotated[int, Field(ge=2)] = Field(
-        8, description="of an ensemble, geometrically from temperature_K to tempering_hot_temperature_K"
-    )
-    tempering_hot_temperature_K: Positive = Field(
-        650.0, description="of the hottest replica: there a chain must forget its fold in the picoseconds that it stays"
-    )
-    tempering_ns: Positive = Field(1.5, description="length of each replica; raising it extends them")
-    tempering_segment_ps: Positive = Field(20.0, description="of each replica; a killed run loses at most this much")
-    exchange_ps: Positive = Field(0.2, description="time between exchanges of neighbours, and between stored frames")
-    tempering_discard_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.1, description="share of each ensemble that its starts still bias"
-    )
     tica_lag_ps: Positive = Field(100.0, description="of the coordinates that the Markov model's states are made in")
     tica_dimensions: Annotated[int, Field(ge=2)] = Field(4, description="slow coordinates")
     states: Annotated[int, Field(ge=2)] = Field(100, description="k-means clusters in them")

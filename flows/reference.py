@@ -19,14 +19,13 @@ from cgal.benchmark.wasserstein import METRICS, Sample, estimators
 from cgal.errors import SamplingError
 from cgal.files import sha256, write_json
 from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
-from cgal.params import BenchmarkParams, Params, ReferenceParams
+from cgal.params import BenchmarkParams, Params
 from cgal.progress import Progress, silent
 from cgal.randomness import derive_generator
 from cgal.reference.analysis import Analysis, analyse, summarise
 from cgal.reference.figures import plot_floor, plot_reference
 from cgal.reference.msm import prefix, thin, weigh
 from cgal.reference.sampling import Loss, Recipe, explore, load_swarm, relax, swarm
-from cgal.reference.tempering import load_tempering, temper
 from flows.orphans import close_dead_runs, project_tag
 from flows.sampling import recipe_of, sampling_lock
 from flows.steps import worth_retrying
@@ -58,7 +57,7 @@ def reference(root: Path, protein: str, workers: int, *, preview: bool = False) 
     workspace = Workspace(root, protein)
     recipe = recipe_of(workspace)
     losses: list[Loss] = []
-    for name, make in (("explore", explore), ("relax", relax), ("temper", temper), ("sample", swarm)):
+    for name, make in (("explore", explore), ("relax", relax), ("sample", swarm)):
         if not preview:
             losses += _step(name, _sampling(name, make, workspace), workspace)(recipe, workers)
     summary: dict[str, Any] = _step("weigh", _weigh, workspace)(workspace, recipe, tuple(losses), preview)
@@ -106,20 +105,11 @@ def _weigh(workspace: Workspace, recipe: Recipe, losses: Sequence[Loss], preview
     params = workspace.params
     figures = workspace.root / "report" / "reference" / workspace.data.name
     with stage_bar("weigh") as progress:
-        tempering, exchanges = load_tempering(recipe) or (None, None)
-        found = analyse(
-            load_swarm(recipe),
-            _native(recipe),
-            params.reference,
-            tempering=tempering,
-            exchanges=exchanges,
-            seed=params.seed,
-            progress=progress,
-        )
+        found = analyse(load_swarm(recipe), _native(recipe), params.reference, seed=params.seed, progress=progress)
     plot_reference(found, params.reference, figures)
     truth = thin(found.swarm, params.reference.frames)
     with stage_bar("floor") as progress:
-        fallen = floors(found.swarm, truth, params, progress, tempering=tempering)
+        fallen = floors(found.swarm, truth, params, progress)
     plot_floor(fallen, params.benchmark.mode, figures)
     summary = _summary(workspace, found, fallen, losses)
     if preview:
@@ -163,31 +153,24 @@ def _record(workspace: Workspace, truth: CGTrajectory, summary: dict[str, Any]) 
 
 
 def floors(
-    swarm: CGTrajectory,
-    truth: CGTrajectory,
-    params: Params,
-    progress: Progress = silent,
-    *,
-    tempering: CGTrajectory | None = None,
+    swarm: CGTrajectory, truth: CGTrajectory, params: Params, progress: Progress = silent
 ) -> list[dict[str, Any]]:
-    """W1 between random halves of the trajectories, each with weights of its own, as sampling grows.
+    """W1 between random halves of the trajectories, each with the weights of its own Markov model, as sampling grows.
 
-    With `tempering` each half has half of its ensembles for the weights; without, a Markov model of its own. One entry
-    for the first 25, 50, 75 and 100 % of the time of every trajectory: `sampled_ns` of both halves, and for each mode
-    and metric the `mean`, lowest and highest over the splits. TICA is that of `truth`, the reference. Shares too short
-    for lags or densities are left out. The reference itself has twice the trajectories of a half, and is nearer to the
-    truth than that: independent errors would put it at half the floor.
+    One entry for the first 25, 50, 75 and 100 % of the time of every trajectory: `sampled_ns` of both halves, and for
+    each mode and metric the `mean`, lowest and highest over the splits. TICA is that of `truth`, the reference. Shares
+    too short for lags or densities are left out. The reference itself has twice the trajectories of a half, and is
+    nearer to the truth than that: independent errors would put it at half the floor.
     """
     tica = fit_tica(truth, params.benchmark.tica_lag_ps)
-    total_ns = _sampled_ns(swarm, tempering, params.reference)
+    total_ns = len(swarm) * params.reference.spacing_ps / 1000
     fallen = []
     for done, share in enumerate(SHARES):
         values = []
         for split in range(params.reference.splits):
             progress(done * params.reference.splits + split, len(SHARES) * params.reference.splits, f"{share:.0%}")
             try:
-                early = prefix(tempering, share) if tempering else None
-                values.append(_split_distance(prefix(swarm, share), early, split, tica, params))
+                values.append(_split_distance(prefix(swarm, share), split, tica, params))
             except SamplingError:
                 break
         if values:
@@ -195,28 +178,16 @@ def floors(
     return fallen
 
 
-def _sampled_ns(swarm: CGTrajectory, tempering: CGTrajectory | None, params: ReferenceParams) -> float:
-    kept = 1.0 - params.tempering_discard_fraction
-    replicas_ps = len(tempering) / kept * params.exchange_ps * params.tempering_replicas if tempering else 0.0
-    return (len(swarm) * params.spacing_ps + replicas_ps) / 1000
-
-
 def _split_distance(
-    swarm: CGTrajectory, tempering: CGTrajectory | None, split: int, tica: CovarianceKoopmanModel, params: Params
+    swarm: CGTrajectory, split: int, tica: CovarianceKoopmanModel, params: Params
 ) -> dict[str, dict[str, float]]:
-    generator = derive_generator(params.seed, split, "reference floor")
-    populations = _halves(tempering, generator) if tempering else (None, None)
+    shuffled = derive_generator(params.seed, split, "reference floor").permutation(np.unique(swarm.replica))
+    chosen = np.isin(swarm.replica, shuffled[: len(shuffled) // 2])
     halves = []
-    for half, seen in zip(_halves(swarm, generator), populations, strict=True):
-        weighted = weigh(half, params.reference, seed=params.seed, tempering=seen)
+    for half in (chosen, ~chosen):
+        weighted = weigh(swarm.take(half), params.reference, seed=params.seed)
         halves.append(thin(weighted.take(weighted.weights > 0), params.reference.frames // 2))
     return _distances(halves[0], halves[1], tica, params.benchmark)
-
-
-def _halves(trajectory: CGTrajectory, generator: np.random.Generator) -> tuple[CGTrajectory, CGTrajectory]:
-    shuffled = generator.permutation(np.unique(trajectory.replica))
-    chosen = np.isin(trajectory.replica, shuffled[: len(shuffled) // 2])
-    return trajectory.take(chosen), trajectory.take(~chosen)
 
 
 def _distances(
@@ -263,19 +234,6 @@ def reference_table(summary: dict[str, Any], mode: str) -> Table:
         f"{summary['trajectories']} trajectories, {summary['frames']} frames, {summary['frames_without_weight']} of "
         f"them without weight; folded {folded['value']:.2f} [{folded['low']:.2f}, {folded['high']:.2f}]; slowest "
         f"process {slowest['value']:.0f} ps [{slowest['low']:.0f}, {slowest['high']:.0f}]; "
-        f"{_tempering_note(summary)}"
         f"{events['folding']} folding and {events['unfolding']} unfolding events"
     )
     return table
-
-
-def _tempering_note(summary: dict[str, Any]) -> str:
-    tempering, by_model = summary["tempering"], summary["folded_by_model"]
-    if tempering is None:
-        return ""
-    memory = "unknown" if tempering["memory"] is None else f"{tempering['memory']:.2f}"
-    return (
-        f"{tempering['round_trips']} round trips of parallel tempering (memory {memory}), "
-        "which gives the weights (the Markov model says "
-        f"folded {by_model['value']:.2f} [{by_model['low']:.2f}, {by_model['high']:.2f}]); "
-    )

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from cgal.errors import CampaignLocked
 from cgal.reference.sampling import Recipe, status
-from cgal.reference.tempering import tempered_ns
 from flows.workspace import Workspace
 
 __all__ = ["recipe_of", "sampling_lock", "status_table"]
@@ -37,7 +36,7 @@ def sampling_lock(recipe: Recipe) -> Iterator[None]:
 
 def status_table(recipe: Recipe, protein: str) -> Table:
     """How far the sampling has got."""
-    state, params = status(recipe), recipe.params
+    state = status(recipe)
     table = Table(title=f"reference of {protein}", box=SIMPLE_HEAD)
     for heading in ("stage", "done", "asked for"):
         table.add_column(heading, justify="right")
@@ -45,9 +44,6 @@ def status_table(recipe: Recipe, protein: str) -> Table:
     table.add_row("explore", f"{state.hot} trajectories", f"{state.hot_asked} trajectories")
     table.add_row("relax", f"{state.starts} starts", f"{count} starts")
     table.add_row("sample", f"{state.total_ns:.1f} ns", f"{count * state.asked_ns:.1f} ns")
-    if params.tempering_ensembles:
-        asked_ns = params.tempering_ensembles * params.tempering_replicas * params.tempering_ns
-        table.add_row("temper", f"{tempered_ns(recipe):.1f} ns", f"{asked_ns:.1f} ns")
     shortest, longest = min(state.swarm_ns), max(state.swarm_ns)
     table.add_row("each trajectory", f"{shortest:.1f} to {longest:.1f} ns", f"{state.asked_ns:.1f} ns")
     return table

@@ -23,7 +23,6 @@ from cgal.params import BenchmarkParams, ForceFieldParams, Params, ReferencePara
 from cgal.reference.figures import plot_floor
 from cgal.reference.msm import thin
 from cgal.reference.sampling import Recipe, explore, load_swarm, relax, status, swarm
-from cgal.reference.tempering import load_tempering, temper, tempered_ns
 from cgal.structures import structure_from_sequence
 from flows.cli import app
 from flows.reference import floors, run_reference
@@ -42,11 +41,6 @@ TINY = ReferenceParams(
     trajectory_ns=0.008,
     segment_ps=4.0,
     spacing_ps=0.2,
-    tempering_ensembles=2,
-    tempering_replicas=2,
-    tempering_ns=0.002,
-    tempering_segment_ps=1.0,
-    exchange_ps=0.2,
     tica_lag_ps=0.4,
     tica_dimensions=2,
     states=4,
@@ -60,7 +54,7 @@ TINY = ReferenceParams(
 
 def sample(recipe: Recipe) -> tuple[str, ...]:
     """All stages; gives what was lost."""
-    losses = [loss for make in (explore, relax, temper, swarm) for loss in make(recipe, workers=2)]
+    losses = [loss for make in (explore, relax, swarm) for loss in make(recipe, workers=2)]
     return tuple(loss.reason for loss in losses)
 
 
@@ -106,28 +100,6 @@ def test_segments_join_without_a_jump(sampled: Recipe) -> None:
     assert steps_nm.max() < 0.1
 
 
-def test_tempering_is_as_long_as_asked_and_its_beginning_is_left_out(sampled: Recipe) -> None:
-    assert tempered_ns(sampled) == pytest.approx(2 * 2 * 0.002)
-    frames, exchanges = load_tempering(sampled) or pytest.fail("no tempering")
-    np.testing.assert_array_equal(frames.replica, np.repeat([0, 1], 9))
-    assert exchanges.sampled_ns == pytest.approx(0.008)
-    assert ((exchanges.acceptance >= 0) & (exchanges.acceptance <= 1)).all()
-    bonds_nm = np.linalg.norm(np.diff(frames.positions.astype(np.float64), axis=1), axis=2)
-    assert ((bonds_nm > 0.27) & (bonds_nm < 0.43)).all()
-
-
-def test_without_ensembles_there_is_no_tempering(copy: Recipe) -> None:
-    none = replace(copy, params=copy.params.model_copy(update={"tempering_ensembles": 0}))
-    assert temper(none, workers=1) == ()
-    assert load_tempering(none) is None
-
-
-def test_tempering_of_another_recipe_is_refused(copy: Recipe) -> None:
-    other = replace(copy, params=copy.params.model_copy(update={"exchange_ps": 0.1}))
-    with pytest.raises(BadParams, match="exchange_ps"):
-        temper(other, workers=1)
-
-
 def test_trajectories_differ(sampled: Recipe) -> None:
     positions = load_swarm(sampled).positions
     assert np.abs(positions[:40] - positions[40:]).max() > 0.05
@@ -142,11 +114,10 @@ import json
 from pathlib import Path
 from cgal.params import BenchmarkParams, ForceFieldParams, ReferenceParams
 from cgal.reference.sampling import Recipe, explore, relax, swarm
-from cgal.reference.tempering import temper
 if __name__ == "__main__":
     recipe = Recipe(Path({str(tmp_path / "structure.pdb")!r}).read_text(), ForceFieldParams(platform="CPU"),
                     ReferenceParams.model_validate_json({TINY.model_dump_json()!r}), 350.0, 1, Path({str(folder)!r}))
-    for make in (explore, relax, temper, swarm):
+    for make in (explore, relax, swarm):
         make(recipe, workers=1)
 """
     (tmp_path / "run.py").write_text(code)
@@ -267,7 +238,6 @@ def test_command_makes_the_reference_and_says_how_far_it_is(project: Path, prefe
     assert summary["sampled_ns"] == pytest.approx(0.016)
     assert summary["losses"] == []
     assert len(summary["floor"]) > 0
-    assert summary["tempering"]["sampled_ns"] == pytest.approx(0.008)
     truth = CGTrajectory.load(workspace.data / "reference.h5")
     assert len(truth) == 80
     assert truth.weights.sum() == pytest.approx(1)

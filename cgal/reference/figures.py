@@ -112,7 +112,7 @@ def _populations(analysis: Analysis, params: ReferenceParams) -> Figure:
         for weights in (analysis.swarm.weights, None)
     )
     panel.stairs(weighted, edges, color=REFERENCE, fill=True, alpha=0.15)
-    panel.stairs(weighted, edges, color=REFERENCE, label="in equilibrium")
+    panel.stairs(weighted, edges, color=REFERENCE, label="in equilibrium (Markov model)")
     panel.stairs(plain, edges, color=GAP, label="as sampled")
     _mark_thresholds(panel.axvline, params)
     folded = analysis.folded

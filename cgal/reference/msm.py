@@ -8,7 +8,6 @@ due (Prinz et al., J. Chem. Phys. 134, 174105 (2011)). Estimators are deeptime's
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from deeptime.clustering import KMeans
@@ -16,7 +15,7 @@ from deeptime.decomposition import TICA
 from deeptime.markov import TransitionCountEstimator, TransitionCountModel, pcca
 from deeptime.markov.msm import MaximumLikelihoodMSM
 from deeptime.markov.tools.estimation.dense.tmat_sampling.sampler_rev import SamplerRev
-from jaxtyping import Bool, Float32, Float64, Int32, Int64
+from jaxtyping import Bool, Float64, Int32, Int64
 
 from cgal.errors import SamplingError
 from cgal.frames import CGTrajectory
@@ -31,7 +30,6 @@ __all__ = [
     "Estimate",
     "Events",
     "MarkovModel",
-    "StateSpace",
     "Timescales",
     "bootstrap",
     "chapman_kolmogorov",
@@ -40,9 +38,7 @@ __all__ = [
     "fit_msm",
     "frame_weights",
     "implied_timescales",
-    "population_weights",
     "prefix",
-    "state_space",
     "thin",
     "weigh",
 ]
@@ -146,30 +142,11 @@ class Events:
     unfolding: int
 
 
-@dataclass(frozen=True, eq=False)
-class StateSpace:
-    """The states: k-means clusters in the plane of the slowest TICA components of all C-alpha pair distances."""
+def discretise(trajectory: CGTrajectory, params: ReferenceParams, *, seed: int) -> DiscreteTrajectories:
+    """Assign each frame to one of `states` k-means clusters in the plane of the slowest TICA components.
 
-    tica: Any
-    clusters: Any
-    count: int
-
-    def assign(self, positions: Float32[np.ndarray, "frames beads 3"]) -> Int64[np.ndarray, " frames"]:
-        """State of each frame [nm]."""
-        slow = np.asarray(self.tica.transform(pair_distances(positions)), dtype=np.float64)
-        return np.asarray(self.clusters.transform(slow, n_jobs=1), dtype=np.int64)
-
-    def discretise(self, trajectory: CGTrajectory) -> DiscreteTrajectories:
-        """States of all frames of a swarm."""
-        states = self.assign(trajectory.positions)
-        return DiscreteTrajectories(states, trajectory.replica, _spacing_ps(trajectory), self.count)
-
-
-def state_space(trajectory: CGTrajectory, params: ReferenceParams, *, seed: int) -> StateSpace:
-    """Find `states` states of a swarm, in `tica_dimensions` components scaled by their eigenvalues.
-
-    TICA: Perez-Hernandez et al., J. Chem. Phys. 139, 015102 (2013). Raises SamplingError when no trajectory is longer
-    than `tica_lag_ps`.
+    TICA (Perez-Hernandez et al., J. Chem. Phys. 139, 015102 (2013)) on all C-alpha pair distances, `tica_dimensions`
+    components scaled by their eigenvalues. Raises SamplingError when no trajectory is longer than `tica_lag_ps`.
     """
     undivided = DiscreteTrajectories(
         np.zeros(len(trajectory), dtype=np.int64), trajectory.replica, _spacing_ps(trajectory), 1
@@ -181,12 +158,8 @@ def state_space(trajectory: CGTrajectory, params: ReferenceParams, *, seed: int)
     slow = np.asarray(tica.fetch_model().transform(distances), dtype=np.float64)
     count = min(params.states, len(trajectory))
     clusters = KMeans(count, max_iter=100, fixed_seed=seed, n_jobs=1).fit(slow).fetch_model()
-    return StateSpace(tica.fetch_model(), clusters, count)
-
-
-def discretise(trajectory: CGTrajectory, params: ReferenceParams, *, seed: int) -> DiscreteTrajectories:
-    """States of a swarm's frames, in a state space of its own; see `state_space`."""
-    return state_space(trajectory, params, seed=seed).discretise(trajectory)
+    states = np.asarray(clusters.transform(slow, n_jobs=1), dtype=np.int64)
+    return replace(undivided, states=states, count=count)
 
 
 def fit_msm(discrete: DiscreteTrajectories, lag_ps: float) -> MarkovModel:
@@ -213,33 +186,10 @@ def frame_weights(model: MarkovModel, discrete: DiscreteTrajectories) -> Float64
     return np.asarray((share / np.maximum(visits, 1))[discrete.states])
 
 
-def population_weights(
-    seen: Int64[np.ndarray, " others"], discrete: DiscreteTrajectories
-) -> Float64[np.ndarray, " frames"]:
-    """Weight of each frame: how often its state was seen in equilibrium, shared among the frames in it.
-
-    The combination of enhanced sampling for the populations with plain trajectories for all else is that of
-    Trendelkamp-Schroer and Noe, Phys. Rev. X 6, 011009 (2016). What was seen in a state without frames is left out;
-    raises SamplingError when nothing else was seen.
-    """
-    visits = np.bincount(discrete.states, minlength=discrete.count)
-    share = np.bincount(seen, minlength=discrete.count) * (visits > 0)
-    if not share.any():
-        raise SamplingError("tempering saw none of the swarm's states; sample longer ('cgal reference' goes on)")
-    return np.asarray((share / np.maximum(visits, 1))[discrete.states] / share.sum())
-
-
-def weigh(
-    trajectory: CGTrajectory, params: ReferenceParams, *, seed: int, tempering: CGTrajectory | None = None
-) -> CGTrajectory:
-    """Give the frames equilibrium weights: the populations that tempering saw, or else those of a Markov model."""
-    space = state_space(trajectory, params, seed=seed)
-    discrete = space.discretise(trajectory)
-    if tempering is None:
-        weights = frame_weights(fit_msm(discrete, params.lag_ps), discrete)
-    else:
-        weights = population_weights(space.assign(tempering.positions), discrete)
-    return replace(trajectory, weights=weights)
+def weigh(trajectory: CGTrajectory, params: ReferenceParams, *, seed: int) -> CGTrajectory:
+    """Give the frames the stationary weights of a Markov state model of their own trajectories."""
+    discrete = discretise(trajectory, params, seed=seed)
+    return replace(trajectory, weights=frame_weights(fit_msm(discrete, params.lag_ps), discrete))
 
 
 def implied_timescales(

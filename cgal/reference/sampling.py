@@ -7,13 +7,12 @@ seed; so a run that was killed goes on with what is missing, and gives the same 
     hot/000.h5 ...          all-atom frames of the exploration
     starts/000.h5 ...       all-atom states at the target temperature
     swarm/000/0000.h5 ...   segments of each trajectory: C-alpha frames, and the all-atom state at the end
-    tempering/              see `cgal.reference.tempering`
 
 The swarm grows by one segment of every trajectory at a time, so that what is there is useful at any moment. More or
 longer trajectories add to it and throw nothing away: k-centre starts do not change when more of them are asked for.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -81,11 +80,7 @@ class Recipe:
     def claim(self) -> None:
         """Make the folder this recipe's own; raises BadParams when another recipe's pieces lie in it."""
         choose_platform(self.force_field.platform)
-        self.claim_folder(self.folder, self.pieces())
-
-    def claim_folder(self, folder: Path, mine: Mapping[str, Any]) -> None:
-        """Make a folder that of pieces made so; raises BadParams when others lie in it."""
-        path = folder / "recipe.json"
+        path, mine = self.folder / "recipe.json", self.pieces()
         if not path.is_file():
             write_json(path, mine)
             return
@@ -94,7 +89,7 @@ class Recipe:
         if changed:
             key = changed[0]
             raise BadParams(
-                f"{folder}: sampled with {key} {theirs.get(key)}, which is now {mine[key]}; "
+                f"{self.folder}: sampled with {key} {theirs.get(key)}, which is now {mine[key]}; "
                 "set it back, or move the folder away to start afresh"
             )
 
@@ -146,10 +141,10 @@ class Status:
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """All that a trajectory, or several in step, needs to go on: positions [nm] and velocities [nm/ps]."""
+    """All that a trajectory needs to go on: positions [nm] and velocities [nm/ps]."""
 
-    positions: Float64[np.ndarray, "*replicas atoms 3"]
-    velocities: Float64[np.ndarray, "*replicas atoms 3"]
+    positions: Float64[np.ndarray, "atoms 3"]
+    velocities: Float64[np.ndarray, "atoms 3"]
 
     @property
     def digest(self) -> str:
@@ -201,8 +196,16 @@ def swarm(
     recipe.claim()
     trajectories = [index for index in range(recipe.params.trajectories) if recipe.start(index).is_file()]
     lengths = {trajectory: len(_chain(recipe, trajectory)) for trajectory in trajectories}
-    crew = partial(fan_out, workers=workers)
-    return grow(lengths, recipe.segments, partial(_run_segment, recipe=recipe), recipe.segment, crew, progress)
+    work, crew = partial(_run_segment, recipe=recipe), partial(fan_out, workers=workers)
+    total = len(trajectories) * recipe.segments
+    lost: list[Loss] = []
+    for segment in range(recipe.segments):
+        due = [(trajectory, segment) for trajectory in trajectories if lengths[trajectory] == segment]
+        done = sum(min(length, recipe.segments) for length in lengths.values())
+        lost += _make(work, due, _segment_name, crew, progress, total, done)
+        for trajectory, _ in due:
+            lengths[trajectory] += recipe.segment(trajectory, segment).is_file()
+    return tuple(lost)
 
 
 def status(recipe: Recipe) -> Status:
@@ -223,7 +226,7 @@ def load_swarm(recipe: Recipe) -> CGTrajectory:
     Time counts from the start of each trajectory [ps]. Raises SamplingError when there is no frame.
     """
     spacing_ps = recipe.params.spacing_ps
-    pieces = [join(_chain(recipe, index)) for index in range(recipe.params.trajectories)]
+    pieces = [_join(_chain(recipe, index)) for index in range(recipe.params.trajectories)]
     lengths = [len(piece) for piece in pieces]
     if not any(lengths):
         raise SamplingError(f"{recipe.folder}: the swarm has no frame yet; run 'cgal reference'")
@@ -233,30 +236,6 @@ def load_swarm(recipe: Recipe) -> CGTrajectory:
         np.concatenate([spacing_ps * np.arange(1, length + 1) for length in lengths]),
         np.repeat(np.arange(len(pieces)), lengths),
     )
-
-
-def grow(
-    lengths: dict[int, int],
-    segments: int,
-    work: Callable[[Any, int, Announce], None],
-    path: Callable[[int, int], Path],
-    crew: FanOut,
-    progress: Progress,
-) -> tuple[Loss, ...]:
-    """Make chains of segments as long as asked for, one segment of every chain at a time; give what was lost.
-
-    `lengths` says how long each chain is now, `path(chain, segment)` where a segment goes, `crew(work, tasks)` does
-    them. A chain whose segment fails stays as long as it is.
-    """
-    total = len(lengths) * segments
-    lost: list[Loss] = []
-    for segment in range(segments):
-        due = [(chain, segment) for chain, length in lengths.items() if length == segment]
-        done = sum(min(length, segments) for length in lengths.values())
-        lost += _make(work, due, _segment_name, crew, progress, total, done)
-        for chain, _ in due:
-            lengths[chain] += path(chain, segment).is_file()
-    return tuple(lost)
 
 
 def pair_distances(positions: Float32[np.ndarray, "frames beads 3"]) -> Float64[np.ndarray, "frames pairs"]:
@@ -323,21 +302,21 @@ def _starting_frames(recipe: Recipe, count: int) -> Float32[np.ndarray, "starts 
 
 
 @dataclass(frozen=True, eq=False)
-class Segment:
-    """A segment as it lies in its file: C-alpha frames, the state at its end, and by its hash the one it began with."""
+class _Segment:
+    """A segment of the swarm as it lies in its file."""
 
     positions: Float32[np.ndarray, "frames beads 3"]
     end: State
     begin: str
 
 
-def chain_of(path: Callable[[int], Path], start: Callable[[], State]) -> list[Segment]:
-    """Segments up to the first that is missing, damaged, or does not continue the one before."""
-    chain: list[Segment] = []
+def _chain(recipe: Recipe, trajectory: int) -> list[_Segment]:
+    """Segments of a trajectory up to the first that is missing, damaged, or does not continue the one before."""
+    chain: list[_Segment] = []
     try:
-        state = start()
+        state = _load_start(recipe, trajectory)
         while True:
-            segment = load_segment(path(len(chain)))
+            segment = _load_segment(recipe.segment(trajectory, len(chain)))
             if segment.begin != state.digest:
                 return chain
             chain.append(segment)
@@ -346,28 +325,21 @@ def chain_of(path: Callable[[int], Path], start: Callable[[], State]) -> list[Se
         return chain
 
 
-def _chain(recipe: Recipe, trajectory: int) -> list[Segment]:
-    return chain_of(partial(recipe.segment, trajectory), partial(load_start, recipe, trajectory))
-
-
-def join(chain: Sequence[Segment]) -> Float32[np.ndarray, "frames beads 3"]:
-    """All frames of a chain."""
+def _join(chain: Sequence[_Segment]) -> Float32[np.ndarray, "frames beads 3"]:
     if not chain:
         return np.empty((0, 1, 3), dtype=np.float32)
     return np.concatenate([segment.positions for segment in chain])
 
 
-def load_start(recipe: Recipe, index: int) -> State:
-    """Read a start; raises BadFile."""
+def _load_start(recipe: Recipe, index: int) -> State:
     with read_hdf5(recipe.start(index), "reference-start") as handle:
         return State(handle["end_positions"][:], handle["end_velocities"][:])
 
 
-def load_segment(path: Path) -> Segment:
-    """Read a segment; raises BadFile."""
+def _load_segment(path: Path) -> _Segment:
     with read_hdf5(path, "reference-segment") as handle:
         end = State(handle["end_positions"][:], handle["end_velocities"][:])
-        return Segment(handle["positions"][:], end, str(handle.attrs["begin"]))
+        return _Segment(handle["positions"][:], end, str(handle.attrs["begin"]))
 
 
 # ------------------------------------------------------------------------------------- inside a worker process
@@ -382,7 +354,7 @@ def _run_hot(index: int, attempt: int, announce: Announce, *, recipe: Recipe) ->
     context = _relaxed_context(recipe, positions, params.hot_temperature_K, seed)
     announce("exploring")
     stride = recipe.steps(params.hot_spacing_ps)
-    frames = list(frames_of(context, round(params.hot_ps / params.hot_spacing_ps), stride))
+    frames = list(_frames(context, round(params.hot_ps / params.hot_spacing_ps), stride))
     content = {"positions": np.array(frames, dtype=np.float32)}
     write_hdf5(recipe.hot(index), content, {"cgal_kind": "reference-hot"})
 
@@ -397,8 +369,8 @@ def _run_relax(
     context = _relaxed_context(recipe, frame.astype(np.float64), recipe.temperature_K, seed)
     announce("equilibrating")
     steps = recipe.steps(recipe.params.equilibration_ps)
-    list(frames_of(context, 1, steps))
-    state = state_of(context)
+    list(_frames(context, 1, steps))
+    state = _state_of(context)
     content = {"end_positions": state.positions, "end_velocities": state.velocities}
     write_hdf5(recipe.start(index), content, {"cgal_kind": "reference-start"})
 
@@ -406,17 +378,17 @@ def _run_relax(
 def _run_segment(task: tuple[int, int], attempt: int, announce: Announce, *, recipe: Recipe) -> None:
     """One segment of a trajectory, from where the one before ended."""
     trajectory, index = task
-    begin = load_segment(recipe.segment(trajectory, index - 1)).end if index else load_start(recipe, trajectory)
+    begin = _load_segment(recipe.segment(trajectory, index - 1)).end if index else _load_start(recipe, trajectory)
     seed = derive_seed(recipe.seed, trajectory, f"reference segment {index}", attempt)
-    context = context_of(recipe, recipe.temperature_K, seed)
+    context = _context(recipe, recipe.temperature_K, seed)
     context.setPositions(begin.positions)
     context.setVelocities(begin.velocities)
     announce("sampling")
     params = recipe.params
     beads = alpha_carbons(read_pdb_text(recipe.structure).topology)
-    frames = frames_of(context, round(params.segment_ps / params.spacing_ps), recipe.steps(params.spacing_ps))
+    frames = _frames(context, round(params.segment_ps / params.spacing_ps), recipe.steps(params.spacing_ps))
     positions = np.array([frame[beads] for frame in frames], dtype=np.float32)
-    end = state_of(context)
+    end = _state_of(context)
     write_hdf5(
         recipe.segment(trajectory, index),
         {"positions": positions, "end_positions": end.positions, "end_velocities": end.velocities},
@@ -430,8 +402,7 @@ def _system(structure: str, force_field: ForceFieldParams) -> openmm.System:
     return build_system(topology, force_field)
 
 
-def context_of(recipe: Recipe, temperature_K: float, seed: int) -> openmm.Context:
-    """Context of the recipe's system and integrator."""
+def _context(recipe: Recipe, temperature_K: float, seed: int) -> openmm.Context:
     system, timestep_ps = _system(recipe.structure, recipe.force_field), recipe.force_field.timestep_ps
     return make_context(system, recipe.force_field, temperature_K=temperature_K, timestep_ps=timestep_ps, seed=seed)
 
@@ -440,7 +411,7 @@ def _relaxed_context(
     recipe: Recipe, positions: Float64[np.ndarray, "atoms 3"], temperature_K: float, seed: int
 ) -> openmm.Context:
     """Context at a minimised and sound structure, with velocities; raises SamplingError when it is not sound."""
-    context = context_of(recipe, temperature_K, seed)
+    context = _context(recipe, temperature_K, seed)
     context.setPositions(positions)
     openmm.LocalEnergyMinimizer.minimize(context, maxIterations=MINIMISE_STEPS)
     topology, _ = read_structure(recipe.structure)
@@ -453,7 +424,7 @@ def _relaxed_context(
     return context
 
 
-def frames_of(context: openmm.Context, count: int, stride: int) -> Iterator[Float64[np.ndarray, "atoms 3"]]:
+def _frames(context: openmm.Context, count: int, stride: int) -> Iterator[Float64[np.ndarray, "atoms 3"]]:
     """Positions [nm] of all atoms every `stride` steps; raises SamplingError when the run has diverged."""
     for _ in range(count):
         try:
@@ -466,8 +437,7 @@ def frames_of(context: openmm.Context, count: int, stride: int) -> Iterator[Floa
         yield positions
 
 
-def state_of(context: openmm.Context) -> State:
-    """Positions and velocities as they are now."""
+def _state_of(context: openmm.Context) -> State:
     state = context.getState(positions=True, velocities=True)
     return State(
         np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)),

@@ -17,7 +17,6 @@ from cgal.reference.msm import (
     fit_msm,
     frame_weights,
     implied_timescales,
-    population_weights,
     prefix,
     relaxation_times,
     thin,
@@ -213,11 +212,3 @@ def test_prefix_and_thin_keep_trajectories_even() -> None:
     assert len(few) == 4000
     assert set(np.diff(few.time_ps)[np.diff(few.replica) == 0].tolist()) == {8 * SPACING_ps}
     assert few.weights.sum() == pytest.approx(1)
-
-
-def test_population_weights_give_each_state_what_tempering_saw_of_it() -> None:
-    discrete = DiscreteTrajectories(np.array([0, 0, 0, 1, 2]), np.zeros(5, dtype=np.int32), 1.0, 4)
-    weights = population_weights(np.array([0, 1, 1, 1, 3]), discrete)  # state 3 has no frame, state 2 was never seen
-    np.testing.assert_allclose(weights, [1 / 12, 1 / 12, 1 / 12, 3 / 4, 0.0])
-    with pytest.raises(SamplingError, match="none of the swarm's states"):
-        population_weights(np.array([3]), discrete)
