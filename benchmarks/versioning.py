@@ -72,8 +72,7 @@ def _new_project(root: Path) -> None:
     for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
         write_bytes(root / name, (HERE / name).read_bytes())
     data = root / "data" / "chignolin"
-    for name in ("structure.pdb", "prior.json"):
-        write_text(data / name, f"{name}\n")
+    write_text(data / "structure.pdb", "structure.pdb\n")
     _trajectory(0).save(data / "reference.h5")
     _open_round(root, 0)
     for command in (

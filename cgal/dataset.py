@@ -1,4 +1,4 @@
-"""The dataset of a campaign: immutable shards, the force map and prior they share, and the manifest that records them.
+"""The dataset of a campaign: immutable shards, the force map they share, and the manifest that records them.
 
 The manifest is what counts. It is written last, and whatever lies beside it unrecorded (a shard or a checkpoint of an
 interrupted `append`) is finished or swept the next time. So a kill at any point leaves the dataset as it was
@@ -36,7 +36,6 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 FORCE_MAP = "force_map.h5"
-PRIOR = "prior.json"
 WARM_START = "warm_start.pt"
 NEXT_WARM_START = "warm_start.next.pt"
 """The warm start of the next round, until the manifest that names it is written."""
@@ -57,7 +56,7 @@ class ShardRecord(Section):
 
 
 class PreparedFrom(Section):
-    """All that force map, prior, first shard and first warm start were made from."""
+    """All that force map, first shard and first warm start were made from."""
 
     mapping: MappingParams
     prior: PriorParams
@@ -112,7 +111,7 @@ def prepare(folder: Path, params: Params) -> Manifest:
     """Make the dataset of round 0 from `seed.h5`, once a campaign.
 
     Fits the force map on the instantaneous forces of `seed.h5`, projects `seed_labels.h5` (its mean forces) or
-    else `seed.h5` itself to shard 0, fits the prior and lays a warm start that equals it. Writes nothing when the
+    else `seed.h5` itself to shard 0, and lays a warm start that equals the seed's prior. Writes nothing when the
     manifest says that all this was done from the same inputs; sweeps what an interrupted `append` left.
 
     Raises BadParams when a campaign that has grown was made from other inputs, DatasetChanged when one of its shared
@@ -125,7 +124,7 @@ def prepare(folder: Path, params: Params) -> Manifest:
         grown = round_index(manifest) > 0
         if changed and grown:
             raise BadParams(
-                f"{', '.join(changed)} changed, but force map and prior are fixed for a campaign and "
+                f"{', '.join(changed)} changed, but they are fixed for a campaign and "
                 f"{manifest.campaign!r} has {len(manifest.shards)} shards; set it back, or start a new campaign with "
                 "'cgal run --new NAME'"
             )
@@ -176,7 +175,7 @@ def append(
 
 def reset(folder: Path) -> None:
     """Take the dataset back to its seed: all that `prepare` and `append` made is removed, the manifest first."""
-    made = [folder / name for name in (MANIFEST, FORCE_MAP, PRIOR, WARM_START, NEXT_WARM_START)]
+    made = [folder / name for name in (MANIFEST, FORCE_MAP, WARM_START, NEXT_WARM_START)]
     for path in (*made, *(folder / "shards").glob("*"), *folder.glob(".*.tmp")):
         path.unlink(missing_ok=True)
 
@@ -221,7 +220,6 @@ def _prepare_afresh(folder: Path, params: Params, inputs: PreparedFrom) -> Manif
     potential = initial_potential(prior, sequence, params.network, derive_seed(params.seed, 0, "initialise"))
     reset(folder)
     force_map.save(folder / FORCE_MAP)
-    prior.save(folder / PRIOR)
     save_checkpoint(folder / WARM_START, potential, {"origin": "prior"})
     manifest = Manifest(
         protein=params.protein,
@@ -229,7 +227,7 @@ def _prepare_afresh(folder: Path, params: Params, inputs: PreparedFrom) -> Manif
         temperature_K=params.temperature_K,
         campaign=params.campaign.name,
         prepared_from=inputs,
-        files={name: sha256(folder / name) for name in (FORCE_MAP, PRIOR, WARM_START)},
+        files={name: sha256(folder / name) for name in (FORCE_MAP, WARM_START)},
         shards=(_write_shard(folder, 0, shard, int(labelled.provenance.get("oracle_steps", 0)), 0),),
     )
     _write_manifest(folder, manifest)

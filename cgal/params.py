@@ -88,17 +88,17 @@ class MappingParams(Section):
 
 
 class PriorParams(Section):
-    """The physical prior, fitted by Boltzmann inversion from the seed frames."""
+    """The physical prior, fitted by Boltzmann inversion from the frames of all shards, anew each round."""
 
     bins: Annotated[int, Field(ge=16)] = Field(60, description="histogram bins of a dihedral")
     minimum_bond_sigma_nm: Positive = Field(0.003, description="a narrower bond than this is not believed")
-    minimum_angle_sigma_rad: Positive = Field(0.2, description="the seed's basin is narrower than the whole landscape")
+    minimum_angle_sigma_rad: Positive = Field(0.2, description="a seed's basin is narrower than the whole landscape")
     dihedral_order: Annotated[int, Field(ge=0, le=6)] = 3
     dihedral_scale: NonNegative = Field(
         0.5, description="share of the inverted dihedral potential that the prior takes"
     )
     repulsion_kJ_per_mol: Positive = Field(1.0, description="prior energy at the repulsion radius")
-    repulsion_quantile: Fraction = Field(0.001, description="quantile of seed distances that sets the radius")
+    repulsion_quantile: Fraction = Field(0.001, description="quantile of training distances that sets the radius")
     maximum_repulsion_radius_nm: Positive = Field(
         0.45, description="an extended seed must not forbid the contacts of a folded chain"
     )

@@ -20,7 +20,7 @@ __all__ = ["active_learning"]
 def active_learning(root: Path, campaign: str, startup_s: float = 0.0) -> int:
     """Run a campaign from where it stands to its closing round, and give that round's index.
 
-    1. prepare: fit force map and prior, project the seed to shard 0 (once a campaign);
+    1. prepare: fit the force map, project the seed to shard 0 (once a campaign);
     2. run the round's stages;
     3. publish: DVC records the bytes, git tags them `<campaign>/round-<k>`;
     4. track: MLflow shows how good the round is;

@@ -45,7 +45,7 @@ def import_protein(
     """Write `data/<protein>/` from an all-atom trajectory.
 
     All frames become `reference.h5`; those in the window become `seed.h5`, its medoid `structure.pdb`. With
-    `mean_force` the oracle labels the seed frames again (`seed_labels.h5`). Then force map, prior and shard 0 are made.
+    `mean_force` the oracle labels the seed frames again (`seed_labels.h5`). Then force map and shard 0 are made.
     A campaign that the folder held is taken back to nothing: its published rounds keep their bytes in the DVC cache.
     """
     params = workspace.params

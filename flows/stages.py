@@ -21,7 +21,7 @@ from cgal.dataset import Manifest, append, load_manifest, load_shards, round_ind
 from cgal.files import read_json, write_json
 from cgal.frames import AtomFrames, CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.potential.checkpoint import Potential, initial_potential, load_checkpoint, save_checkpoint
-from cgal.potential.prior import Prior, plot_prior
+from cgal.potential.prior import Prior, fit_prior, plot_prior
 from cgal.progress import Progress
 from cgal.randomness import derive_seed
 from cgal.selection import Committee, Selection, plot_selection
@@ -54,8 +54,7 @@ def train(workspace: Workspace, progress: Progress) -> Summary:
     training.write_history_csv(result, workspace.round / "training.csv")
     figures = workspace.round / "plots" / "training"
     training.plot_training(result, figures)
-    if k == 0:  # fitted once a campaign
-        plot_prior(result.potential.prior, load_shards(workspace.data)[0].positions, figures)
+    plot_prior(result.potential.prior, _training_positions(workspace), figures)
     return summary
 
 
@@ -138,7 +137,7 @@ def select(workspace: Workspace, progress: Progress) -> Summary:
 def train_committee(workspace: Workspace, manifest: Manifest, progress: Progress) -> Committee:
     """Train networks afresh on all shards, each from seeds of its own, and calibrate them on what all held out."""
     params, k = workspace.params, round_index(manifest)
-    shards, prior = load_shards(workspace.data), Prior.load(workspace.data / "prior.json")
+    shards, prior = load_shards(workspace.data), _prior(workspace, manifest)
     seeds = [derive_seed(params.seed, k, "committee", member) for member in range(params.selection.committee)]
     members = [
         training.train(
@@ -255,13 +254,19 @@ STAGES: dict[str, Callable[[Workspace, Progress], Summary]] = {
 
 
 def _initial(workspace: Workspace, manifest: Manifest) -> Potential:
-    params = workspace.params
+    """The round's prior, with the network of the round before, or a fresh one."""
+    params, prior = workspace.params, _prior(workspace, manifest)
     if params.training.warm_start:
         path = workspace.data / "warm_start.pt"
-        return load_checkpoint(path, sequence=manifest.sequence, architecture=params.network)[0]
-    prior = Prior.load(workspace.data / "prior.json")
+        last, _ = load_checkpoint(path, sequence=manifest.sequence, architecture=params.network)
+        return Potential(prior, last.network, manifest.sequence)
     seed = derive_seed(params.seed, round_index(manifest), "initialise")
     return initial_potential(prior, manifest.sequence, params.network, seed)
+
+
+def _prior(workspace: Workspace, manifest: Manifest) -> Prior:
+    params = workspace.params
+    return fit_prior(_training_positions(workspace), manifest.sequence, params.temperature_K, params.prior)
 
 
 def _training_positions(workspace: Workspace) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -107,7 +107,7 @@ def _publish_artifacts(workspace: Workspace, stage: str, title: str, summary: Su
 
 
 def prepare_task(workspace: Workspace) -> Callable[[Path], None]:
-    """Prefect task that fits force map and prior and projects the seed, once a campaign."""
+    """Prefect task that fits the force map and projects the seed, once a campaign."""
 
     def run(root: Path) -> None:
         workspace = Workspace(root)

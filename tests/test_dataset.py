@@ -26,7 +26,7 @@ from cgal.importing import structure_pdb
 from cgal.mapping import LinearMap, coordinate_map
 from cgal.params import MappingParams, NetworkParams, Params
 from cgal.potential.checkpoint import initial_potential, load_checkpoint, save_checkpoint
-from cgal.potential.prior import Prior, fit_prior
+from cgal.potential.prior import fit_prior
 
 SMALL = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
 PARAMS = Params(network=NetworkParams(features=16, blocks=1, radial_functions=8))
@@ -50,7 +50,7 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def checkpoint(folder: Path, tmp_path: Path) -> Path:
     """A checkpoint other than the first warm start, as a round's training would leave it."""
-    prior = Prior.load(folder / "prior.json")
+    prior = load_checkpoint(folder / "warm_start.pt", sequence="YYDPETGTWY")[0].prior
     save_checkpoint(tmp_path / "model.pt", initial_potential(prior, prior.sequence, PARAMS.network, 7), {"round": 0})
     return tmp_path / "model.pt"
 
@@ -184,7 +184,7 @@ def test_killed_append_ends_with_the_same_bytes(folder: Path, checkpoint: Path, 
     assert contents(folder) == contents(undisturbed)
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_killed_prepare_ends_with_the_same_bytes(prepared: Path, tmp_path: Path, number: int) -> None:
     folder = copytree(prepared, tmp_path / "chignolin")
     reset(folder)
@@ -225,7 +225,7 @@ def test_missing_shard_is_named(folder: Path) -> None:
         load_shards(folder)
 
 
-@pytest.mark.parametrize("name", ["force_map.h5", "prior.json", "warm_start.pt"])
+@pytest.mark.parametrize("name", ["force_map.h5", "warm_start.pt"])
 def test_shared_file_changed_by_hand_is_named_once_the_campaign_has_grown(
     folder: Path, checkpoint: Path, name: str
 ) -> None:

@@ -217,7 +217,10 @@ def prefect_server() -> Iterator[None]:
 def project(make_project: Callable[..., Path], sampled: Recipe) -> Path:
     """A working copy with a second protein, whose sampling is done but for a segment."""
     root = make_project(
-        force_field=FORCE_FIELD.model_dump(), reference=TINY.model_dump(), benchmark={"tica_lag_ps": 0.4}
+        temperature_K=350.0,
+        force_field=FORCE_FIELD.model_dump(),
+        reference=TINY.model_dump(),
+        benchmark={"tica_lag_ps": 0.4},
     )
     (root / "data" / "tetra").mkdir()
     (root / "data" / "tetra" / "structure.pdb").write_text(sampled.structure)

@@ -51,8 +51,8 @@ def campaign(tmp_path: Path, remote: Path, git_identity: None) -> Path:
         shutil.copy(REPOSITORY / file, root / file)
     (root / "params.yaml").write_text("protein: tiny\n")
     write(root, "data/tiny/manifest.json", "one shard")
-    write(root, "data/tiny/prior.json", "{}")
     write(root, "data/tiny/shards/000.h5", "shard 0")
+    write(root, "data/tiny/warm_start.pt", "weights")
     for command in (["git", "init", "--quiet"], ["git", "add", "--all"], ["git", "commit", "--quiet", "-m", "start"]):
         subprocess.run(command, cwd=root, check=True)
     return root
@@ -122,8 +122,8 @@ def test_what_the_remote_has_is_not_sent_again(campaign: Path, remote: Path) -> 
     files = send_inputs(workspace, "train")
     assert sorted(files) == [
         "data/tiny/manifest.json",
-        "data/tiny/prior.json",
         "data/tiny/shards/000.h5",
+        "data/tiny/warm_start.pt",
         "dvc.yaml",
         "params.yaml",
     ]
@@ -211,7 +211,7 @@ def test_inputs_with_a_wrong_hash_are_refused(
 
 def test_what_the_remote_lost_is_named(campaign: Path, clone: Path, remote: Path) -> None:
     files = send_inputs(Workspace(campaign), "train")
-    digest = files["data/tiny/prior.json"]
+    digest = files["data/tiny/warm_start.pt"]
     object_of(remote, digest).unlink()
     lost = rf"DVC remote store has no {digest}; let 'dvc remote list' say the same"
     with pytest.raises(VersioningError, match=lost), received(clone, "train", "0" * 64, files):

@@ -28,6 +28,7 @@ PARAMS = {
     **{
         section: {"value": 1}
         for section in (
+            "prior",
             "network",
             "training",
             "simulation",
@@ -101,7 +102,7 @@ def new_repository(root: Path) -> None:
     write(root / "params.yaml", yaml.safe_dump(PARAMS))
     write(root / "cgal" / "code.py", "print('code')\n")
     shell(root, "git init -q -b main . && git config user.name Ada && git config user.email ada@example.org")
-    for name in ("structure.pdb", "reference.h5", "prior.json"):
+    for name in ("structure.pdb", "reference.h5"):
         write(root / "data" / "toy" / name, name)
     append_shard(root, 0)
     Repository(root).bundle_data()

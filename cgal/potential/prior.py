@@ -1,10 +1,11 @@
 """The physical prior: harmonic bonds and angles, periodic dihedrals and a soft repulsion along one chain of beads.
 
-It keeps a simulation on the chain's manifold where no training frame tells the network what to do, and it is all the
-network need not learn. Every term is fitted by Boltzmann inversion, U(q) = -k_B T ln(p(q) / J(q)) with J the Jacobian
-of the coordinate, from the seed frames. The seed knows one basin only, so the fit errs on the soft side: no
-bond or angle is believed narrower than a bound, only a share of the dihedral potential is taken, and one repulsion
-radius, pooled over all pairs and bounded, serves them all.
+It keeps a simulation near the training frames where none of them tells the network what to do, it is all the network
+need not learn, and it alone tells a chain from its mirror image: SchNet sees distances only. Every term is fitted by
+Boltzmann inversion, U(q) = -k_B T ln(p(q) / J(q)) with J the Jacobian of the coordinate, from the frames of all
+shards, anew each round. They are no equilibrium, so the fit errs on the soft side: no bond or angle is believed
+narrower than a bound, only a share of the dihedral potential is taken, and one repulsion radius, pooled over all pairs
+and bounded, serves them all.
 
 Husic et al., J. Chem. Phys. 153, 194101 (2020), section II.D; Majewski et al., Nat. Commun. 14, 5739 (2023).
 """
@@ -21,8 +22,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from cgal.errors import BadCheckpoint, BadFile, EmptyTrajectory
-from cgal.files import atomic_write, read_json, write_json
+from cgal.errors import BadCheckpoint, EmptyTrajectory
+from cgal.files import atomic_write
 from cgal.frames import check_sequence
 from cgal.params import PriorParams
 from cgal.potential.geometry import dihedral_angles, internal_coordinates, pair_distances
@@ -30,7 +31,6 @@ from cgal.units import thermal_energy_kJ_per_mol
 
 __all__ = ["Prior", "fit_prior", "plot_prior"]
 
-KIND = "cgal-prior-1"
 TERMS = (
     "bond_length_nm",
     "bond_stiffness_kJ_per_mol_nm2",
@@ -106,40 +106,22 @@ class Prior(nn.Module):
     def _repulsion_energies(self, distances_nm: Tensor) -> Tensor:
         return self.repulsion_kJ_per_mol * (self.repulsion_radius_nm / distances_nm).pow(6)
 
-    def save(self, path: Path) -> None:
-        """Write JSON atomically."""
-        terms = {name: getattr(self, name).double().tolist() for name in TERMS}
-        write_json(path, {"kind": KIND, "sequence": self.sequence, "temperature_K": self.temperature_K, "terms": terms})
-
-    @classmethod
-    def load(cls, path: Path) -> "Prior":
-        """Read what `save` wrote; raises BadFile when it is missing, damaged or something else."""
-        content = read_json(path)
-        if not isinstance(content, dict) or content.get("kind") != KIND:
-            raise BadFile(f"{path}: holds no prior of kind {KIND!r}; fit it again with the dataset")
-        try:
-            return cls(content["sequence"], content["temperature_K"], content["terms"])
-        except (KeyError, TypeError, ValueError, BadCheckpoint) as error:
-            raise BadFile(f"{path}: damaged prior ({error}); fit it again with the dataset") from None
-
 
 def fit_prior(
     positions: Float32[np.ndarray, "frames beads 3"], sequence: str, temperature_K: float, params: PriorParams
 ) -> Prior:
-    """Fit every term of the prior to seed frames by Boltzmann inversion, term by term.
+    """Fit every term of the prior to training frames by Boltzmann inversion, term by term.
 
     Bonds and angles: mean and variance under weights 1/J (J = r^2 and sin theta), k = k_B T / variance. Dihedrals:
     Fourier series, up to `params.dihedral_order`, of -k_B T ln p of a histogram with one count added to each bin (so
     that an unseen angle is unlikely, not forbidden), times `params.dihedral_scale`. Repulsion: the radius is a low
-    quantile of all distances |i-j| >= 3, pooled since a pair that never met in the seed may well meet elsewhere,
+    quantile of all distances |i-j| >= 3, pooled since a pair that never met in training may well meet elsewhere,
     and never above `params.maximum_repulsion_radius_nm`.
 
     Raises EmptyTrajectory for fewer than two frames.
     """
     if len(positions) < 2:
-        raise EmptyTrajectory(
-            f"a prior needs at least 2 seed frames to fit, got {len(positions)}; import a longer seed"
-        )
+        raise EmptyTrajectory(f"a prior needs at least 2 frames to fit, got {len(positions)}; import a longer seed")
     energy_kJ_per_mol = thermal_energy_kJ_per_mol(temperature_K)
     coordinates = internal_coordinates(torch.from_numpy(positions.astype(np.float64)))
     bonds, angles = coordinates.bonds_nm.numpy(), coordinates.angles_rad.numpy()
@@ -215,7 +197,7 @@ def plot_prior(prior: Prior, positions: Float32[np.ndarray, "frames beads 3"], f
     return tuple(folder / name for name in figures)
 
 
-SEED_COLOUR = "#00798c"
+TRAINING_COLOUR = "#00798c"
 PRIOR_COLOUR = "#d1495b"
 
 
@@ -243,7 +225,7 @@ def _plot_angles(prior: Prior, angles_rad: Float64[np.ndarray, "frames angles"])
 
 
 def _plot_dihedrals(prior: Prior, dihedrals_rad: Float64[np.ndarray, "frames dihedrals"]) -> Figure:
-    figure, axes = _panels(dihedrals_rad.shape[1], "dihedral [degree]", ", level where the seed never was")
+    figure, axes = _panels(dihedrals_rad.shape[1], "dihedral [degree]", ", level where no frame was")
     grid = np.linspace(-np.pi, np.pi, 361)
     centres, inverted = _inverted_dihedrals(dihedrals_rad, thermal_energy_kJ_per_mol(prior.temperature_K), 60)
     curves = prior._dihedral_energies(
@@ -251,7 +233,7 @@ def _plot_dihedrals(prior: Prior, dihedrals_rad: Float64[np.ndarray, "frames dih
         torch.from_numpy(np.sin(grid))[:, None].expand(-1, dihedrals_rad.shape[1]),
     ).numpy()
     for term, axis in enumerate(axes):
-        axis.plot(np.degrees(centres), inverted[term] - inverted[term].min(), ".", color=SEED_COLOUR, markersize=3)
+        axis.plot(np.degrees(centres), inverted[term] - inverted[term].min(), ".", color=TRAINING_COLOUR, markersize=3)
         _curve(axis, np.degrees(grid), curves[:, term] - curves[:, term].min())
         axis.set_xticks([-180, -90, 0, 90, 180])
         _name(axis, prior.sequence, term, 4)
@@ -264,7 +246,13 @@ def _plot_repulsion(prior: Prior, positions: Float32[np.ndarray, "frames beads 3
     axis = figure.subplots()
     grid = np.linspace(0.25, 1.2, 300)
     axis.hist(
-        distances, bins=80, range=(0.25, 1.2), density=True, color=SEED_COLOUR, alpha=0.6, label="seed, |i-j| >= 3"
+        distances,
+        bins=80,
+        range=(0.25, 1.2),
+        density=True,
+        color=TRAINING_COLOUR,
+        alpha=0.6,
+        label="training frames, |i-j| >= 3",
     )
     axis.axvline(float(prior.repulsion_radius_nm), color="#222222", linestyle=":", label="repulsion radius")
     axis.set(xlabel="CA-CA distance [nm]", ylabel="density [1/nm]", xlim=(0.25, 1.2))
@@ -288,7 +276,7 @@ def _panels(terms: int, label: str, remark: str = "") -> tuple[Figure, list[Axes
     figure.supxlabel(label, fontsize=10)
     figure.supylabel("energy [kJ/mol]", fontsize=10)
     note = "" if shown == terms else f" (first {shown} of {terms} terms)"
-    figure.suptitle(f"points: seed, inverted{remark}   line: prior{note}", fontsize=10)
+    figure.suptitle(f"points: training frames, inverted{remark}   line: prior{note}", fontsize=10)
     return figure, axes[:shown]
 
 
@@ -304,7 +292,7 @@ def _inverted_points(
     seen = counts > 0
     energies = -thermal_energy_kJ_per_mol(temperature_K) * np.log(counts[seen] / counts.max())
     centres = (edges[1:] + edges[:-1])[seen] / 2
-    axis.plot(scale * centres, energies, ".", color=SEED_COLOUR, markersize=3)
+    axis.plot(scale * centres, energies, ".", color=TRAINING_COLOUR, markersize=3)
 
 
 def _curve(axis: Axes, grid: Float64[np.ndarray, " points"], energies: Float64[np.ndarray, " points"]) -> None:
