@@ -52,7 +52,7 @@ def campaign(tmp_path: Path, remote: Path, git_identity: None) -> Path:
     (root / "params.yaml").write_text("protein: tiny\n")
     write(root, "data/tiny/manifest.json", "one shard")
     write(root, "data/tiny/shards/000.h5", "shard 0")
-    write(root, "data/tiny/warm_start.pt", "weights")
+    write(root, "data/tiny/warm_start.pt", "last weights")
     for command in (["git", "init", "--quiet"], ["git", "add", "--all"], ["git", "commit", "--quiet", "-m", "start"]):
         subprocess.run(command, cwd=root, check=True)
     return root
