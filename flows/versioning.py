@@ -221,8 +221,8 @@ class Repository:
     def work_tree(self, root: Path) -> str:
         """Another working copy, its DVC cache shared with this one's; made at HEAD if it is not there; its commit."""
         if not (root / ".git").exists():
-            self._git.run("worktree", "prune")
-            self._git.run("worktree", "add", "--force", "--detach", str(root), "HEAD")
+            with FileLock(self.root / ".cgal" / "work-trees.lock"):  # git itself fails when two are added at once
+                self._git.run("worktree", "add", "--force", "--detach", str(root), "HEAD")
         cache = self._dvc(lambda repo: repo.cache.local_cache_dir)
         copy = Repository(root)
         copy._dvc(lambda repo: _share_cache(repo, cache))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -427,6 +428,17 @@ def test_a_remote_out_of_reach_is_a_warning_not_a_lost_round(root: Path) -> None
     warning = Repository(root).publish("demo", 1).warnings[0]
     assert "DVC remote storage did not take the round" in warning
     assert "try 'dvc push -r storage' later" in warning
+
+
+def test_work_trees_may_be_made_at_once_and_again_where_one_was_removed(fresh: Path) -> None:
+    trees = [fresh / ".cgal" / f"tree-{number}" for number in range(8)]
+    for _ in range(2):
+        with ThreadPoolExecutor(len(trees)) as threads:
+            commits = list(threads.map(lambda tree: Repository(fresh).work_tree(tree), trees))
+        assert set(commits) == {shell(fresh, "git rev-parse HEAD").strip()}
+        assert all((tree / "params.yaml").is_file() for tree in trees)
+        for tree in trees[:4]:
+            shutil.rmtree(tree)
 
 
 def test_dvc_stays_quiet(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
