@@ -41,6 +41,7 @@ from cgal.frames import AtomFrames
 from cgal.params import ForceFieldParams, OracleParams
 from cgal.progress import Progress, silent
 from cgal.randomness import derive_seed
+from cgal.soundness import cis_peptide_bonds
 from cgal.workers import Announce, FanOut, Outcome, run_in_processes
 
 __all__ = ["Failure", "OracleResult", "Rebuild", "check_quorum", "label", "relabel", "run_md", "steps_per_pick"]
@@ -405,6 +406,8 @@ def _label_task(task: Task, attempt: int, announce: Announce, *, recipe: Recipe)
             positions = recipe.rebuild(task.start, seed=seed)
         announce("labelling")
         found = (_mean_force if recipe.oracle.mode == "mean_force" else _free)(positions, recipe, seed)
+        if recipe.rebuild is not None:
+            _check_isomer(found, recipe)
     except Exception as error:
         _keep_evidence(task, recipe, getattr(error, "positions", positions), traceback.format_exc())
         write_text(recipe.scratch / task.evidence / STEPS_FILE, f"{lost + getattr(error, 'steps', 0)}\n")
@@ -464,6 +467,21 @@ def _advance(context: openmm.Context, steps: int, recipe: Recipe) -> Float64[np.
     if not np.abs(forces).max() < DIVERGED_kJ_per_mol_nm:
         raise _diverged("a force is out of bounds", context, recipe)
     return forces
+
+
+def _check_isomer(found: Label, recipe: Recipe) -> None:
+    """Raise OracleError when a peptide bond is cis that is not so in the structure.
+
+    A strained rebuilt backbone may snap over once its C-alpha are free. Unstrained peptide bonds do not turn within a
+    simulation, so neither the ground truth nor the model's other frames ever see that isomer.
+    """
+    topology, structure = read_structure(recipe.structure)
+    known = cis_peptide_bonds(topology, structure)
+    new = [fault for frame in found.positions for fault in cis_peptide_bonds(topology, frame) if fault not in known]
+    if new:
+        error = OracleError(f"{new[0]}, which the structure has not: the rebuilt backbone was strained")
+        error.steps = steps_per_pick(recipe.oracle, recipe.rebuild_steps)
+        raise error
 
 
 def _diverged(reason: str, context: openmm.Context, recipe: Recipe) -> OracleError:

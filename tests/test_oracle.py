@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import openmm
 import pytest
 
 from cgal.errors import BackmappingError, BadFile, BadParams, BadStructure, QuorumMissed
+from cgal.forcefield import build_system, make_context, positions_of, read_structure
 from cgal.frames import AtomFrames, alpha_carbons
 from cgal.oracle import Failure, OracleResult, Recipe, Task, _load_label, _mean_force, check_quorum, label, relabel
 from cgal.params import BackmappingParams, ForceFieldParams, OracleParams
@@ -147,6 +149,31 @@ def hopeless(beads: np.ndarray, *, seed: int, folder: str) -> np.ndarray:
     error = BackmappingError("no such molecule")
     error.hopeless = True
     raise error
+
+
+def strained(beads: np.ndarray, *, seed: int) -> np.ndarray:
+    """Like `recall`, but the chain before the second peptide bond is turned about it by half a turn, and relaxed."""
+    positions = recall(beads, seed=seed).copy()
+    index = {(atom.residue.index, atom.name): atom.index for atom in FRAMES.topology.atoms}
+    carbon, nitrogen = positions[index[1, "C"]], positions[index[2, "N"]]
+    axis = (nitrogen - carbon) / np.linalg.norm(nitrogen - carbon)
+    before = [atom.index for atom in FRAMES.topology.atoms if atom.residue.index <= 1 and atom.index != index[1, "O"]]
+    arm = positions[before] - carbon
+    positions[before] = carbon + 2 * np.outer(arm @ axis, axis) - arm
+    topology, _ = read_structure(FRAMES.pdb)
+    system = build_system(topology, FORCE_FIELD)
+    context = make_context(system, FORCE_FIELD, temperature_K=350.0, timestep_ps=0.001, seed=seed)
+    context.setPositions(positions.astype(np.float64))
+    openmm.LocalEnergyMinimizer.minimize(context)
+    return positions_of(context).astype(np.float32)
+
+
+def test_a_peptide_bond_that_snaps_over_is_a_failure_whose_steps_count(tmp_path: Path) -> None:
+    result = run(tmp_path, picks=1, rebuild=strained)
+    (failure,) = result.failures
+    assert (failure.stage, len(result.labelled)) == ("labelling", 0)
+    assert failure.reason.startswith("cis peptide bond before ASP 3, which the structure has not")
+    assert result.steps == 2 * (WARM_UP_STEPS + 10 + 20)
 
 
 def test_steps_of_failed_tries_count_also_after_a_restart(tmp_path: Path) -> None:
