@@ -69,13 +69,13 @@ def change(records: pd.DataFrame, arm: str, to: str, metric: str, mode: str) -> 
 
 
 def curve(records: pd.DataFrame, arm: str, metric: str, mode: str) -> pd.DataFrame:
-    """W1 of an arm by round: `oracle_steps` (mean over seeds), `w1`, `low`, `high`; rounds that all its seeds have."""
+    """W1 of an arm by round: `oracle_steps` (mean over seeds), `w1`, `low`, `high`.
+
+    A campaign that closed earlier than others stays where it closed, so the last row is that of all closing rounds.
+    """
     rows = records.query("arm == @arm and metric == @metric and mode == @mode")
-    seeds = rows["seed"].nunique()
-    found = []
-    for index, group in rows.groupby("round"):
-        if len(group) == seeds:
-            found.append((index, group["oracle_steps"].mean(), *mean_interval(group["w1"].tolist())))
+    table = rows.pivot(index="round", columns="seed", values=["w1", "oracle_steps"]).ffill()
+    found = [(index, row["oracle_steps"].mean(), *mean_interval(row["w1"].tolist())) for index, row in table.iterrows()]
     return pd.DataFrame(found, columns=["round", "oracle_steps", "w1", "low", "high"])
 
 

@@ -75,6 +75,16 @@ def test_steps_to_reach_a_quality_are_read_between_rounds() -> None:
     assert steps_to_reach(line, 0.1 * start) == math.inf
 
 
+def test_a_campaign_that_closed_early_stays_where_it_closed() -> None:
+    found = records()
+    short = found[~((found["arm"] == "coverage") & (found["seed"] == 1) & (found["round"] == 3))]
+    line, last = curve(short, "coverage", "tica", "exact"), final(short)
+    assert line["round"].tolist() == [0, 1, 2, 3]
+    closing = last.query("arm == 'coverage' and metric == 'tica' and mode == 'exact'")
+    assert line["w1"].iloc[-1] == pytest.approx(closing["w1"].mean())
+    assert line["oracle_steps"].iloc[-1] == pytest.approx(closing["oracle_steps"].mean())
+
+
 def test_final_is_each_campaigns_own_last_round() -> None:
     last = final(records()).groupby("arm")["round"].agg(["min", "max"])
     assert last.loc["base"].tolist() == [0, 0]
