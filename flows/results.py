@@ -139,7 +139,7 @@ def _verdicts(records: pd.DataFrame, arms: Sequence[str]) -> str:
         groups = {word: [m for m, w in words.items() if w == word] for word in ("better", "worse", "undecided")}
         said = "; ".join(f"{word}: {', '.join(metrics)}" for word, metrics in groups.items() if metrics)
         lines.append(f"- `{arm}` against `{BASE}`: {said}.")
-    for other in ("random", "random_long", "continued_md", *PAPER_ARMS):
+    for other in ("random", "random_fresh", "continued_md", *PAPER_ARMS):
         lines += [
             f"- `{arm}` against `{other}`, TICA: {_percent(change(records, arm, other, 'tica', 'exact'))} %."
             for arm in arms
