@@ -92,18 +92,19 @@ def steps_to_reach(curve: pd.DataFrame, w1: float) -> float:
     return float(steps[after - 1] + share * (steps[after] - steps[after - 1]))
 
 
-def summarise(records: pd.DataFrame) -> list[dict[str, float | int | str]]:
+def summarise(records: pd.DataFrame) -> list[dict[str, float | int | str | None]]:
     """One entry for each arm, metric and mode: base and final W1 (means over seeds), change to base [%] with interval.
 
-    `oracle_steps` and `exploded_fraction` are means over seeds in the last round.
+    `oracle_steps` and `exploded_fraction` are means over seeds in the last round. An arm of one seed has no interval:
+    `low` and `high` are None.
     """
     last = final(records)
-    entries: list[dict[str, float | int | str]] = []
+    entries: list[dict[str, float | int | str | None]] = []
     for names, rows in last.groupby(["arm", "metric", "mode"], sort=False):
         arm, metric, mode = map(str, names)
         shift = change(records, arm, BASE, metric, mode)
         base = last.query("arm == @BASE and metric == @metric and mode == @mode and seed in @rows.seed")
-        entry: dict[str, float | int | str] = {
+        entry: dict[str, float | int | str | None] = {
             "arm": arm,
             "seeds": len(rows),
             "metric": metric,
@@ -111,8 +112,8 @@ def summarise(records: pd.DataFrame) -> list[dict[str, float | int | str]]:
             "base": float(base["w1"].mean()),
             "final": float(rows["w1"].mean()),
             "change_percent": shift.value,
-            "low": shift.low,
-            "high": shift.high,
+            "low": None if len(rows) < 2 else shift.low,
+            "high": None if len(rows) < 2 else shift.high,
             "oracle_steps": int(rows["oracle_steps"].mean()),
             "exploded_fraction": float(rows["exploded_fraction"].mean()),
         }

@@ -3,6 +3,7 @@
 Records of the arms must be there; those of the ablations and of the burn-in add a section each.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,7 +140,7 @@ def _verdicts(records: pd.DataFrame, arms: Sequence[str]) -> str:
         groups = {word: [m for m, w in words.items() if w == word] for word in ("better", "worse", "undecided")}
         said = "; ".join(f"{word}: {', '.join(metrics)}" for word, metrics in groups.items() if metrics)
         lines.append(f"- `{arm}` against `{BASE}`: {said}.")
-    for other in ("random", "random_fresh", "continued_md", *PAPER_ARMS):
+    for other in ("random", "random_long", "random_fresh", "continued_md", *PAPER_ARMS):
         lines += [
             f"- `{arm}` against `{other}`, TICA: {_percent(change(records, arm, other, 'tica', 'exact'))} %."
             for arm in arms
@@ -206,7 +207,8 @@ def _word(shift: Interval) -> str:
 
 
 def _percent(shift: Interval) -> str:
-    return f"{shift.value:+.0f} ({shift.low:+.0f} to {shift.high:+.0f})"
+    interval = "one seed" if math.isnan(shift.low) else f"{shift.low:+.0f} to {shift.high:+.0f}"
+    return f"{shift.value:+.0f} ({interval})"
 
 
 if __name__ == "__main__":

@@ -85,6 +85,16 @@ def test_a_campaign_that_closed_early_stays_where_it_closed() -> None:
     assert line["oracle_steps"].iloc[-1] == pytest.approx(closing["oracle_steps"].mean())
 
 
+def test_an_arm_of_one_seed_is_shown_without_an_interval(tmp_path: Path) -> None:
+    found = records(noise=0.05)
+    found[(found["arm"] != "coverage") | (found["seed"] == 1)].to_csv(tmp_path / "arms.csv", index=False)
+    (tmp_path / "preface.md").write_text("# Results\n")
+    write_results(tmp_path, tmp_path / "results.md", tmp_path / "preface.md")
+    assert "(one seed)" in (tmp_path / "results.md").read_text()
+    entries = [entry for entry in json.loads((tmp_path / "summary.json").read_text()) if entry["arm"] == "coverage"]
+    assert {(entry["seeds"], entry["low"], entry["high"]) for entry in entries} == {(1, None, None)}
+
+
 def test_final_is_each_campaigns_own_last_round() -> None:
     last = final(records()).groupby("arm")["round"].agg(["min", "max"])
     assert last.loc["base"].tolist() == [0, 0]
