@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from cgal.errors import BadFile, BadParams, BadStructure, DatasetChanged, EmptyTrajectory
 from cgal.files import sha256, write_bytes, write_json
 from cgal.frames import AtomFrames, LabelledFrames, read_pdb_text, sequence_of
-from cgal.mapping import LinearMap, coordinate_map, fit_force_map
+from cgal.mapping import ForceMap, coordinate_map, fit_force_map
 from cgal.params import MappingParams, NetworkParams, Params, PriorParams, Section
 from cgal.potential.checkpoint import initial_potential, load_checkpoint, save_checkpoint
 from cgal.potential.prior import fit_prior
@@ -110,9 +110,9 @@ def load_shards(folder: Path) -> tuple[LabelledFrames, ...]:
 def prepare(folder: Path, params: Params) -> Manifest:
     """Make the dataset of round 0 from `seed.h5`, once a campaign.
 
-    Fits the force map on the instantaneous forces of `seed.h5`, projects `seed_labels.h5` (its mean forces) or
-    else `seed.h5` itself to shard 0, and lays a warm start that equals the seed's prior. Writes nothing when the
-    manifest says that all this was done from the same inputs; sweeps what an interrupted `append` left.
+    Fits the force map on the instantaneous forces of `seed.h5`, projects `seed_labels.h5` (its mean forces, if the map
+    is linear) or else `seed.h5` itself to shard 0, and lays a warm start that equals the seed's prior. Writes nothing
+    when the manifest says that all this was done from the same inputs; sweeps what an interrupted `append` left.
 
     Raises BadParams when a campaign that has grown was made from other inputs, DatasetChanged when one of its shared
     files was changed, BadStructure when `structure.pdb` has other atoms than the seed.
@@ -154,7 +154,7 @@ def append(
     manifest = load_manifest(folder)
     _settle(folder, manifest)
     _verify_files(folder, manifest)
-    shard = _project(labelled, LinearMap.load(folder / FORCE_MAP), origin)
+    shard = _project(labelled, ForceMap.load(folder / FORCE_MAP), origin)
     _check_sequence(shard.sequence, manifest.sequence, f"frames of {origin}")
     if origin in (record.origin for record in manifest.shards):
         _check_same_frames(folder, manifest, shard)
@@ -211,8 +211,8 @@ def _prepare_afresh(folder: Path, params: Params, inputs: PreparedFrom) -> Manif
     seed = _load_seed(folder, params)
     sequence = sequence_of(seed.topology)
     labels = folder / "seed_labels.h5"
-    labelled = AtomFrames.load(labels) if labels.is_file() else seed
-    force_map = fit_force_map(seed.topology, seed.forces, params.mapping)
+    force_map = fit_force_map(seed, params.mapping)
+    labelled = AtomFrames.load(labels) if labels.is_file() and force_map.linear else seed
     shard = _project(labelled, force_map, "seed")
     _check_sequence(shard.sequence, sequence, labels.name)
     beads = coordinate_map(seed.topology)(seed.positions)
@@ -250,14 +250,14 @@ def _load_seed(folder: Path, params: Params) -> AtomFrames:
     return seed
 
 
-def _project(frames: AtomFrames, force_map: LinearMap, origin: str) -> LabelledFrames:
+def _project(frames: AtomFrames, force_map: ForceMap, origin: str) -> LabelledFrames:
     """Beads and bead forces of all-atom frames; raises EmptyTrajectory when there is none."""
     if not len(frames):
         raise EmptyTrajectory(f"{origin}: no labelled frame to add to the dataset; see why its frames failed")
     return LabelledFrames(
         sequence_of(frames.topology),
         coordinate_map(frames.topology)(frames.positions),
-        force_map(frames.forces),
+        force_map(frames),
         frames.trajectory,
         frames.time_ps,
         frames.provenance | {"force_map": force_map.kind, "origin": origin},

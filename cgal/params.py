@@ -81,7 +81,7 @@ class ForceFieldParams(Section):
 class MappingParams(Section):
     """How all-atom forces become bead forces (Xi_F)."""
 
-    force_map: Literal["optimal", "constraint_aware", "slice"] = "optimal"
+    force_map: Literal["local_frames", "optimal", "constraint_aware", "slice"] = "optimal"
     ridge: NonNegative = Field(
         0.03, description="draws the optimal map towards whole-residue sums; relative to the mean squared force"
     )
@@ -122,6 +122,10 @@ class TrainingParams(Section):
     final_learning_rate_fraction: Fraction = 0.02
     weight_decay: NonNegative = 1e-4
     gradient_clip: Positive = 10.0
+    bond_weight: Fraction = Field(
+        1.0,
+        description="of force errors along CA-CA bonds, where noise is greatest and the prior's springs do the work",
+    )
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
     validation_block_frames: Count = Field(
         10, description="held-out blocks are runs of this many frames of a trajectory"
@@ -282,13 +286,15 @@ class Params(Section):
     execution: ExecutionParams = ExecutionParams()
 
     @model_validator(mode="after")
-    def _steps_fit_strides(self) -> "Params":
+    def _values_fit_together(self) -> "Params":
         if self.simulation.steps < self.simulation.stride:
             raise ValueError("simulation.steps must not be below simulation.stride, or no frame is saved")
         if self.oracle.average_steps < self.oracle.sample_stride:
             raise ValueError("oracle.average_steps must not be below oracle.sample_stride, or no force is averaged")
         if self.oracle.mode == "free" and self.oracle.average_steps < self.oracle.free_stride:
             raise ValueError("oracle.average_steps must not be below oracle.free_stride, or no frame is labelled")
+        if self.oracle.mode == "mean_force" and self.mapping.force_map == "local_frames":
+            raise ValueError("mapping.force_map local_frames needs the atoms of each moment: set oracle.mode to free")
         return self
 
 

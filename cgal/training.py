@@ -5,6 +5,7 @@ of n beads:
 
     chi^2 = 1 / (3 n M) sum | F_prior(x) + F_network(x) - Xi_F f |^2
 
+Errors along the CA-CA bonds count `bond_weight` times: their noise is the greatest, and the prior's springs are there.
 The prior is fixed, so its forces are taken off the labels once and the network alone is trained. The noise of the
 labels is part of chi^2: the held-out error of a perfect model is that noise, not zero. How the gradient of chi^2 along
 the weights is found is told in `cgal.potential.force_matching`.
@@ -34,7 +35,7 @@ from cgal.files import atomic_write, write_bytes, write_text
 from cgal.frames import LabelledFrames
 from cgal.params import TrainingParams
 from cgal.potential.checkpoint import Potential
-from cgal.potential.force_matching import ForceMatching, Sharer, worker_threads
+from cgal.potential.force_matching import ForceMatching, Sharer, weigh_bonds, worker_threads
 from cgal.potential.network import CGSchNet, bead_types
 from cgal.potential.prior import Prior
 from cgal.progress import Progress, silent
@@ -57,9 +58,10 @@ NOT_IN_FINGERPRINT = {"checkpoint_epochs", "preflight", "warm_start"}
 
 
 class EpochRecord(NamedTuple):
-    """Force errors (root mean square over frames, beads and axes) of one epoch; epoch 0 is the potential as given.
+    """Force errors of one epoch, root mean square over frames, beads and axes; epoch 0 is the potential as given.
 
-    The training error is the mean over the epoch's batches, each before its step.
+    Errors along bonds are weighted (`bond_weight`). The training error is the mean over the epoch's batches, each
+    before its step.
     """
 
     epoch: int
@@ -235,15 +237,16 @@ def _components(proteins: Sequence[Frames]) -> int:
     return sum(frames.residuals.numel() for frames in proteins)
 
 
-def _mean_square(proteins: Sequence[Frames], matching: ForceMatching | None = None) -> float:
-    """Mean squared force error [(kJ/mol/nm)^2] over all frames: of the prior alone, or with the network."""
+def _mean_square(proteins: Sequence[Frames], bond_weight: float, matching: ForceMatching | None = None) -> float:
+    """Mean squared weighted force error [(kJ/mol/nm)^2] over all frames: of the prior alone, or with the network."""
     total, components = 0.0, 0
     for frames in proteins:
         for batch in frames.split(EVALUATION_BATCH):
             errors = batch.residuals
             if matching is not None:
                 errors = errors - matching.forces(batch.types, batch.positions)
-            total += float(errors.double().square().sum())
+            weighted = weigh_bonds(batch.positions, errors, bond_weight)
+            total += float((errors.double() * weighted.double()).sum())
             components += errors.numel()
     return total / components
 
@@ -262,17 +265,19 @@ class Run:
     ) -> None:
         self.training, self.held_out, self.params = training, held_out, params
         self.fingerprint = _fingerprint(network, training, held_out, params, seed)
-        self.matching = ForceMatching(network, [frames.positions for frames in [*training, *held_out]], share)
+        self.matching = ForceMatching(
+            network, [frames.positions for frames in [*training, *held_out]], share, params.bond_weight
+        )
         self.weights = self.matching.weights
         self.generator = torch.Generator().manual_seed(seed)
         self.optimiser = torch.optim.AdamW(
             [self.weights], lr=params.learning_rate, weight_decay=params.weight_decay, fused=True
         )
-        self.scale = max(_mean_square(training), 1e-12)
-        self.prior_rmse = math.sqrt(_mean_square(held_out))
+        self.scale = max(_mean_square(training, params.bond_weight), 1e-12)
+        self.prior_rmse = math.sqrt(_mean_square(held_out, params.bond_weight))
         self.history: list[EpochRecord] = []
         self.best_epoch, self.best_rmse, self.best_weights = 0, math.inf, self.weights.clone()
-        self._record(math.sqrt(_mean_square(training, self.matching)), 0.0)
+        self._record(math.sqrt(_mean_square(training, params.bond_weight, self.matching)), 0.0)
 
     @property
     def epochs_done(self) -> int:
@@ -321,7 +326,7 @@ class Run:
 
     def _record(self, train_rmse: float, rate: float) -> None:
         """Note the epoch, and keep its weights if no held-out error was lower."""
-        validation_rmse = math.sqrt(_mean_square(self.held_out, self.matching))
+        validation_rmse = math.sqrt(_mean_square(self.held_out, self.params.bond_weight, self.matching))
         self.history.append(EpochRecord(len(self.history), train_rmse, validation_rmse, rate))
         if validation_rmse < self.best_rmse:
             self.best_epoch, self.best_rmse = self.epochs_done, validation_rmse

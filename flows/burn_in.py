@@ -23,11 +23,10 @@ from rich.table import Table
 
 from cgal import oracle
 from cgal.backmapping import backmap
-from cgal.dataset import prepare
 from cgal.files import write_text
 from cgal.frames import AtomFrames
-from cgal.mapping import LinearMap, coordinate_map
-from cgal.params import Params
+from cgal.mapping import ForceMap, coordinate_map, fit_force_map
+from cgal.params import MappingParams, Params
 from cgal.progress import Progress, silent
 from cgal.randomness import derive_generator, derive_seed
 from flows.workspace import Workspace
@@ -49,17 +48,16 @@ type Pairs = Float64[np.ndarray, "frames 2 beads 3"]
 
 def write_burn_in(workspace: Workspace, frames: int, progress: Progress = silent) -> pd.DataFrame:
     """Measure on the protein's seed, and write `docs/results/burn_in.csv`; see `measure`."""
-    prepare(workspace.data, workspace.params)
     seed = AtomFrames.load(workspace.data / "seed.h5")
     chosen = seed.take(np.arange(frames) * len(seed) // frames) if frames < len(seed) else seed
-    force_map = LinearMap.load(workspace.data / "force_map.h5")
+    force_map = fit_force_map(seed, MappingParams(force_map="optimal"))
     found = measure(chosen, force_map, workspace.params, scratch=workspace.scratch("burn-in"), progress=progress)
     write_text(workspace.root / "docs" / "results" / RECORDS, found.to_csv(index=False, float_format="%.6g"))
     return found
 
 
 def measure(
-    frames: AtomFrames, force_map: LinearMap, params: Params, *, scratch: Path, progress: Progress = silent
+    frames: AtomFrames, force_map: ForceMap, params: Params, *, scratch: Path, progress: Progress = silent
 ) -> pd.DataFrame:
     """Label the frames from each start with each burn-in, twice; a row for each start and burn-in.
 
@@ -114,7 +112,7 @@ def plot_burn_in(found: pd.DataFrame) -> Figure:
 
 def _labels(
     frames: AtomFrames,
-    force_map: LinearMap,
+    force_map: ForceMap,
     params: Params,
     scratch: Path,
     start: str,
@@ -149,8 +147,8 @@ def _labels(
         )
         beads = np.asarray(coordinate_map(frames.topology)(twice.positions), dtype=np.float32)
         result = oracle.label(beads, frames.pdb, rebuild=rebuild, rebuild_steps=chosen.steps, **settings)
-    forces = np.full((len(twice), len(force_map.matrix), 3), np.nan)
-    forces[result.labelled.trajectory] = force_map(result.labelled.forces)
+    forces = np.full((len(twice), frames.topology.n_residues, 3), np.nan)
+    forces[result.labelled.trajectory] = force_map(result.labelled)
     return forces.reshape(len(frames), 2, -1, 3), round(result.steps / len(twice))
 
 

@@ -15,7 +15,7 @@ from prefect.tasks import exponential_backoff
 from cgal.dataset import append, prepare
 from cgal.errors import CgalError
 from cgal.files import read_json
-from cgal.mapping import LinearMap
+from cgal.mapping import ForceMap
 from cgal.oracle import OracleResult
 from cgal.stopping import RoundOutcome
 from flows.dispatch import perform_stage
@@ -112,9 +112,11 @@ def prepare_task(workspace: Workspace) -> Callable[[Path], None]:
     def run(root: Path) -> None:
         workspace = Workspace(root)
         prepare(workspace.data, workspace.params)
-        force_map = LinearMap.load(workspace.data / "force_map.h5")
+        force_map = ForceMap.load(workspace.data / "force_map.h5")
         noise = ", ".join(f"{kind} {rms:.0f}" for kind, rms in force_map.figures.items())
-        console.print(f"[green]✓[/green] force map: {force_map.kind} (held-out rms of each, kJ/mol/nm: {noise})")
+        console.print(
+            f"[green]✓[/green] force map: {force_map.kind} (held-out rms of each across the bonds, kJ/mol/nm: {noise})"
+        )
 
     return _as_task(run, "prepare", 0, workspace)
 

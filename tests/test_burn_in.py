@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cgal.frames import AtomFrames
-from cgal.mapping import LinearMap, fit_force_map
+from cgal.mapping import ForceMap, fit_force_map
 from cgal.params import MappingParams, Params, load_params
 from flows import burn_in
 from tests.conftest import REPOSITORY
@@ -21,8 +21,8 @@ def frames() -> AtomFrames:
 
 
 @pytest.fixture(scope="module")
-def force_map(frames: AtomFrames) -> LinearMap:
-    return fit_force_map(frames.topology, AtomFrames.load(SMALL).forces, MappingParams())
+def force_map(frames: AtomFrames) -> ForceMap:
+    return fit_force_map(AtomFrames.load(SMALL), MappingParams())
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("short")
 def test_each_start_and_burn_in_has_a_row_with_its_cost_and_an_interval(
-    frames: AtomFrames, force_map: LinearMap, params: Params, tmp_path: Path
+    frames: AtomFrames, force_map: ForceMap, params: Params, tmp_path: Path
 ) -> None:
     found = burn_in.measure(frames, force_map, params, scratch=tmp_path)
     assert len(found) == len(burn_in.COLOURS) * len(BURN_INS)

@@ -23,7 +23,7 @@ from cgal.errors import (
 from cgal.files import sha256
 from cgal.frames import AtomFrames, LabelledFrames, alpha_carbons
 from cgal.importing import structure_pdb
-from cgal.mapping import LinearMap, coordinate_map
+from cgal.mapping import ForceMap, coordinate_map
 from cgal.params import MappingParams, NetworkParams, Params
 from cgal.potential.checkpoint import initial_potential, load_checkpoint, save_checkpoint
 from cgal.potential.prior import fit_prior
@@ -67,7 +67,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_prepared_dataset_opens_round_0_with_the_projected_seed(folder: Path) -> None:
     manifest = load_manifest(folder)
     (shard,) = load_shards(folder)
-    force_map = LinearMap.load(folder / "force_map.h5")
+    force_map = ForceMap.load(folder / "force_map.h5")
     assert round_index(manifest) == 0
     assert manifest.sequence == "YYDPETGTWY"
     assert (manifest.shards[0].frames, manifest.shards[0].origin, manifest.shards[0].force_map) == (
@@ -76,7 +76,7 @@ def test_prepared_dataset_opens_round_0_with_the_projected_seed(folder: Path) ->
         "optimal",
     )
     np.testing.assert_array_equal(shard.positions, SMALL.positions[:30, alpha_carbons(SMALL.topology)])
-    np.testing.assert_array_equal(shard.forces, force_map(SMALL.forces[:30]))
+    np.testing.assert_array_equal(shard.forces, force_map(SMALL.take(np.arange(30))))
     assert force_map.figures["optimal"] < force_map.figures["slice"]
     warm_start, _ = load_checkpoint(folder / "warm_start.pt", sequence=manifest.sequence)
     assert warm_start.prior.temperature_K == 350.0
@@ -100,8 +100,8 @@ def test_mean_forces_of_the_seed_become_the_first_shard(folder: Path) -> None:
     labels = replace(SMALL.take(np.arange(5)), forces=SMALL.forces[:5] / 2, provenance={"oracle_steps": 3750})
     labels.save(folder / "seed_labels.h5")
     manifest = prepare(folder, PARAMS)
-    force_map = LinearMap.load(folder / "force_map.h5")
-    np.testing.assert_array_equal(load_shards(folder)[0].forces, force_map(SMALL.forces[:5] / 2))
+    force_map = ForceMap.load(folder / "force_map.h5")
+    np.testing.assert_array_equal(load_shards(folder)[0].forces, force_map(labels))
     assert manifest.shards[0].oracle_steps == 3750
 
 

@@ -145,25 +145,32 @@ def test_a_form_starts_a_campaign_that_is_seen_at_work_and_compared(served: Serv
 
 def start_from_form(browser: Browser, served: Served) -> FlowRun:
     """Fill the form of the deployment as a person does, and start its run."""
-    page = browser.page
     with served.client() as client:
         deployment = client.read_deployment_by_name("active-learning/active-learning")
-        before = {run.id for run in client.read_flow_runs()}
-    browser.open(f"{served.prefect}/v2/deployments/deployment/{deployment.id}/run")
+    before = {run.id for run in served.runs()}
+    for _ in range(3):  # the form draws itself anew while its data come in: what was filled in or clicked then is lost
+        submit_form(browser, f"{served.prefect}/v2/deployments/deployment/{deployment.id}/run")
+        started = [run for run in served.runs() if run.id not in before and not run.auto_scheduled]
+        if started:
+            break
+    (run,) = started
+    assert run.parameters["acquisition"] == "random", browser.text()
+    return run
+
+
+def submit_form(browser: Browser, address: str) -> None:
+    page = browser.page
+    browser.open(address)
+    page.wait_for_load_state("networkidle")
     page.get_by_role("textbox", name="campaign").fill("shown")
     page.get_by_role("spinbutton", name="rounds").fill("1")
     page.get_by_role("button", name="Select acquisition").click()
     page.get_by_role("option", name="random", exact=True).click()
     page.get_by_role("tab", name="change").click()
     photograph(browser, "prefect-form")
-    for _ in range(3):  # a click is lost when the form draws itself anew at that moment
-        page.get_by_role("button", name="Submit").click()
-        with suppress(PageTimeout):
-            page.wait_for_url("**/deployments/deployment/*?tab=Runs", timeout=15_000)
-            break
-    (run,) = [run for run in served.runs() if run.id not in before and not run.auto_scheduled]
-    assert run.parameters["acquisition"] == "random", browser.text()
-    return run
+    page.get_by_role("button", name="Submit").click()
+    with suppress(PageTimeout):
+        page.wait_for_url("**/deployments/deployment/*?tab=Runs", timeout=60_000)
 
 
 def see_campaign(browser: Browser, served: Served, run: FlowRun) -> None:

@@ -129,6 +129,13 @@ def two_rounds(seeded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def own_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commits are of whom git knows: the fixture `git_identity` of other tests would overrule it."""
+    for name in ("AUTHOR_NAME", "AUTHOR_EMAIL", "COMMITTER_NAME", "COMMITTER_EMAIL"):
+        monkeypatch.delenv(f"GIT_{name}", raising=False)
+
+
 @pytest.fixture
 def fresh(seeded: Path, tmp_path: Path) -> Path:
     """Working copy before its first round."""

@@ -16,6 +16,9 @@ distances that occur; each pair reads its filter off by Lagrange interpolation, 
 summed up at the knots before it goes back through the filter networks. With `KNOTS_PER_WIDTH` knots to the width of a
 radial function the interpolation errs by 1e-8 of a filter and 1e-6 of its slope, no more than float32 rounds off; the
 cutoff is applied exactly. The gradient is that of the interpolated energy, to the last digit.
+
+Errors along bonds can be weighted (`bond_weight`): with the projector P onto the bonds' gradients, which depends on
+positions alone, L = mean e . (e - (1 - w) P e) for e = f - F, and v above takes the weighted error.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,13 +35,14 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
+from cgal.bonds import along_bonds
 from cgal.potential import pair_kernels, pair_sums
 from cgal.potential.geometry import pair_distances, pairs
 from cgal.potential.network import CGSchNet
 from cgal.potential.pair_sums import Along, Beads, Grid, Points, Table
 from cgal.potential.sweeps import FilterNetwork, Sweeps, Weights
 
-__all__ = ["ForceMatching", "Sharer", "worker_threads"]
+__all__ = ["ForceMatching", "Sharer", "weigh_bonds", "worker_threads"]
 
 POINTS = 8
 """Knots that a filter is interpolated from."""
@@ -100,8 +104,14 @@ class ForceMatching:
     threads behind `share`, so that no result does.
     """
 
-    def __init__(self, network: CGSchNet, positions: Sequence[Float[Tensor, "_ _ 3"]], share: Sharer = map) -> None:
-        self.grid, self.share = _grid(network, positions), share
+    def __init__(
+        self,
+        network: CGSchNet,
+        positions: Sequence[Float[Tensor, "_ _ 3"]],
+        share: Sharer = map,
+        bond_weight: float = 1.0,
+    ) -> None:
+        self.grid, self.share, self.bond_weight = _grid(network, positions), share, bond_weight
         self.radial = _radial_expansion(network, self.grid)
         self.shapes = [parameter.shape for parameter in network.parameters()]
         self.weights = parameters_to_vector(network.parameters()).detach()
@@ -130,7 +140,7 @@ class ForceMatching:
         positions: Float[Tensor, "frames beads 3"],
         labels: Float[Tensor, "frames beads 3"],
     ) -> tuple[Float64[Tensor, ""], Float[Tensor, " weights"]]:
-        """Mean squared error of the forces against `labels` [(kJ/mol/nm)^2], and its gradient along the weights."""
+        """Mean squared weighted error against `labels` [(kJ/mol/nm)^2], and its gradient along the weights."""
         networks = self._filter_networks()
         tables = [network.table for network in networks]
 
@@ -138,9 +148,10 @@ class ForceMatching:
             points, workspace = self.sums.locate(batch[0], self.grid), self._borrow(tables)
             sweeps = Sweeps(self._parts, tables, types, points, self.sums, workspace.filters(points))
             errors = batch[1] - _forces(sweeps.forth_and_back(), points, batch[0])
-            approach = _approach(errors * (2.0 / labels.numel()), points)
+            weighted = weigh_bonds(batch[0], errors, self.bond_weight)
+            approach = _approach(weighted * (2.0 / labels.numel()), points)
             sweeps.tangent(approach, workspace.parts, workspace.along_tables.zero_().unbind())
-            return errors.double().square().sum(), workspace
+            return (errors.double() * weighted.double()).sum(), workspace
 
         size = self._frames(positions)
         found = list(self.share(gradient_of, zip(positions.split(size), labels.split(size), strict=True)))
@@ -165,6 +176,11 @@ class ForceMatching:
     def _frames(self, positions: Tensor) -> int:
         """Frames to a batch: as many as fill a CPU's cache, or all of them for a GPU."""
         return max(1, BEADS // positions.shape[1] if self.sums is pair_kernels else len(positions))
+
+
+def weigh_bonds(positions: Beads, errors: Beads, weight: float) -> Beads:
+    """Force errors with their part along the bonds times a weight; their product with the errors is what is summed."""
+    return errors if weight == 1.0 else errors - (1.0 - weight) * along_bonds(positions, errors)
 
 
 def _forces(slopes: Along, points: Points, positions: Beads) -> Beads:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cgal.bonds import along_bonds
 from cgal.params import NetworkParams
 from cgal.potential import pair_kernels, pair_sums
 from cgal.potential.force_matching import ForceMatching, worker_threads
@@ -32,11 +33,15 @@ def labels(positions: torch.Tensor, seed: int = 1) -> torch.Tensor:
     return (100.0 * torch.randn(positions.shape, generator=generator, dtype=torch.float64)).to(positions.dtype)
 
 
-def by_autograd(network: CGSchNet, types: torch.Tensor, positions: torch.Tensor, forces: torch.Tensor):
+def by_autograd(
+    network: CGSchNet, types: torch.Tensor, positions: torch.Tensor, forces: torch.Tensor, bond_weight: float = 1.0
+):
     """Forces, loss and its gradient, by differentiating twice."""
     at = positions.clone().requires_grad_()
     (energy_gradient,) = torch.autograd.grad(network(at, types).sum(), at, create_graph=True)
-    loss = (forces + energy_gradient).square().mean()
+    errors = forces + energy_gradient
+    along = along_bonds(positions, errors)
+    loss = ((errors - along).square() + bond_weight * along.square()).mean()
     gradients = torch.autograd.grad(loss, list(network.parameters()), materialize_grads=True)
     return -energy_gradient.detach(), loss.detach().double(), [gradient.detach() for gradient in gradients]
 
@@ -60,6 +65,29 @@ def test_gradient_is_that_of_differentiating_twice(sequence, frames, blocks):
     parts = gradient.split([part.numel() for part in expected])
     for (name, _), part, whole in zip(network.named_parameters(), parts, expected, strict=True):
         assert relative(part, whole.flatten()) < 1e-5, name
+
+
+@pytest.mark.parametrize("bond_weight", [0.0, 0.01, 0.5])
+def test_gradient_of_the_loss_with_weighted_bonds(bond_weight):
+    network = trained_like(NetworkParams(features=12, blocks=2, radial_functions=24, cutoff_nm=1.2), torch.float64)
+    types, positions = bead_types(SEQUENCES[0]), chains(40, 10, torch.float64)
+    matching = ForceMatching(network, [positions], bond_weight=bond_weight)
+    mean_square, gradient = matching.gradient(types, positions, labels(positions))
+    _, loss, expected = by_autograd(network, types, positions, labels(positions), bond_weight)
+    assert float(mean_square) == pytest.approx(float(loss), rel=1e-6)
+    assert relative(gradient, torch.cat([part.flatten() for part in expected])) < 1e-5
+
+
+def test_forces_along_bonds_are_all_that_changes_bonds_to_first_order():
+    """What is left of any forces stretches no bond, and springs along bonds are all in the part that is split off."""
+    positions = chains(30, 10, torch.float64)
+    bonds = positions[:, 1:] - positions[:, :-1]
+    forces = labels(positions)
+    across = forces - along_bonds(positions, forces)
+    assert ((across[:, 1:] - across[:, :-1]) * bonds).sum(2).abs().max() < 1e-8
+    pulls = torch.randn(30, 9, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * bonds
+    springs = torch.nn.functional.pad(pulls, (0, 0, 0, 1)) - torch.nn.functional.pad(pulls, (0, 0, 1, 0))
+    torch.testing.assert_close(along_bonds(positions, springs), springs)
 
 
 @pytest.mark.parametrize(("features", "radial_functions"), [(64, 24), (128, 50)])

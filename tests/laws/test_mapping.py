@@ -6,15 +6,21 @@ import numpy as np
 import pytest
 
 from cgal.frames import AtomFrames, alpha_carbons
-from cgal.mapping import LinearMap, constrained_clusters, coordinate_map, fit_force_map, noise_figures
+from cgal.mapping import ForceMap, LinearMap, constrained_clusters, coordinate_map, fit_force_map, noise_figures
 from cgal.params import MappingParams
 
 SMALL = AtomFrames.load(Path(__file__).parents[1] / "data" / "chignolin_small.h5")
 KINDS = ("slice", "constraint_aware", "optimal")
 
 
-def force_map(kind: str, frames: AtomFrames = SMALL, ridge: float = MappingParams().ridge) -> LinearMap:
-    return fit_force_map(frames.topology, frames.forces, MappingParams(force_map=kind, ridge=ridge))
+def fitted(kind: str, frames: AtomFrames = SMALL) -> ForceMap:
+    return fit_force_map(frames, MappingParams(force_map=kind))
+
+
+def force_map(kind: str, ridge: float = MappingParams().ridge) -> LinearMap:
+    linear = fit_force_map(SMALL, MappingParams(force_map=kind, ridge=ridge)).linear
+    assert linear is not None
+    return linear
 
 
 @pytest.mark.parametrize("ridge", [0.0, 1e-3, 0.1])
@@ -69,8 +75,8 @@ def test_optimal_map_is_the_least_noisy_on_held_out_frames() -> None:
     A variance of 300 numbers is uncertain by sqrt(2/300) = 8 %, so an rms by 4 %: the optimal map must win by more.
     With 3000 frames it reaches half of the constraint-aware rms.
     """
-    fitted = [force_map(kind, SMALL.take(np.arange(30))) for kind in KINDS]
-    rms = noise_figures(fitted, SMALL.forces[30:])
+    maps = [fitted(kind, SMALL.take(np.arange(30))) for kind in KINDS]
+    rms = noise_figures(maps, SMALL.take(np.arange(30, 40)))
     assert rms["optimal"] < 0.95 * rms["constraint_aware"]
     assert rms["constraint_aware"] < rms["slice"]
 
@@ -87,7 +93,7 @@ def test_no_shared_weight_map_beats_the_optimal_one_on_its_own_frames() -> None:
         for cluster in others:
             if carbons.isdisjoint(cluster):
                 matrix[:, cluster] += 0.01 * generator.standard_normal((10, 1))
-        step = LinearMap("perturbed", matrix)
+        step = LinearMap(matrix)
         assert np.mean(step(SMALL.forces).astype(np.float64) ** 2) > lowest
 
 
