@@ -31,8 +31,10 @@ from flows.terminal import METRICS, SCALE
 __all__ = ["write_results"]
 
 PAPER_ARM = "paper"
-PAPER_ARMS = (PAPER_ARM, "rmsd_free")
-"""The published method, and the same with our force map."""
+"""The published method."""
+
+CONTROLS = ("seed_prior", "random", "continued_md", PAPER_ARM)
+"""Arms that the others are set against, beside the base."""
 
 DEFAULT = "default"
 """The arm of the ablations that changes nothing."""
@@ -139,21 +141,19 @@ def _verdicts(records: pd.DataFrame, arms: Sequence[str]) -> str:
         groups = {word: [m for m, w in words.items() if w == word] for word in ("better", "worse", "undecided")}
         said = "; ".join(f"{word}: {', '.join(metrics)}" for word, metrics in groups.items() if metrics)
         lines.append(f"- `{arm}` against `{BASE}`: {said}.")
-    for other in ("random", "random_long", "random_fresh", "continued_md", *PAPER_ARMS):
+    for other in CONTROLS:
         lines += [
             f"- `{arm}` against `{other}`, TICA: {_percent(change(records, arm, other, 'tica', 'exact'))} %."
             for arm in arms
             if other in arms and arm != other
         ]
-    for other in PAPER_ARMS:
-        if other not in arms:
-            continue
-        target = curve(records, other, "tica", "exact")
-        for arm in (arm for arm in arms if arm != other):
+    if PAPER_ARM in arms:
+        target = curve(records, PAPER_ARM, "tica", "exact")
+        for arm in (arm for arm in arms if arm != PAPER_ARM):
             steps = steps_to_reach(curve(records, arm, "tica", "exact"), float(target["w1"].iloc[-1]))
             share = steps / float(target["oracle_steps"].iloc[-1])
             reached = f"with {share:.0%} of its oracle steps" if share != float("inf") else "not at all"
-            lines.append(f"- `{arm}` reaches the TICA W1 of the closing round of `{other}` {reached}.")
+            lines.append(f"- `{arm}` reaches the TICA W1 of the closing round of `{PAPER_ARM}` {reached}.")
     floor = final(records).query("mode == 'exact'").groupby("metric")["floor"].mean()
     shown = ", ".join(f"{name} {floor[metric] * SCALE.get(metric, 1.0):.3g}" for metric, name in METRICS.items())
     return "\n".join([*lines, "", f"Floor, one half of the reference against the other: {shown}."])
