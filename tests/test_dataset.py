@@ -16,6 +16,7 @@ from cgal.errors import (
     BadFile,
     BadParams,
     BadStructure,
+    BadTrajectory,
     CgalError,
     DatasetChanged,
     EmptyTrajectory,
@@ -103,6 +104,20 @@ def test_mean_forces_of_the_seed_become_the_first_shard(folder: Path) -> None:
     force_map = ForceMap.load(folder / "force_map.h5")
     np.testing.assert_array_equal(load_shards(folder)[0].forces, force_map(labels))
     assert manifest.shards[0].oracle_steps == 3750
+
+
+def test_local_frames_take_the_seeds_own_forces_and_refuse_mean_ones(folder: Path, checkpoint: Path) -> None:
+    """Mean forces have no places of the atoms to project them with; the dataset stays as it was."""
+    SMALL.take(np.arange(5)).save(folder / "seed_labels.h5")
+    manifest = prepare(folder, PARAMS.model_copy(update={"mapping": MappingParams(force_map="local_frames")}))
+    assert (manifest.shards[0].frames, manifest.shards[0].force_map) == (30, "local_frames")
+    grow(folder, checkpoint, replace(ORACLE, provenance={"forces": "instantaneous"}))
+    force_map = ForceMap.load(folder / "force_map.h5")
+    np.testing.assert_array_equal(load_shards(folder)[1].forces, force_map(SMALL.take(np.arange(30, 40))))
+    before = contents(folder)
+    with pytest.raises(BadTrajectory, match=r"set oracle\.mode to free"):
+        grow(folder, checkpoint, ORACLE, k=1)
+    assert contents(folder) == before
 
 
 @pytest.mark.parametrize("change", [{"mapping": MappingParams(force_map="slice")}, {"seed": 2}])
