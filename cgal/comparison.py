@@ -5,6 +5,7 @@ paired by seed: the same seed set, network initialisation and noise up to the fi
 """
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy import stats
 from cgal.errors import BadFile
 
 __all__ = ["BASE", "Interval", "change", "curve", "final", "mean_interval", "plot_changes", "plot_curves",
-           "steps_to_reach", "summarise"]  # fmt: skip
+           "rounds", "steps_to_reach", "summarise"]  # fmt: skip
 
 BASE = "base"
 """The arm without acquisition, to which changes are relative."""
@@ -42,7 +43,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
     sample = np.asarray(values, dtype=float)
     if len(sample) < 2:
         return Interval(float(sample.mean()), float("nan"), float("nan"))
-    if np.ptp(sample) == 0:
+    if np.allclose(sample, sample[0], rtol=1e-12, atol=0.0):
         return Interval(*[float(sample[0])] * 3)
     low, high = stats.ttest_1samp(sample, 0.0).confidence_interval(LEVEL)
     return Interval(float(sample.mean()), float(low), float(high))
@@ -64,6 +65,10 @@ def change(records: pd.DataFrame, arm: str, to: str, metric: str, mode: str) -> 
     ratios = (rows[arm] / rows[to]).dropna() if {arm, to} <= set(rows) else rows.iloc[:0, 0]
     if ratios.empty:
         raise BadFile(f"records: arms {arm} and {to} share no seed for {metric}; run both with 'cgal compare'")
+    return _relative(ratios)
+
+
+def _relative(ratios: pd.Series) -> Interval:
     logs = np.log(ratios)
     return Interval(*(100.0 * (np.exp(value) - 1.0) for value in mean_interval(logs.tolist())))
 
@@ -77,6 +82,34 @@ def curve(records: pd.DataFrame, arm: str, metric: str, mode: str) -> pd.DataFra
     table = rows.pivot(index="round", columns="seed", values=["w1", "oracle_steps"]).ffill()
     found = [(index, row["oracle_steps"].mean(), *mean_interval(row["w1"].tolist())) for index, row in table.iterrows()]
     return pd.DataFrame(found, columns=["round", "oracle_steps", "w1", "low", "high"])
+
+
+def rounds(records: pd.DataFrame) -> pd.DataFrame:
+    """Every arm round by round: W1, its change [%] to the base of the same seeds, with intervals, and the cost so far.
+
+    One row for each arm, metric, mode and round; campaigns that closed earlier stay where they closed, as in `curve`.
+    Raises BadFile when an arm shares no seed with the base.
+    """
+    ends = final(records).query("arm == @BASE")
+    found: list[dict[str, object]] = []
+    for names, rows in records.groupby(["arm", "metric", "mode"], sort=False):
+        arm, metric, mode = map(str, names)
+        change(records, arm, BASE, metric, mode)
+        base = ends.query("metric == @metric and mode == @mode").set_index("seed")["w1"]
+        columns = ["w1", "oracle_steps", "exploded_fraction"]
+        table = rows.pivot(index="round", columns="seed", values=columns).ffill()
+        wall = rows.pivot(index="round", columns="seed", values="wall_s").fillna(0.0).cumsum()
+        for (index, row), spent in zip(table.iterrows(), wall.mean(axis=1), strict=True):
+            w1 = row["w1"].dropna()
+            shift = _relative((w1 / base).dropna())
+            found.append(
+                {"arm": arm, "metric": metric, "mode": mode, "round": int(str(index)), "seeds": len(w1)}
+                | dict(zip(("w1", "low", "high"), mean_interval(w1.tolist()), strict=True))
+                | dict(zip(("change_percent", "change_low", "change_high"), shift, strict=True))
+                | {name: row[name].mean() for name in ("oracle_steps", "exploded_fraction")}
+                | {"wall_s": spent}
+            )
+    return pd.DataFrame(found)
 
 
 def steps_to_reach(curve: pd.DataFrame, w1: float) -> float:
@@ -126,7 +159,7 @@ def plot_curves(records: pd.DataFrame, arms: Sequence[str], metrics: dict[str, s
     figure = Figure(figsize=(3.1 * len(metrics), 3.6), layout="constrained")
     panels = figure.subplots(1, len(metrics))
     for panel, (metric, heading) in zip(panels, metrics.items(), strict=True):
-        for arm, colour in zip(arms, COLOURS, strict=False):
+        for arm, colour in zip(arms, cycle(COLOURS), strict=False):
             line = curve(records, arm, metric, mode)
             steps = line["oracle_steps"] / 1000
             panel.errorbar(
@@ -146,7 +179,7 @@ def plot_changes(records: pd.DataFrame, arms: Sequence[str], metrics: dict[str, 
     figure = Figure(figsize=(2.6 * len(metrics) + 1, 0.45 * len(arms) + 1.4), layout="constrained")
     panels = figure.subplots(1, len(metrics), sharey=True)
     for panel, (metric, heading) in zip(panels, metrics.items(), strict=True):
-        for row, (arm, colour) in enumerate(zip(arms, COLOURS[1:], strict=False)):
+        for row, (arm, colour) in enumerate(zip(arms, cycle(COLOURS[1:]), strict=False)):
             shift = change(records, arm, BASE, metric, mode)
             panel.plot([shift.low, shift.high], [row, row], color=colour, linewidth=2)
             panel.plot(shift.value, row, "o", color=colour)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cgal.comparison import change, curve, final, mean_interval, steps_to_reach, summarise
+from cgal.comparison import change, curve, final, mean_interval, rounds, steps_to_reach, summarise
 from cgal.errors import BadFile
 from flows.burn_in import COLOURS
 from flows.results import in_shown_units, write_results
@@ -85,6 +85,16 @@ def test_a_campaign_that_closed_early_stays_where_it_closed() -> None:
     assert line["oracle_steps"].iloc[-1] == pytest.approx(closing["oracle_steps"].mean())
 
 
+def test_every_round_has_its_change_and_its_cost() -> None:
+    found = rounds(records()).query("arm == 'coverage' and metric == 'bond' and mode == 'paper'")
+    assert found["round"].tolist() == [0, 1, 2, 3]
+    assert found["change_percent"].tolist() == pytest.approx([0.0, -20.0, -40.0, -60.0])
+    assert found["change_high"].tolist() == pytest.approx([0.0, -20.0, -40.0, -60.0])
+    assert found["oracle_steps"].tolist() == [0, 1000, 2000, 3000]
+    assert found["wall_s"].tolist() == [60, 120, 180, 240]
+    assert set(found["seeds"]) == {5}
+
+
 def test_an_arm_of_one_seed_is_shown_without_an_interval(tmp_path: Path) -> None:
     found = records(noise=0.05)
     found[(found["arm"] != "coverage") | (found["seed"] == 1)].to_csv(tmp_path / "arms.csv", index=False)
@@ -118,7 +128,9 @@ def test_the_page_tells_the_losing_arms_too(tmp_path: Path) -> None:
     for arm in FACTORS:
         assert f"`{arm}`" in page
     assert "`coverage` against `base`: better: tica" in page
-    assert "of its oracle steps" in page
+    assert "| `coverage` | yes | yes | none | 0.00% |" in page
+    assert "| `random` | no | no | none | 0.00% | never |" in page
+    assert (tmp_path / "rounds.csv").is_file()
     assert json.loads((tmp_path / "summary.json").read_text())
     assert {path.name for path in tmp_path.glob("*.png")} == {"w1_exact.png", "w1_paper.png", "changes.png"}
 
