@@ -38,6 +38,9 @@ BURN_IN_STEPS = (0, 150, 600, 2400)
 LONG_STEPS = 6000
 """Burn-in, and average, of the labels that the others are measured against."""
 
+AVERAGE_STEPS = 600
+"""Of the labels that are measured."""
+
 RESAMPLES = 1000
 OWN = "own atoms"
 ANNEAL_STEPS = {"rebuilt": 0, "annealed 500 steps": 500, "annealed 2000 steps": 2000}
@@ -67,13 +70,14 @@ def measure(
     found in `scratch` are taken, so that a run that was stopped goes on.
     """
     labels = partial(_labels, frames, force_map, params, scratch)
-    average, parts = params.oracle.average_steps, 1 + len(COLOURS) * len(BURN_IN_STEPS)
+    parts = 1 + len(COLOURS) * len(BURN_IN_STEPS)
     long = labels(OWN, LONG_STEPS, LONG_STEPS, _part(progress, 0, parts))[0].mean(axis=1, keepdims=True)
     rows: list[dict[str, Any]] = []
     for start, burn_in in product(COLOURS, BURN_IN_STEPS):
-        pairs, steps = labels(start, burn_in, average, _part(progress, 1 + len(rows), parts))
+        pairs, steps = labels(start, burn_in, AVERAGE_STEPS, _part(progress, 1 + len(rows), parts))
         rows.append(
-            {"start": start, "burn_in_steps": burn_in, "average_steps": average, "steps": steps, "frames": len(frames)}
+            {"start": start, "burn_in_steps": burn_in, "average_steps": AVERAGE_STEPS, "steps": steps}
+            | {"frames": len(frames)}
             | {"failed": int(np.isnan(pairs).any(axis=(1, 2, 3)).sum()), "signal": _rms(long)}
             | _spread("between", pairs[:, :1] - pairs[:, 1:], params.seed)
             | _spread("error", pairs - long, params.seed)

@@ -210,7 +210,9 @@ def seed(
     confine_nm: Annotated[
         float | None, typer.Option(help="Seed frames lie this close to the structure (CA RMSD).")
     ] = None,
-    mean_force: Annotated[bool, typer.Option(help="Let the oracle label the seed with mean forces.")] = True,
+    mean_force: Annotated[
+        bool | None, typer.Option(help="Let the oracle label the seed with mean forces; else as oracle.mode has it.")
+    ] = None,
 ) -> None:
     """Make the seed from data/<protein>/structure.pdb, by short all-atom runs in params.yaml's force field."""
     root = _open(root)
@@ -220,7 +222,7 @@ def seed(
 
     plan = SeedRuns(runs, length_ps, equilibration_ps, spacing_ps, confine_nm)
     with CampaignLock(root, "seed"):
-        make_seed(Workspace(root, protein), plan, mean_force=mean_force)
+        make_seed(Workspace(root, protein), plan, mean_force)
         Repository(root).record_data()
 
 

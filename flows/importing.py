@@ -79,11 +79,12 @@ class SeedRuns:
     confine_nm: float | None
 
 
-def make_seed(workspace: Workspace, plan: SeedRuns, *, mean_force: bool) -> None:
+def make_seed(workspace: Workspace, plan: SeedRuns, mean_force: bool | None = None) -> None:
     """Write the seed of `data/<protein>/` from runs in the force field and at the temperature of params.yaml.
 
     The frames, at most `confine_nm` from the structure in C-alpha RMSD, become `seed.h5`; what follows, and what is
-    lost, is as with `import_protein`. The reference, if there is one, stays. Raises BadStructure or BadParams.
+    lost, is as with `import_protein`. `mean_force` left out is as `oracle.mode` has it. The reference, if there is one,
+    stays. Raises BadStructure or BadParams.
     """
     params, timestep_ps = workspace.params, workspace.params.force_field.timestep_ps
     if plan.length_ps < plan.spacing_ps or plan.spacing_ps < timestep_ps:
@@ -112,7 +113,7 @@ def make_seed(workspace: Workspace, plan: SeedRuns, *, mean_force: bool) -> None
     if plan.confine_nm is not None:
         seed = confine(seed, coordinate_map(seed.topology)(start)[0], plan.confine_nm)
     reset(workspace.data)
-    _save_seed(workspace, seed, mean_force=mean_force)
+    _save_seed(workspace, seed, mean_force=params.oracle.mode == "mean_force" if mean_force is None else mean_force)
     console.print(f"{workspace.data}: {len(seed)} seed frames of {len(result.labelled)}, {result.steps:,} steps")
 
 

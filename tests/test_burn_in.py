@@ -27,14 +27,14 @@ def force_map(frames: AtomFrames) -> ForceMap:
 
 @pytest.fixture(scope="module")
 def params() -> Params:
-    params = load_params(REPOSITORY / "params.yaml")
-    return params.model_copy(update={"oracle": params.oracle.model_copy(update={"average_steps": 40})})
+    return load_params(REPOSITORY / "params.yaml")
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(burn_in, "BURN_IN_STEPS", BURN_INS)
     monkeypatch.setattr(burn_in, "LONG_STEPS", 100)
+    monkeypatch.setattr(burn_in, "AVERAGE_STEPS", 40)
     monkeypatch.setattr(burn_in, "COLOURS", {burn_in.OWN: "#222222", "annealed": "#00798c"})
     monkeypatch.setattr(burn_in, "ANNEAL_STEPS", {"annealed": 200})
 

@@ -8,6 +8,7 @@ from time import monotonic
 
 import mdtraj
 import pytest
+import yaml
 from prefect.testing.utilities import prefect_test_harness
 
 from cgal.dataset import load_manifest
@@ -16,6 +17,16 @@ from flows.active_learning import active_learning
 from flows.records import campaign_rounds
 from flows.terminal import METRICS
 from flows.versioning import Repository
+from tests.conftest import REPOSITORY
+
+PARAMS = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+METHODS = {
+    "mapping": PARAMS["mapping"],
+    "training": {"bond_weight": PARAMS["training"]["bond_weight"], "warm_start": PARAMS["training"]["warm_start"]},
+    "selection": {"strategy": PARAMS["selection"]["strategy"], "novel_nm": 0.05, "distinct_nm": 0.03},
+    "oracle": {"mode": PARAMS["oracle"]["mode"], "average_steps": 100, "free_stride": 20},
+}
+"""The default ways to project, choose and label, with runs that are short and frames that are soon new."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +41,7 @@ def run(root: Path, *command: str) -> str:
 
 @pytest.mark.slow
 def test_two_rounds_and_a_closing_one(make_project: Callable[..., Path], prefect_server: None) -> None:
-    root = make_project()
+    root = make_project(**METHODS)
     untouched = root / "untouched.txt"
     untouched.write_text("somebody's work")
     before = run(root, "git", "rev-parse", "HEAD")
