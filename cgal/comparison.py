@@ -22,6 +22,7 @@ BASE = "base"
 """The arm without acquisition, to which changes are relative."""
 
 LEVEL = 0.95
+LARGEST_CHANGE = 200.0  # percent, in figures
 KEYS = ["arm", "seed", "metric", "mode"]
 COLOURS = ("#222222", "#00798c", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#2e4057", "#b86f52")
 
@@ -174,16 +175,22 @@ def plot_curves(records: pd.DataFrame, arms: Sequence[str], metrics: dict[str, s
     return figure
 
 
-def plot_changes(records: pd.DataFrame, arms: Sequence[str], metrics: dict[str, str], mode: str) -> Figure:
-    """Draw the change of W1 to the base arm with its interval: a panel a metric, a row an arm."""
+def plot_changes(
+    records: pd.DataFrame, arms: Sequence[str], metrics: dict[str, str], mode: str, to: str = BASE
+) -> Figure:
+    """Draw the change of W1 to an arm with its interval: a panel a metric, a row an arm.
+
+    Panels end at `LARGEST_CHANGE`, whatever lies beyond.
+    """
     figure = Figure(figsize=(2.6 * len(metrics) + 1, 0.45 * len(arms) + 1.4), layout="constrained")
     panels = figure.subplots(1, len(metrics), sharey=True)
     for panel, (metric, heading) in zip(panels, metrics.items(), strict=True):
         for row, (arm, colour) in enumerate(zip(arms, cycle(COLOURS[1:]), strict=False)):
-            shift = change(records, arm, BASE, metric, mode)
+            shift = change(records, arm, to, metric, mode)
             panel.plot([shift.low, shift.high], [row, row], color=colour, linewidth=2)
             panel.plot(shift.value, row, "o", color=colour)
         panel.axvline(0, color="0.6", linewidth=1)
-        panel.set(title=heading, xlabel="change to base [%]")
+        right = min(panel.get_xlim()[1], LARGEST_CHANGE)
+        panel.set(title=heading, xlabel=f"change to {to} [%]", xlim=(None, right))
     panels[0].set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
     return figure

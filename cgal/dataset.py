@@ -12,7 +12,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, ValidationError
 
-from cgal.errors import BadFile, BadParams, BadStructure, DatasetChanged, EmptyTrajectory
+from cgal.errors import BadFile, BadParams, BadStructure, DatasetChanged
 from cgal.files import sha256, write_bytes, write_json
 from cgal.frames import AtomFrames, LabelledFrames, read_pdb_text, sequence_of
 from cgal.mapping import ForceMap, coordinate_map, fit_force_map
@@ -147,9 +147,10 @@ def append(
 ) -> Manifest:
     """Add the oracle's frames as the next shard, and the finished checkpoint as the next round's warm start.
 
-    `outcome` is what the round that asked for these frames found, for the stop rule. Doing it again with the same
-    frames changes nothing. Raises EmptyTrajectory when there is no frame, BadCheckpoint when the checkpoint is another
-    protein's, DatasetChanged when `origin` was appended before with other frames or a shared file was changed.
+    `outcome` is what the round that asked for these frames found, for the stop rule. Without any frame the shard is
+    empty and tells what was spent. Doing it again with the same frames changes nothing. Raises BadCheckpoint when the
+    checkpoint is another protein's, DatasetChanged when `origin` was appended before with other frames or a shared file
+    was changed.
     """
     manifest = load_manifest(folder)
     _settle(folder, manifest)
@@ -251,9 +252,7 @@ def _load_seed(folder: Path, params: Params) -> AtomFrames:
 
 
 def _project(frames: AtomFrames, force_map: ForceMap, origin: str) -> LabelledFrames:
-    """Beads and bead forces of all-atom frames; raises EmptyTrajectory when there is none."""
-    if not len(frames):
-        raise EmptyTrajectory(f"{origin}: no labelled frame to add to the dataset; see why its frames failed")
+    """Beads and bead forces of all-atom frames."""
     return LabelledFrames(
         sequence_of(frames.topology),
         coordinate_map(frames.topology)(frames.positions),

@@ -203,7 +203,7 @@ class OracleParams(Section):
     average_steps: Count = Field(600, description="steps averaged per label (mean_force), or run per frame (free)")
     sample_stride: Count = Field(5, description="steps between force samples in an average")
     free_stride: Count = Field(100, description="steps between stored frames of free labels")
-    quorum: Fraction = Field(0.5, description="share of picked frames that must be labelled for the round to go on")
+    quorum: Fraction = Field(0.5, description="share of a full round's picks that must be labelled for it to go on")
 
 
 class BenchmarkParams(Section):

@@ -72,7 +72,10 @@ def write_results(folder: Path, page: Path, preface: Path) -> None:
         _targets(records, others),
     ]
     if (folder / ABLATIONS).is_file():
-        parts.append(_ablations(load_records(folder / ABLATIONS, DEFAULT)))
+        ablations = load_records(folder / ABLATIONS, DEFAULT)
+        changed = [str(arm) for arm in ablations["arm"].unique() if arm != DEFAULT]
+        _save(plot_changes(ablations, changed, METRICS, "exact", DEFAULT), folder / "ablations.png")
+        parts.append(_ablations(ablations, changed))
     if (folder / BURN_IN).is_file():
         burn_in = pd.read_csv(folder / BURN_IN)
         _save(plot_burn_in(burn_in), folder / "burn_in.png")
@@ -212,25 +215,27 @@ def _share(records: pd.DataFrame, arm: str) -> str:
     return "never" if math.isinf(share) else f"{share:.0%}"
 
 
-def _ablations(records: pd.DataFrame) -> str:
+def _ablations(records: pd.DataFrame, arms: Sequence[str]) -> str:
     last = final(records).query("mode == 'exact'")
     lines = [
         "## Ablations: what each choice does to the default, at the same oracle steps",
         "",
         "Change of each W1 (mode `exact`) in the closing round to that of the arm `default`, in percent, with 95 % "
-        "intervals over seeds; each arm is one line of `docs/results/ablations.yaml`.",
+        "intervals over seeds. What each arm changes, the command and its cost are in "
+        "[ablations.yaml](results/ablations.yaml); what follows from it is in "
+        "[decision 17](decisions/17-what-labels-can-teach.md).",
         "",
         f"| arm | seeds | oracle steps | frames | {' | '.join(METRICS)} |",
         f"|---|---|---|---|{'---|' * len(METRICS)}",
     ]
-    for arm in (str(arm) for arm in records["arm"].unique() if arm != DEFAULT):
+    for arm in arms:
         rows = last[(last["arm"] == arm) & (last["metric"] == "tica")]
         cells = [_percent(change(records, arm, DEFAULT, metric, "exact")) for metric in METRICS]
         lines.append(
             f"| `{arm}` | {len(rows)} | {rows['oracle_steps'].mean():.0f} | {rows['frames'].mean():.0f} | "
             f"{' | '.join(cells)} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "![ablations](results/ablations.png)"])
 
 
 def _burn_in(found: pd.DataFrame) -> str:

@@ -175,7 +175,10 @@ def _outcome(workspace: Workspace, selection: Selection) -> RoundOutcome:
 
 
 def label(workspace: Workspace, progress: Progress) -> Summary:
-    """`round/selection.h5` -> backmapped and labelled all-atom frames, `round/oracle.h5`."""
+    """`round/selection.h5` -> backmapped and labelled all-atom frames, `round/oracle.h5`.
+
+    Fewer picks than a round's, as the rest of a budget pays for, are too few for a quorum: they may all fail.
+    """
     manifest, params = load_manifest(workspace.data), workspace.params
     k = round_index(manifest)
     selection = Selection.load(workspace.round / "selection.h5")
@@ -201,7 +204,8 @@ def label(workspace: Workspace, progress: Progress) -> Summary:
             rebuild_steps=params.backmapping.steps,
             fan_out=fan_out,
         )
-    oracle.check_quorum(result, len(selection.positions), params.oracle)
+    if len(selection.positions) >= params.selection.frames:
+        oracle.check_quorum(result, len(selection.positions), params.oracle)
     result.save(workspace.round / "oracle.h5")
     return {"labelled": len(result.labelled), "failed": len(result.failures), "steps": result.steps}
 

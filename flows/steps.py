@@ -156,16 +156,11 @@ def track_task(round_index: int, workspace: Workspace) -> Callable[[Path], None]
 
 
 def append_task(round_index: int, workspace: Workspace) -> Callable[[Path], int]:
-    """Prefect task that turns the oracle's frames into the next shard, which opens the next round; gives their number.
-
-    With no labelled frame there is nothing to learn from: the dataset stays as it is.
-    """
+    """Prefect task that makes the oracle's frames the next shard, which opens the next round; gives their number."""
 
     def run(root: Path) -> int:
         workspace = Workspace(root)
         result = OracleResult.load(workspace.round / "oracle.h5")
-        if not len(result.labelled):
-            return 0
         manifest = append(
             workspace.data,
             labelled=result.labelled,

@@ -33,7 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "simulation": {"replicas": 8, "steps": 400, "stride": 20},
     "selection": {"strategy": "rmsd_histogram", "frames": 4},
-    "oracle": {"mode": "mean_force", "burn_in_steps": 20, "average_steps": 60},
+    "oracle": {"mode": "mean_force", "burn_in_steps": 20, "average_steps": 60, "free_stride": 100},
     "benchmark": {"bootstrap": 20},
     "execution": {"torch_threads": 1, "retries": 0},
 }

@@ -72,6 +72,18 @@ def test_two_rounds_and_a_closing_one(make_project: Callable[..., Path], prefect
     _check_tracking(root)
 
 
+@pytest.mark.slow
+def test_a_campaign_whose_last_labels_all_fail_comes_to_its_end(
+    make_project: Callable[..., Path], prefect_server: None
+) -> None:
+    """The rest of the budget pays for fewer labels than a round's, and none of them succeeds."""
+    root = make_project(campaign={"rounds": 1, "budget_steps": 400}, backmapping={"maximum_displacement_nm": 1e-6})
+    assert active_learning(root, "small") == 1
+    before, after = campaign_rounds(Repository(root), "small")
+    assert after["frames"] == before["frames"]
+    assert after["oracle_failed"] == 2
+
+
 def _check_restore_and_replay(root: Path) -> None:
     tag = "small/round-001"
     run(root, "git", "checkout", tag, "--", "data.dvc", "dvc.lock", "params.yaml")

@@ -19,15 +19,15 @@ from cgal.errors import (
     BadTrajectory,
     CgalError,
     DatasetChanged,
-    EmptyTrajectory,
 )
 from cgal.files import sha256
 from cgal.frames import AtomFrames, LabelledFrames, alpha_carbons
 from cgal.importing import structure_pdb
 from cgal.mapping import ForceMap, coordinate_map
-from cgal.params import MappingParams, NetworkParams, Params
+from cgal.params import MappingParams, NetworkParams, Params, TrainingParams
 from cgal.potential.checkpoint import initial_potential, load_checkpoint, save_checkpoint
 from cgal.potential.prior import fit_prior
+from cgal.training import held_out_masks
 
 SMALL = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
 PARAMS = Params(network=NetworkParams(features=16, blocks=1, radial_functions=8))
@@ -208,11 +208,25 @@ def test_killed_prepare_ends_with_the_same_bytes(prepared: Path, tmp_path: Path,
     assert contents(folder) == contents(prepared)
 
 
-def test_no_labelled_frame_is_an_error(folder: Path, checkpoint: Path) -> None:
-    before = contents(folder)
-    with pytest.raises(EmptyTrajectory, match="oracle round 0: no labelled frame"):
-        grow(folder, checkpoint, ORACLE.take(np.arange(0)))
-    assert contents(folder) == before
+@pytest.mark.parametrize("force_map", ["optimal", "local_frames"])
+def test_a_shard_without_a_frame_tells_what_was_spent(folder: Path, checkpoint: Path, force_map: str) -> None:
+    reset(folder)
+    oracle = PARAMS.oracle.model_copy(update={"mode": "free"})
+    prepare(folder, PARAMS.model_copy(update={"mapping": MappingParams(force_map=force_map), "oracle": oracle}))
+    labelled = SMALL.take(np.arange(30, 40))
+    grow(folder, checkpoint, labelled.take(np.arange(0)))
+    manifest = load_manifest(folder)
+    assert round_index(manifest) == 1
+    assert (manifest.shards[1].frames, manifest.shards[1].oracle_steps, manifest.shards[1].oracle_failed) == (
+        0,
+        7500,
+        2,
+    )
+    grow(folder, checkpoint, labelled, k=1)
+    shards = load_shards(folder)
+    assert [len(shard) for shard in shards] == [30, 0, 10]
+    masks = held_out_masks(shards, TrainingParams())
+    assert [len(mask) for mask in masks] == [30, 0, 10]
 
 
 def test_checkpoint_of_another_protein_is_refused_and_nothing_written(folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cgal.potential.geometry import pairs
-from cgal.potential.kernels import compiled, entry
+from cgal.potential.kernels import entry, part
 from cgal.potential.pair_sums import Along, Beads, Filters, Grid, Points, SHORTEST_nm, Table
 
 __all__ = ["convolve", "interpolate", "locate", "slopes", "table_gradient", "tangent_convolve"]
@@ -122,7 +122,7 @@ def _interpolate(table: Any, rows: Any, values: Any, slopes: Any, filters: Any, 
             _read(table, rows[n, p], slopes[n, p], filter_slopes[n, p])
 
 
-@compiled
+@part
 def _read(table: Any, row: int, weights: Any, found: Any) -> None:
     """Weighted sum of eight rows in one go: in registers."""
     a, b, c, d = weights[0], weights[1], weights[2], weights[3]
@@ -133,7 +133,7 @@ def _read(table: Any, row: int, weights: Any, found: Any) -> None:
         found[f] = left + right
 
 
-@compiled
+@part
 def _write(table: Any, row: int, values: Any, slopes: Any, along_filter: Any, along_slope: Any) -> None:
     """Add to four rows in one go."""
     a, b, c, d = values[0], values[1], values[2], values[3]

@@ -158,24 +158,27 @@ COMPILE = """
 import numpy as np
 from cgal.potential import kernels
 
-def ones(*shape):
-    return np.ones(shape, np.float32)
+noise = np.random.default_rng(0)
 
-chain = kernels.Chain(ones(3), ones(3), ones(2), ones(2), ones(1, 3), ones(1, 3), np.float32(1))
-matrices, rows = ones(1, 8, 8), ones(1, 8)
+def normal(*shape):
+    return noise.normal(scale=0.1, size=shape).astype(np.float32)
+
+chain = kernels.Chain(1 + normal(9), normal(9), 2 + normal(8), normal(8), normal(7, 3), normal(7, 3), np.float32(1))
+matrices, rows = normal(2, 64, 64), normal(2, 64)
 network = kernels.Network(
-    np.float32(1), np.float32(32), ones(1, 66, 8), ones(4, 8), ones(4, 8), matrices, matrices, rows, matrices, rows,
-    matrices[0], rows[0], rows[0], np.float32(0),
+    np.float32(1), np.float32(32), normal(2, 66, 64), normal(10, 64), normal(10, 64), matrices, matrices, rows,
+    matrices, rows, matrices[0], rows[0], rows[0], np.float32(0),
 )
-positions = np.random.default_rng(0).random((2, 4, 3), dtype=np.float32)
+positions = np.cumsum(0.2 + normal(12, 10, 3), axis=1, dtype=np.float32)
 gradients = np.empty_like(positions)
-kernels.evaluate(positions, chain, network, np.empty(2, np.float32), gradients)
+kernels.evaluate(positions, chain, network, np.empty(12, np.float32), gradients)
 print(gradients.tobytes().hex())
 """
 
 
 def test_two_processes_may_compile_at_once_into_an_empty_cache(tmp_path):
-    """They write the same kernel to the same folder and give the same numbers, and a third finds it there."""
+    """They write the same kernel to the same folder and give the same numbers, and a third finds it there: the bytes of
+    a first run are those of all later ones."""
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     command, root = [sys.executable, "-W", "ignore", "-c", COMPILE], Path(__file__).parents[2]
     started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, cwd=root) for _ in range(2)]
