@@ -6,7 +6,7 @@ CPU platform; one thread, fixed order: the same positions give the same bits. Un
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import no_type_check
 
 import numpy as np
@@ -23,6 +23,8 @@ MAXIMUM_ATOMS = 4000
 """Beyond this the derivatives of all pairs would take more than 128 MB."""
 
 FAST = {"contract", "nsz", "reassoc", "arcp"}
+part = partial(njit, nogil=True, fastmath=FAST, error_model="numpy", forceinline=True)
+"""Made one with `_evaluate`: the process that compiles it then runs what later ones find in the cache, to the bit."""
 LOG2_E, LN2_HIGH, LN2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
 EXPONENT_BIAS, MANTISSA_BITS, MANTISSA = np.int32(127), np.int32(23), np.int32(0x7FFFFF)
 E7, E6, E5, E4, E3, E2 = (
@@ -137,7 +139,7 @@ def _evaluate(positions, charge, radius, offset, scaled, prefactor, tension):
     return energy, force
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@part()
 @no_type_check
 def _descreen(centred, atom, others, own, scaled, chain):
     """How much the others keep the solvent away from an atom; `chain` gets its derivatives by distance / distance."""
@@ -164,7 +166,7 @@ def _descreen(centred, atom, others, own, scaled, chain):
     return total
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy", inline="always")
+@part()
 @no_type_check
 def _log(ratio):
     """Natural logarithm of a positive normal number, to 2e-7."""
@@ -180,7 +182,7 @@ def _log(ratio):
     return exponent * LN2_HIGH + (exponent * LN2_LOW + TWO * t * (ONE + square * series))
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy", inline="always")
+@part()
 @no_type_check
 def _exp(x):
     """Exponential of a number that is not positive, to 2e-7."""
@@ -192,7 +194,7 @@ def _exp(x):
     return (series * rest * rest + rest + ONE) * two_to_power
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, forceinline=True)
 @no_type_check
 def _set_born_radius(atom, descreening, radius, offset, born, slope):
     """Born radius from the descreening (model II of the paper), and the derivative of one by the other."""
@@ -202,7 +204,7 @@ def _set_born_radius(atom, descreening, radius, offset, born, slope):
     slope[atom] = (1 - level**2) * offset[atom] * (1 - 1.6 * descreening + 3 * 4.85 * descreening**2) / radius[atom]
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@part()
 @no_type_check
 def _polarise(centred, atom, others, charge, strength, born, force):
     """Energy of an atom with itself and half of that with the others; its derivative by the Born radius; the force."""
@@ -229,7 +231,7 @@ def _polarise(centred, atom, others, charge, strength, born, force):
     return HALF * (energy + itself), HALF * (pull - itself / own)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@part()
 @no_type_check
 def _push(centred, atom, pull, chain, back, force):
     """Force on an atom by what it and the others do to each other's Born radii."""

@@ -1,5 +1,8 @@
 """Laws of the all-atom physics, on real chignolin frames."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +97,26 @@ def test_compiled_born_forces_hold_for_buried_overlapping_and_distant_atoms(atom
     found, compiled = Born.of(force).evaluate(positions)
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert np.abs(compiled - forces).max() < 1e-4 * max(np.abs(forces).max(), 1.0)
+
+
+EVALUATE = """
+import numpy as np
+from cgal.born import Born
+
+noise = np.random.default_rng(0)
+born = Born(noise.normal(size=166), noise.uniform(0.12, 0.2, 166), noise.uniform(0.7, 0.9, 166), -137.0, 28.0)
+energy, forces = born.evaluate(noise.normal(size=(166, 3)))
+print(energy.hex(), forces.tobytes().hex())
+"""
+
+
+def test_the_process_that_compiles_finds_the_bytes_of_later_ones(tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command, root = [sys.executable, "-c", EVALUATE], Path(__file__).parents[2]
+    first, second = (
+        subprocess.run(command, env=environment, stdout=subprocess.PIPE, cwd=root, check=True).stdout for _ in range(2)
+    )
+    assert first == second
 
 
 def test_born_forces_of_a_context_are_compiled_on_a_cpu_and_native_elsewhere() -> None:
