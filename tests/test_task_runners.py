@@ -230,7 +230,8 @@ def test_the_slurm_example_makes_the_job_that_it_says(project: Path) -> None:
 
 
 SBATCH = """#!/bin/sh
-setsid sh "$1" > {log} 2>&1 &
+job=$(mktemp {log}.XXXXXX) && cp "$1" "$job"  # as SLURM does: the script is deleted when this returns
+setsid sh "$job" > {log} 2>&1 &
 echo "Submitted batch job $!"
 """
 SCANCEL = """#!/bin/sh
