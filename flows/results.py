@@ -154,11 +154,12 @@ def _cost(records: pd.DataFrame, arms: Sequence[str]) -> str:
 
 def _verdicts(records: pd.DataFrame, arms: Sequence[str]) -> str:
     lines = ["## What got better, and what did not", ""]
-    for arm in arms:
-        words = {metric: _word(change(records, arm, BASE, metric, "exact")) for metric in METRICS}
+    pairs = [(arm, to) for to in (BASE, PAPER_ARM) if to in {BASE, *arms} for arm in arms if arm != to]
+    for arm, to in pairs:
+        words = {metric: _word(change(records, arm, to, metric, "exact")) for metric in METRICS}
         groups = {word: [m for m, w in words.items() if w == word] for word in ("better", "worse", "undecided")}
         said = "; ".join(f"{word}: {', '.join(metrics)}" for word, metrics in groups.items() if metrics)
-        lines.append(f"- `{arm}` against `{BASE}`: {said}.")
+        lines.append(f"- `{arm}` against `{to}`: {said}.")
     floor = final(records).query("mode == 'exact'").groupby("metric")["floor"].mean()
     shown = ", ".join(f"{name} {floor[metric] * SCALE.get(metric, 1.0):.3g}" for metric, name in METRICS.items())
     return "\n".join([*lines, "", f"Floor, one half of the reference against the other: {shown}."])
@@ -221,7 +222,8 @@ def _ablations(records: pd.DataFrame, arms: Sequence[str]) -> str:
         "## Ablations: what each choice does to the default, at the same oracle steps",
         "",
         "Change of each W1 (mode `exact`) in the closing round to that of the arm `default`, in percent, with 95 % "
-        "intervals over seeds. What each arm changes, the command and its cost are in "
+        "intervals over the seeds that both have; a seed is missing where the campaign ended in an error. "
+        "What each arm changes, the command and its cost are in "
         "[ablations.yaml](results/ablations.yaml); what follows from it is in "
         "[decision 17](decisions/17-what-labels-can-teach.md).",
         "",
