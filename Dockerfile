@@ -7,6 +7,7 @@ WORKDIR /cgal
 COPY Makefile pyproject.toml requirements.lock README.md ./
 COPY cgal cgal
 COPY flows flows
+COPY study study
 RUN make setup
 
 FROM python:3.12-slim-bookworm

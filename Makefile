@@ -33,7 +33,7 @@ bench: setup ## speed, side by side with the peers: benchmarks/results.json and 
 	python -m benchmarks
 
 results: setup ## docs/results.md, its figures and summary.json from the committed records
-	python -m flows.results
+	python -m study.results
 
 serve: setup ## Prefect, MLflow and their workers on loopback
 	cgal serve

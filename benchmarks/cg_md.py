@@ -22,8 +22,8 @@ from benchmarks.chains import TEMPERATURE_K, compact_chain, potential, shaken
 from benchmarks.harness import Result, Timing, interleave, seconds
 from cgal.params import NetworkParams, SimulationParams
 from cgal.potential.checkpoint import Potential
-from cgal.potential.evaluator import Evaluator
-from cgal.potential.fused import ROWS, FusedEvaluator, in_threads
+from cgal.schnet.evaluator import Evaluator
+from cgal.schnet.fused import ROWS, FusedEvaluator, in_threads
 from cgal.simulation.run import start_engine
 
 NETWORK = NetworkParams(features=128, blocks=3, radial_functions=32, cutoff_nm=1.5)

@@ -6,8 +6,8 @@ from jaxtyping import Float32, Float64
 
 from cgal.params import NetworkParams, PriorParams
 from cgal.potential.checkpoint import Potential
-from cgal.potential.network import new_network
 from cgal.potential.prior import fit_prior
+from cgal.schnet.network import new_network
 
 __all__ = ["TEMPERATURE_K", "compact_chain", "potential", "shaken"]
 

@@ -11,10 +11,10 @@ import openmm
 from openmm import app
 
 from benchmarks.harness import Result, interleave
-from cgal.backmapping import backmap
-from cgal.forcefield import build_system, forces_of, hold_alpha_carbons_of, make_context, read_structure
+from cgal.all_atom.backmapping.pulchra import backmap
+from cgal.all_atom.force_field import build_system, forces_of, hold_alpha_carbons_of, make_context, read_structure
+from cgal.all_atom.oracle import OracleResult, label
 from cgal.frames import AtomFrames, alpha_carbons
-from cgal.oracle import OracleResult, label
 from cgal.params import BackmappingParams, ForceFieldParams, OracleParams
 
 FRAMES = Path(__file__).parents[1] / "tests" / "data" / "chignolin_small.h5"
@@ -41,7 +41,8 @@ def _against_xml() -> Result:
     timing = interleave(partial(_run, native), partial(_run, ordinary), repetitions=7)
     note = (
         f"CLN025, {topology.getNumAtoms()} atoms, ff14SB and OBC2, C-alpha held, H-bond constraints, 3 fs, one thread, "
-        f"forces read every {ORACLE.sample_stride} steps as for a mean-force label; ours: OBC2 by cgal.born; peer: "
+        f"forces read every {ORACLE.sample_stride} steps as for a mean-force label; ours: OBC2 by cgal.all_atom.born; "
+        "peer: "
         "openmm.app with amber14/protein.ff14SB.xml and implicit/obc2.xml, a CustomGBForce"
     )
     return timing.rates("oracle_vs_xml_gb", STEPS, "AA steps/s", note)

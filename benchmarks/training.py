@@ -18,8 +18,8 @@ import torch
 from benchmarks.harness import Result, interleave
 from cgal.frames import AtomFrames, alpha_carbons, sequence_of
 from cgal.params import NetworkParams, TrainingParams
-from cgal.potential.force_matching import Sharer, worker_threads
-from cgal.potential.network import CGSchNet, ENERGY_SCALE_kJ_per_mol, bead_types, new_network
+from cgal.schnet.force_matching import Sharer, worker_threads
+from cgal.schnet.network import CGSchNet, ENERGY_SCALE_kJ_per_mol, bead_types, new_network
 from cgal.training import Frames, Run
 
 THREADS = 2

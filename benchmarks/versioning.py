@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from benchmarks.harness import Result, interleave, seconds
 from cgal.files import write_bytes, write_json, write_text
 from cgal.frames import CGTrajectory, LabelledFrames
-from flows.versioning import Repository
+from flows.versioning.repository import Repository
 
 HERE = Path(__file__).parents[1]
 CAMPAIGN = "synthetic"

@@ -19,13 +19,13 @@ import mdtraj
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int, Shaped
 
+from cgal.all_atom.force_field import recompute_forces
 from cgal.errors import BadStructure, BadTrajectory, CgalError, EmptyTrajectory
 from cgal.files import sha256
-from cgal.forcefield import recompute_forces
 from cgal.frames import AtomFrames, CGTrajectory, rmsd_nm, sequence_of
-from cgal.mapping import constrained_clusters, coordinate_map
 from cgal.params import ForceFieldParams
 from cgal.progress import Progress, silent
+from cgal.projection.mapping import constrained_clusters, coordinate_map
 
 __all__ = ["as_reference", "confine", "import_reference", "import_trajectory", "medoid", "structure_pdb"]
 

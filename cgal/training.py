@@ -8,7 +8,7 @@ of n beads:
 Errors along the CA-CA bonds count `bond_weight` times: their noise is the greatest, and the prior's springs are there.
 The prior is fixed, so its forces are taken off the labels once and the network alone is trained. The noise of the
 labels is part of chi^2: the held-out error of a perfect model is that noise, not zero. How the gradient of chi^2 along
-the weights is found is told in `cgal.potential.force_matching`.
+the weights is found is told in `cgal.schnet.force_matching`.
 """
 
 import csv
@@ -35,10 +35,10 @@ from cgal.files import atomic_write, write_bytes, write_text
 from cgal.frames import LabelledFrames
 from cgal.params import TrainingParams
 from cgal.potential.checkpoint import Potential
-from cgal.potential.force_matching import ForceMatching, Sharer, weigh_bonds, worker_threads
-from cgal.potential.network import CGSchNet, bead_types
 from cgal.potential.prior import Prior
 from cgal.progress import Progress, silent
+from cgal.schnet.force_matching import ForceMatching, Sharer, weigh_bonds, worker_threads
+from cgal.schnet.network import CGSchNet, bead_types
 
 __all__ = [
     "EpochRecord",

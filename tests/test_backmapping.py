@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cgal.backmapping import backmap
+from cgal.all_atom.backmapping.pulchra import backmap
+from cgal.all_atom.force_field import build_system, read_structure
+from cgal.all_atom.soundness import cis_peptide_bonds, clashes, faults, stretched_bonds, wrong_handed_centres
 from cgal.errors import BackmappingError
-from cgal.forcefield import build_system, read_structure
 from cgal.frames import AtomFrames, alpha_carbons
 from cgal.params import BackmappingParams, ForceFieldParams
-from cgal.soundness import cis_peptide_bonds, clashes, faults, stretched_bonds, wrong_handed_centres
 
 FRAMES = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
 ALPHA = alpha_carbons(FRAMES.topology)

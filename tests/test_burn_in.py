@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cgal.frames import AtomFrames
-from cgal.mapping import ForceMap, fit_force_map
 from cgal.params import MappingParams, Params, load_params
-from flows import burn_in
+from cgal.projection.mapping import ForceMap, fit_force_map
+from study import burn_in
 from tests.conftest import REPOSITORY
 
 SMALL = REPOSITORY / "tests" / "data" / "chignolin_small.h5"

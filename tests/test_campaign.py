@@ -13,10 +13,10 @@ from prefect.testing.utilities import prefect_test_harness
 
 from cgal.dataset import load_manifest
 from cgal.files import sha256
-from flows.active_learning import active_learning
-from flows.records import campaign_rounds
+from flows.campaign.active_learning import active_learning
+from flows.campaign.records import campaign_rounds
 from flows.terminal import METRICS
-from flows.versioning import Repository
+from flows.versioning.repository import Repository
 from tests.conftest import REPOSITORY
 
 PARAMS = yaml.safe_load((REPOSITORY / "params.yaml").read_text())

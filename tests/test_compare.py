@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from cgal.errors import BadFile, BadParams
-from flows.arms import Design, load_design
-from flows.versioning import Repository
+from flows.versioning.repository import Repository
+from study.arms import Design, load_design
 
 DESIGN = {
     "common": {"campaign": {"rounds": 3}, "selection": {"frames": 3}},

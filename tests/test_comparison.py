@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cgal.comparison import change, curve, final, mean_interval, rounds, steps_to_reach, summarise
 from cgal.errors import BadFile
-from flows.burn_in import COLOURS
-from flows.results import in_shown_units, write_results
 from flows.terminal import METRICS
+from study.burn_in import COLOURS
+from study.results import in_shown_units, write_results
+from study.statistics import change, curve, final, mean_interval, rounds, steps_to_reach, summarise
 
 FACTORS = {"base": 1.0, "paper": 0.7, "random": 0.8, "coverage": 0.4}
 """W1 of an arm's last round, relative to the base of the same seed."""

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.serve import prefect_command, worker_command
-from flows.tracking import server_command
+from flows.serving.serve import prefect_command, worker_command
+from flows.tracking.runs import server_command
 from tests.backends import MAKE_BUCKET
 from tests.compose import COMPOSE, VARIABLE, parse, service, services
 
@@ -42,7 +42,7 @@ def expected_command(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("name", OWN)
 def test_a_container_runs_what_cgal_serve_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same words, but for the Python that runs them (`cgal` is `python -m flows.cli`)."""
+    """The same words, but for the Python that runs them (`cgal` is `python -m flows.cli.main`)."""
     command = service(name)["command"]
     expected = ["python", *expected_command(name, monkeypatch)[1:]]
     assert command == (["cgal", *expected[3:]] if expected[1:3] == ["-m", "flows.cli"] else expected)

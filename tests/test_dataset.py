@@ -23,10 +23,10 @@ from cgal.errors import (
 from cgal.files import sha256
 from cgal.frames import AtomFrames, LabelledFrames, alpha_carbons
 from cgal.importing import structure_pdb
-from cgal.mapping import ForceMap, coordinate_map
 from cgal.params import MappingParams, NetworkParams, Params, TrainingParams
 from cgal.potential.checkpoint import initial_potential, load_checkpoint, save_checkpoint
 from cgal.potential.prior import fit_prior
+from cgal.projection.mapping import ForceMap, coordinate_map
 from cgal.training import held_out_masks
 
 SMALL = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")

@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
 from prefect.client.schemas.objects import StateType
 
-from flows.pools import GPU_LIMIT
-from flows.versioning import Repository
+from flows.serving.pools import GPU_LIMIT
+from flows.versioning.repository import Repository
 from tests.served import Served, alive, serving_project, wait_until
 from tests.test_killed import finish
 

@@ -7,8 +7,7 @@ import openmm
 import pytest
 from openmm import app, unit
 
-from cgal.errors import BadParams, BadStructure
-from cgal.forcefield import (
+from cgal.all_atom.force_field import (
     build_system,
     choose_platform,
     forces_of,
@@ -17,6 +16,7 @@ from cgal.forcefield import (
     read_structure,
     recompute_forces,
 )
+from cgal.errors import BadParams, BadStructure
 from cgal.frames import AtomFrames
 from cgal.params import ForceFieldParams
 

@@ -7,13 +7,13 @@ import mdtraj
 import numpy as np
 import pytest
 
+from cgal.all_atom.force_field import read_structure
 from cgal.errors import BadStructure, BadTrajectory, EmptyTrajectory
 from cgal.files import sha256
-from cgal.forcefield import read_structure
 from cgal.frames import AtomFrames, read_pdb_text
 from cgal.importing import as_reference, confine, import_reference, import_trajectory, medoid, structure_pdb
-from cgal.mapping import coordinate_map
 from cgal.params import ForceFieldParams
+from cgal.projection.mapping import coordinate_map
 
 SMALL = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
 N_ATOMS = 166

@@ -9,8 +9,8 @@ import pytest
 from cgal.errors import BadFile, BadStructure, BadTrajectory, EmptyTrajectory
 from cgal.files import sha256
 from cgal.frames import AtomFrames
-from cgal.mapping import ForceMap, constrained_clusters, coordinate_map, fit_force_map
 from cgal.params import MappingParams
+from cgal.projection.mapping import ForceMap, constrained_clusters, coordinate_map, fit_force_map
 
 SMALL = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flows.tracking import RunIds, compare_page, experiment_page, log_round, round_metrics, tracking_uri
+from flows.tracking.runs import RunIds, compare_page, experiment_page, log_round, round_metrics, tracking_uri
 from tests.browser import NO_ASSISTANT, Browser, browsing, needs_browser
 from tests.test_tracking import make_record, serving
 

@@ -4,7 +4,7 @@ import schnetpack.properties as properties
 import torch
 
 from cgal.params import NetworkParams
-from cgal.potential.network import bead_types, new_network
+from cgal.schnet.network import bead_types, new_network
 from tests.beads import SEQUENCE, SMALL_NETWORK, real_beads
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.tracking import log_round
-from flows.versioning import Repository
+from flows.tracking.runs import log_round
+from flows.versioning.repository import Repository
 from tests.test_tracking import make_record
 from tests.test_versioning import append_shard, contents, run_stages, seeded, shell, two_rounds, write
 

@@ -14,10 +14,20 @@ import numpy as np
 import openmm
 import pytest
 
+from cgal.all_atom.force_field import build_system, make_context, positions_of, read_structure
+from cgal.all_atom.oracle import (
+    Failure,
+    OracleResult,
+    Recipe,
+    Task,
+    _load_label,
+    _mean_force,
+    check_quorum,
+    label,
+    relabel,
+)
 from cgal.errors import BackmappingError, BadFile, BadParams, BadStructure, QuorumMissed
-from cgal.forcefield import build_system, make_context, positions_of, read_structure
 from cgal.frames import AtomFrames, alpha_carbons
-from cgal.oracle import Failure, OracleResult, Recipe, Task, _load_label, _mean_force, check_quorum, label, relabel
 from cgal.params import BackmappingParams, ForceFieldParams, OracleParams
 
 FRAMES = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
@@ -98,7 +108,7 @@ def test_every_pick_is_labelled_in_order_with_held_alpha_carbons(undisturbed: Or
 
 
 def test_beads_go_through_backmapping_and_bad_ones_become_failures_with_files(tmp_path: Path) -> None:
-    from cgal.backmapping import backmap  # not above: workers of the other tests do without
+    from cgal.all_atom.backmapping.pulchra import backmap  # not above: workers of the other tests do without
 
     beads = FRAMES.positions[:3, ALPHA].copy()
     beads[1] *= 0.2

@@ -15,19 +15,19 @@ import pytest
 from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
 
+from cgal.all_atom.force_field import read_structure, write_structure
+from cgal.all_atom.structures import structure_from_sequence
 from cgal.errors import BadParams, CampaignLocked, SamplingError
 from cgal.files import read_json
-from cgal.forcefield import read_structure, write_structure
 from cgal.frames import CGTrajectory
 from cgal.params import BenchmarkParams, ForceFieldParams, Params, ReferenceParams
 from cgal.reference.figures import plot_floor
 from cgal.reference.msm import thin
 from cgal.reference.sampling import Recipe, explore, load_swarm, relax, status, swarm
-from cgal.structures import structure_from_sequence
-from flows.cli import app
-from flows.reference import floors, run_reference
-from flows.sampling import recipe_of, sampling_lock
-from flows.versioning import Repository
+from flows.cli.main import app
+from flows.protein.reference import floors, run_reference
+from flows.protein.reference_folder import recipe_of, sampling_lock
+from flows.versioning.repository import Repository
 from flows.workspace import Workspace
 from tests.laws.test_msm import MATRIX, UNEVEN, beads, walk
 

@@ -18,10 +18,10 @@ from pydantic import TypeAdapter, ValidationError
 from cgal.dataset import load_manifest
 from cgal.errors import BadFile, VersioningError
 from cgal.params import Name
-from flows.serve import Part
+from flows.serving.serve import Part
 from flows.settings import without_passwords
-from flows.tracking import TrackingUnavailable, log_round
-from flows.versioning import Repository
+from flows.tracking.runs import TrackingUnavailable, log_round
+from flows.versioning.repository import Repository
 from tests.test_tracking import make_record
 
 NAMES = [

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from cgal.dataset import load_manifest
 from cgal.frames import AtomFrames
-from flows.cli import app
+from flows.cli.main import app
 
 OPTIONS = ["--runs", "2", "--length-ps", "0.4", "--equilibration-ps", "0.1", "--spacing-ps", "0.08"]
 

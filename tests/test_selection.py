@@ -10,7 +10,7 @@ from cgal.params import SelectionParams
 from cgal.progress import silent
 from cgal.selection import STRATEGIES, Selection, plot_selection
 from cgal.training import held_out_masks
-from flows.stages import train_committee
+from flows.campaign.stages import train_committee
 from flows.workspace import Workspace
 
 from .laws.test_selection import SEQUENCE, hairpins, pick, toy_committee

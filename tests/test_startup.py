@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows.serving.startup import PrefectServer, ServerUnavailable, start_prefect
 from flows.settings import use_project_settings
-from flows.startup import PrefectServer, ServerUnavailable, start_prefect
 
 REPOSITORY = Path(__file__).parents[1]
 WORKFLOW = {"prefect", "dvc", "mlflow", "sqlalchemy", "httpx"}
@@ -21,7 +21,7 @@ TEXT = {"rich", "pydantic", "yaml"}
 PROBE = """
 import atexit, sys
 atexit.register(lambda: print("imported:", *sorted(sys.modules), file=sys.stderr))
-from flows.cli import main
+from flows.cli.main import main
 main()
 """
 
@@ -63,7 +63,7 @@ def server_of(root: Path, then: str) -> tuple["subprocess.Popen[str]", psutil.Pr
     code = (
         "from pathlib import Path\nfrom flows.settings import use_project_settings\n"
         f"use_project_settings(Path({str(root)!r}))\n"
-        "from flows.startup import start_prefect\nserver = start_prefect()\n"
+        "from flows.serving.startup import start_prefect\nserver = start_prefect()\n"
         f"print(server.process.pid, flush=True)\n{then}"
     )
     unset = {name: value for name, value in environment().items() if not name.startswith("PREFECT_")}

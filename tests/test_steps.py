@@ -13,9 +13,9 @@ from prefect.testing.utilities import prefect_test_harness
 
 from cgal.errors import PreflightFailed
 from cgal.progress import Progress
-from flows import stages
-from flows.stages import Summary
-from flows.steps import stage_task
+from flows.campaign.opening import stages
+from flows.campaign.stages import Summary
+from flows.campaign.steps import stage_task
 from flows.workspace import Workspace
 
 

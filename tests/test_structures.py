@@ -7,13 +7,13 @@ import mdtraj
 import numpy as np
 import pytest
 
-from cgal import structures
+from cgal.all_atom import structures
+from cgal.all_atom.force_field import build_system, read_structure
+from cgal.all_atom.soundness import cis_peptide_bonds, faults
+from cgal.all_atom.structures import structure_from_pdb_file, structure_from_pdb_id, structure_from_sequence
 from cgal.errors import BadFile, BadStructure
-from cgal.forcefield import build_system, read_structure
 from cgal.frames import AtomFrames, read_pdb_text
 from cgal.params import ForceFieldParams
-from cgal.soundness import cis_peptide_bonds, faults
-from cgal.structures import structure_from_pdb_file, structure_from_pdb_id, structure_from_sequence
 
 FRAMES = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
 PARAMS = ForceFieldParams()

@@ -20,17 +20,17 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.testing.utilities import prefect_test_harness
 
+from cgal.all_atom.structures import structure_from_sequence
+from cgal.all_atom.workers import Outcome, run_in_processes
 from cgal.dataset import load_manifest, load_shards, prepare
 from cgal.errors import BadFile, BadParams
 from cgal.frames import CGTrajectory
 from cgal.progress import Progress, silent
 from cgal.reference.sampling import Recipe, explore, relax, swarm
 from cgal.selection import select
-from cgal.structures import structure_from_sequence
-from cgal.workers import Outcome, run_in_processes
-from flows.campaign import change_params
-from flows.stages import label
-from flows.task_runners import CLUSTER_FILE, ClusterUnreachable, fanning_out, task_runner
+from flows.campaign.opening import change_params
+from flows.campaign.stages import label
+from flows.serving.task_runners import CLUSTER_FILE, ClusterUnreachable, fanning_out, task_runner
 from flows.workspace import Workspace
 from tests.conftest import REPOSITORY, make_copy
 from tests.test_reference import FORCE_FIELD, TINY, contents

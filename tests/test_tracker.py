@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import tracker
-from flows.tracking import TrackingConflict, TrackingUnavailable
+from flows.tracking import process as tracker
+from flows.tracking.runs import TrackingConflict, TrackingUnavailable
 from tests.test_tracking import make_record
 
 
@@ -39,7 +39,7 @@ def test_process_ends_with_a_run_that_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\n"
         "if __name__ == '__main__':\n"
-        "    from flows import tracker\n"
+        "    from flows.tracking import process as tracker\n"
         f"    tracker.warm_up(Path({str(tmp_path)!r}))\n"
         "    print('started', flush=True)\n    time.sleep(60)\n"
     )

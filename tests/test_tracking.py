@@ -20,7 +20,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from cgal.params import Params
-from flows.tracking import (
+from flows.tracking.runs import (
     RoundRecord,
     TrackingConflict,
     TrackingUnavailable,
@@ -203,7 +203,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_importing_the_module_does_not_import_mlflow() -> None:
-    script = "import flows.tracking, sys; sys.exit('mlflow' in sys.modules)"
+    script = "import flows.tracking.runs, sys; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 

@@ -21,11 +21,11 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from cgal.dataset import prepare
 from cgal.errors import BadFile, CgalError, VersioningError
 from cgal.progress import silent
-from flows.pools import worker_name
+from flows.campaign.stages import STAGES, run_stage
+from flows.serving.pools import worker_name
+from flows.serving.transport import Output, hash_inputs, read_outputs, received, send_inputs, send_outputs, take_outputs
 from flows.settings import NO_TELEMETRY
-from flows.stages import STAGES, run_stage
-from flows.transport import Output, hash_inputs, read_outputs, received, send_inputs, send_outputs, take_outputs
-from flows.versioning import RemoteUnreachable, Repository
+from flows.versioning.repository import RemoteUnreachable, Repository
 from flows.workspace import Workspace
 from tests.backends import BUCKET, bucket_contents, make_bucket, running_s3
 from tests.conftest import REPOSITORY, make_copy
@@ -220,7 +220,16 @@ def test_what_the_remote_lost_is_named(campaign: Path, clone: Path, remote: Path
 
 @pytest.mark.parametrize(
     "name",
-    ["../x", "data/../../x", "/etc/cron.d/x", ".git/config", ".dvc/config", "flows/cli.py", "round/../.cgal/x", ""],
+    [
+        "../x",
+        "data/../../x",
+        "/etc/cron.d/x",
+        ".git/config",
+        ".dvc/config",
+        "flows/cli/main.py",
+        "round/../.cgal/x",
+        "",
+    ],
 )
 def test_no_path_leads_out_of_where_a_stage_works(name: str, campaign: Path, clone: Path) -> None:
     """Neither on the worker, nor back in the campaign's folder."""
@@ -332,7 +341,9 @@ def two_clones(
     )
     logs = campaign / ".cgal" / "logs"
     logs.mkdir(parents=True)
-    provision = f"from pathlib import Path; from flows.pools import provision; provision(Path({str(campaign)!r}))"
+    provision = (
+        f"from pathlib import Path; from flows.serving.pools import provision; provision(Path({str(campaign)!r}))"
+    )
     server = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with ExitStack() as stack:
         stack.enter_context(running(server, here, logs / "server.log"))
@@ -342,7 +353,7 @@ def two_clones(
         wait_until(lambda: client.api_healthcheck() is None, "the Prefect server", 180)
         subprocess.run([sys.executable, "-c", provision], env=here, check=True)
         for pool, root, known in (("cgal-cpu", campaign, here), ("cgal-gpu", clone, there)):
-            worker = ["flows.cli", "worker", pool, "--root", str(root)]
+            worker = ["flows.cli.main", "worker", pool, "--root", str(root)]
             stack.enter_context(running(worker, known, logs / f"{pool}.log"))
         yield client
 

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from cgal.errors import CampaignLocked, VersioningError
-from flows import versioning
-from flows.versioning import CampaignLock, PublishedRound, Repository
+from flows.versioning import repository as versioning
+from flows.versioning.repository import CampaignLock, PublishedRound, Repository
 
 PROJECT = Path(__file__).parents[1]
 SHARD_BYTES = 100_000
@@ -492,8 +492,7 @@ def test_a_dvc_lock_that_is_never_released_is_an_error(root: Path, monkeypatch: 
 KILLED_PUBLISH = """
 import os, signal, sys
 from pathlib import Path
-from flows import versioning
-
+from flows.versioning import repository as versioning
 versioning._dvc_tools()
 root, deaths = Path(sys.argv[1]), 0
 while True:
@@ -544,7 +543,7 @@ def test_kill_between_branch_and_tag_is_mended(root: Path) -> None:
 HOLD_CAMPAIGN = """
 import os, sys, time
 from pathlib import Path
-from flows.versioning import CampaignLock
+from flows.versioning.repository import CampaignLock
 with CampaignLock(Path(sys.argv[1]), "first"):
     if os.fork() == 0:  # a worker that outlives the campaign must not keep its lock
         print("held", flush=True)

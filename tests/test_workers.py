@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cgal.all_atom.workers import run_in_processes
 from cgal.errors import BadFile, CgalError
-from cgal.workers import run_in_processes
 
 
 def work(task: str, attempt: int, announce, *, folder: Path) -> None:

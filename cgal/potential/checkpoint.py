@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from cgal.errors import BadCheckpoint, BadFile
 from cgal.files import write_bytes
 from cgal.params import NetworkParams
-from cgal.potential.network import CGSchNet, bead_types, new_network
 from cgal.potential.prior import Prior
+from cgal.schnet.network import CGSchNet, bead_types, new_network
 
 __all__ = ["Potential", "initial_potential", "load_checkpoint", "save_checkpoint"]
 

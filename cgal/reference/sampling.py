@@ -24,15 +24,15 @@ import openmm
 from jaxtyping import Float32, Float64, Int64, Shaped
 from openmm import unit
 
+from cgal.all_atom.force_field import build_system, choose_platform, make_context, positions_of, read_structure
+from cgal.all_atom.soundness import cis_peptide_bonds, faults
+from cgal.all_atom.workers import Announce, FanOut, run_in_processes
 from cgal.errors import BadFile, BadParams, SamplingError
 from cgal.files import read_hdf5, read_json, write_hdf5, write_json
-from cgal.forcefield import build_system, choose_platform, make_context, positions_of, read_structure
 from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text, sequence_of
 from cgal.params import ForceFieldParams, ReferenceParams
 from cgal.progress import Progress, silent
 from cgal.randomness import derive_seed
-from cgal.soundness import cis_peptide_bonds, faults
-from cgal.workers import Announce, FanOut, run_in_processes
 
 __all__ = [
     "Loss",
@@ -157,8 +157,8 @@ def explore(
 ) -> tuple[Loss, ...]:
     """Run the trajectories of the exploration that are not there yet, all from the structure, at `hot_temperature_K`.
 
-    `fan_out` does them, `workers` at a time (see `cgal.workers`). Raises BadParams when the folder belongs to another
-    recipe, BadFile when the disk is full.
+    `fan_out` does them, `workers` at a time (see `cgal.all_atom.workers`). Raises BadParams when the folder belongs to
+    another recipe, BadFile when the disk is full.
     """
     recipe.claim()
     count = recipe.params.hot_trajectories

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from cgal.errors import EmptyTrajectory
 from cgal.potential.checkpoint import Potential
-from cgal.potential.fused import FusedEvaluator
+from cgal.schnet.fused import FusedEvaluator
 
 __all__ = ["Calibration", "Committee", "fit_spread"]
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float32, Int8, Int64
 from torch import Tensor
 
 from cgal.params import SimulationParams
-from cgal.potential.kernels import CAUSES
+from cgal.schnet.kernels import CAUSES
 
 __all__ = ["BAOAB", "EnergyModel", "Engine", "GraphEngine", "Snapshot", "State", "TorchEngine", "diagnose"]
 

@@ -11,11 +11,11 @@ from cgal.errors import EmptyTrajectory
 from cgal.frames import CGTrajectory, ReplicaFate
 from cgal.params import SimulationParams
 from cgal.potential.checkpoint import Potential
-from cgal.potential.evaluator import Evaluator
-from cgal.potential.fused import FusedEvaluator
-from cgal.potential.kernels import CAUSES
 from cgal.progress import Progress, silent
-from cgal.simulation.fused import FusedEngine
+from cgal.schnet.engine import FusedEngine
+from cgal.schnet.evaluator import Evaluator
+from cgal.schnet.fused import FusedEvaluator
+from cgal.schnet.kernels import CAUSES
 from cgal.simulation.langevin import BAOAB, EnergyModel, Engine, GraphEngine, Snapshot, TorchEngine
 from cgal.units import thermal_energy_kJ_per_mol
 

@@ -11,10 +11,10 @@ import torch
 
 from cgal.params import NetworkParams, SimulationParams
 from cgal.potential.checkpoint import Potential
-from cgal.potential.evaluator import Evaluator
-from cgal.potential.fused import FusedEvaluator
+from cgal.schnet.engine import FusedEngine
+from cgal.schnet.evaluator import Evaluator
+from cgal.schnet.fused import FusedEvaluator
 from cgal.simulation import simulate
-from cgal.simulation.fused import FusedEngine
 from cgal.simulation.langevin import BAOAB, GraphEngine, State, TorchEngine
 from cgal.units import thermal_energy_kJ_per_mol
 from tests.beads import TEMPERATURE_K, shaken_beads
@@ -156,8 +156,7 @@ def test_number_of_threads_changes_no_bit(threads):
 
 COMPILE = """
 import numpy as np
-from cgal.potential import kernels
-
+from cgal.schnet import kernels
 noise = np.random.default_rng(0)
 
 def normal(*shape):

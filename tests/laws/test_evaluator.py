@@ -15,10 +15,10 @@ from scipy.spatial.transform import Rotation
 
 from cgal.params import NetworkParams, PriorParams
 from cgal.potential.checkpoint import Potential, initial_potential
-from cgal.potential.evaluator import Evaluator
-from cgal.potential.fused import FusedEvaluator
-from cgal.potential.network import ENERGY_SCALE_kJ_per_mol, new_network
 from cgal.potential.prior import fit_prior
+from cgal.schnet.evaluator import Evaluator
+from cgal.schnet.fused import FusedEvaluator
+from cgal.schnet.network import ENERGY_SCALE_kJ_per_mol, new_network
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, real_beads, real_prior, shaken_beads
 
 type AnyEvaluator = Evaluator | FusedEvaluator

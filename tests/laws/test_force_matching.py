@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from cgal.bonds import along_bonds
 from cgal.params import NetworkParams
-from cgal.potential import pair_kernels, pair_sums
-from cgal.potential.force_matching import ForceMatching, worker_threads
-from cgal.potential.network import CGSchNet, bead_types, new_network
+from cgal.projection.bonds import along_bonds
+from cgal.schnet import pair_kernels, pair_sums
+from cgal.schnet.force_matching import ForceMatching, worker_threads
+from cgal.schnet.network import CGSchNet, bead_types, new_network
 
 SEQUENCES = ("YYDPETGTWY", "AGT", "GG")
 

@@ -10,8 +10,8 @@ import openmm
 import pytest
 from openmm import app
 
-from cgal.born import Born
-from cgal.forcefield import (
+from cgal.all_atom.born import Born
+from cgal.all_atom.force_field import (
     build_system,
     forces_of,
     load_forcefield,
@@ -101,7 +101,7 @@ def test_compiled_born_forces_hold_for_buried_overlapping_and_distant_atoms(atom
 
 EVALUATE = """
 import numpy as np
-from cgal.born import Born
+from cgal.all_atom.born import Born
 
 noise = np.random.default_rng(0)
 born = Born(noise.normal(size=166), noise.uniform(0.12, 0.2, 166), noise.uniform(0.7, 0.9, 166), -137.0, 28.0)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from cgal.all_atom.force_field import build_system, forces_of, make_context, positions_of, read_structure
 from cgal.errors import BadStructure, BadTrajectory
-from cgal.forcefield import build_system, forces_of, make_context, positions_of, read_structure
 from cgal.frames import AtomFrames, alpha_carbons
-from cgal.local_frames import RigidGroup, project_in_local_frames, rigid_groups
-from cgal.mapping import constrained_clusters, fit_force_map
 from cgal.params import ForceFieldParams, MappingParams
+from cgal.projection.local_frames import RigidGroup, project_in_local_frames, rigid_groups
+from cgal.projection.mapping import constrained_clusters, fit_force_map
 
 SMALL = AtomFrames.load(Path(__file__).parents[1] / "data" / "chignolin_small.h5")
 CARBONS = alpha_carbons(SMALL.topology)

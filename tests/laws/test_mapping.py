@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 
 from cgal.frames import AtomFrames, alpha_carbons
-from cgal.mapping import ForceMap, LinearMap, constrained_clusters, coordinate_map, fit_force_map, noise_figures
 from cgal.params import MappingParams
+from cgal.projection.mapping import (
+    ForceMap,
+    LinearMap,
+    constrained_clusters,
+    coordinate_map,
+    fit_force_map,
+    noise_figures,
+)
 
 SMALL = AtomFrames.load(Path(__file__).parents[1] / "data" / "chignolin_small.h5")
 KINDS = ("slice", "constraint_aware", "optimal")

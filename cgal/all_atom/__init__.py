@@ -1,0 +1,1 @@
+"""All-atom physics: force fields, dynamics, structures, labels."""

@@ -1,0 +1,1 @@
+"""From C-alpha beads back to all atoms."""

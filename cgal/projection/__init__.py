@@ -1,0 +1,1 @@
+"""From all atoms to beads: coordinates (Xi) and forces (Xi_F)."""

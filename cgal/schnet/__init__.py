@@ -1,0 +1,1 @@
+"""SchNet on C-alpha beads, and what makes it fast."""

@@ -1,0 +1,1 @@
+"""A campaign: rounds of active learning, their stages and records."""

@@ -1,0 +1,146 @@
+"""Opening a campaign: what exists, what continues, and what a new one starts from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from cgal.errors import BadFile, BadParams, VersioningError
+from cgal.files import atomic_write
+from cgal.params import check_params
+from flows.versioning.repository import Repository
+from flows.workspace import Workspace
+
+__all__ = [
+    "CampaignState",
+    "campaign_closing",
+    "campaign_state",
+    "change_params",
+    "continue_campaign",
+    "fetch_data",
+    "merged",
+    "new_campaign",
+]
+
+
+@dataclass(frozen=True)
+class CampaignState:
+    """How far a campaign has got: its last published round (None before the first), and why that is the closing one.
+
+    `closing` is empty while the campaign can go on; `rounds` is how many acquisition rounds it may have.
+    """
+
+    name: str
+    rounds: int
+    last_published: int | None
+    closing: str
+
+    @property
+    def complete(self) -> bool:
+        """Whether the closing round has been published."""
+        return bool(self.closing)
+
+
+def campaign_state(workspace: Workspace, repository: Repository) -> CampaignState:
+    """Read how far the campaign named in `params.yaml` has got."""
+    campaign = workspace.params.campaign
+    rounds = [published.round_index for published in repository.published(campaign.name)]
+    closing = campaign_closing(repository, campaign.name)
+    return CampaignState(campaign.name, campaign.rounds, max(rounds, default=None), closing)
+
+
+def campaign_closing(repository: Repository, name: str) -> str:
+    """Why the last published round of a campaign is its closing one; "" when it is not, or none is published."""
+    published = repository.published(name)
+    if not published:
+        return ""
+    closing: str = json.loads(repository.read_round_file(published[-1].tag, "round/selection.json"))["closing"]
+    return closing
+
+
+def fetch_data(workspace: Workspace, repository: Repository) -> None:
+    """Make sure that the protein's data is there, from the bundled seed if need be; raises BadFile otherwise."""
+    if not workspace.data.is_dir():
+        repository.pull_bundled()
+    for name in ("structure.pdb", "seed.h5", "reference.h5"):
+        if not (workspace.data / name).is_file():
+            raise BadFile(
+                f"{workspace.data / name}: no such file; 'dvc pull data.dvc' fetches the bundled protein, "
+                "'cgal import' sets up your own"
+            )
+
+
+def new_campaign(workspace: Workspace, repository: Repository, name: str) -> Workspace:
+    """Give the campaign a new name in `params.yaml` and take the dataset back to the seed.
+
+    Shards of another campaign leave the workspace; their published rounds keep them in the DVC cache. Raises
+    VersioningError when the name is taken.
+    """
+    from cgal.dataset import reset  # seconds of imports, and 'cgal run' on a complete campaign only looks
+
+    if repository.published(name):
+        raise VersioningError(
+            f"campaign {name} exists already; 'cgal rounds --campaign {name}' shows it: choose another name"
+        )
+    change_params(workspace.root / "params.yaml", {"campaign": {"name": name}})
+    reset(workspace.data)
+    return Workspace(workspace.root)
+
+
+def continue_campaign(workspace: Workspace, repository: Repository, state: CampaignState) -> None:
+    """Bring the workspace to where the campaign stands: its last published round, or the seed before the first.
+
+    Raises BadParams when the dataset belongs to another campaign and this one has no published round to go back to.
+    """
+    from cgal.dataset import load_manifest, round_index
+
+    manifest_path = workspace.data / "manifest.json"
+    if not manifest_path.is_file():
+        return
+    manifest = load_manifest(workspace.data)
+    owner = manifest.campaign
+    if state.last_published is None:
+        if round_index(manifest) > 0 and owner != state.name:
+            raise BadParams(
+                f"data/{workspace.params.protein} belongs to campaign {owner!r}, params.yaml names {state.name!r}: "
+                f"start it with 'cgal run --new {state.name}', or set campaign.name back"
+            )
+        return
+    if owner != state.name or round_index(manifest) < state.last_published:
+        repository.checkout_round(f"{state.name}/round-{state.last_published:03d}")
+
+
+def change_params(path: Path, changes: Mapping[str, Any]) -> None:
+    """Change values of a `params.yaml`, comments kept; raises BadParams, and leaves it as it was, when one is wrong."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 120
+    content = yaml.load(path.read_text())
+    check_params(merged(content, changes), path)
+    _assign(content, changes)
+    with atomic_write(path) as temporary:
+        yaml.dump(content, temporary)
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, the second one's values first.
+
+    >>> merged({"a": {"x": 1, "y": 2}}, {"a": {"x": 3}})
+    {'a': {'x': 3, 'y': 2}}
+    """
+    both = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(both.get(key), Mapping) and isinstance(value, Mapping)
+        both[key] = merged(both[key], value) if nested else value
+    return both
+
+
+def _assign(content: Any, changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, Mapping):
+            _assign(content.setdefault(key, {}), value)
+        else:
+            content[key] = value

@@ -1,0 +1,33 @@
+"""One round of active learning, in the order of the paper's Figure 1."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from flows.campaign.stages import Summary
+from flows.campaign.steps import stage_task
+from flows.workspace import Workspace
+
+__all__ = ["run_round"]
+
+
+@flow(name="round", flow_run_name="round-{round_index:03d}")
+def run_round(root: Path, round_index: int) -> dict[str, Summary]:
+    """Run the stages of one round; a stage whose recorded inputs, params and outputs are unchanged is skipped.
+
+    1. train a potential on shards 0..k by force matching;
+    2. simulate with it;
+    3. benchmark the simulation against the ground truth;
+    4. select the frames that the training set covers least (none in the closing round);
+    5. label: backmap them to all atoms and query the oracle for forces.
+
+    Publishing the round and appending its labels to the dataset is the campaign's business.
+    """
+    workspace = Workspace(root)
+    return {
+        "train": stage_task("train", round_index, workspace)(root),
+        "simulate": stage_task("simulate", round_index, workspace)(root),
+        "benchmark": stage_task("benchmark", round_index, workspace)(root),
+        "select": stage_task("select", round_index, workspace)(root),
+        "label": stage_task("label", round_index, workspace)(root),
+    }

@@ -1,0 +1,290 @@
+"""The stages of a round as plain functions: load, call cgal, save.
+
+Both `cgal stage NAME` (the commands of `dvc.yaml`) and the Prefect tasks of `flows.campaign.steps` run these. Each
+returns a few numbers that say how it went.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import mdtraj
+import numpy as np
+import torch
+
+from cgal import training
+from cgal.all_atom import oracle
+from cgal.all_atom.backmapping.pulchra import backmap
+from cgal.benchmark import benchmark as run_benchmark
+from cgal.benchmark import plot_benchmark
+from cgal.dataset import Manifest, append, load_manifest, load_shards, round_index
+from cgal.files import read_json, write_json
+from cgal.frames import AtomFrames, CGTrajectory, alpha_carbons, read_pdb_text
+from cgal.potential.checkpoint import Potential, initial_potential, load_checkpoint, save_checkpoint
+from cgal.potential.prior import Prior, fit_prior, plot_prior
+from cgal.progress import Progress
+from cgal.randomness import derive_seed
+from cgal.selection import Committee, Selection, plot_selection
+from cgal.selection import select as run_select
+from cgal.simulation import simulate as run_simulation
+from cgal.stopping import RoundOutcome, affordable_picks, closing_reason
+from flows.serving.task_runners import fanning_out
+from flows.workspace import Workspace
+
+__all__ = ["STAGES", "Summary", "continue_seed", "run_stage", "train_committee"]
+
+type Summary = dict[str, float | int | str]
+
+
+def train(workspace: Workspace, progress: Progress) -> Summary:
+    """Shards 0..k -> `round/model.pt`."""
+    manifest, params = load_manifest(workspace.data), workspace.params
+    k = round_index(manifest)
+    result = training.train(
+        load_shards(workspace.data),
+        _initial(workspace, manifest),
+        params.training,
+        seed=derive_seed(params.seed, k, "train"),
+        scratch=workspace.scratch("train"),
+        progress=progress,
+    )
+    summary: Summary = dict(result.summary())
+    provenance = {"round": k, "seed": params.seed, "shards": {shard.name: shard.sha256 for shard in manifest.shards}}
+    save_checkpoint(workspace.round / "model.pt", result.potential, provenance | summary)
+    training.write_history_csv(result, workspace.round / "training.csv")
+    figures = workspace.round / "plots" / "training"
+    training.plot_training(result, figures)
+    plot_prior(result.potential.prior, _training_positions(workspace), figures)
+    return summary
+
+
+def simulate(workspace: Workspace, progress: Progress) -> Summary:
+    """`round/model.pt` -> `round/trajectory.h5`."""
+    manifest, params = load_manifest(workspace.data), workspace.params
+    potential, _ = load_checkpoint(workspace.round / "model.pt", sequence=manifest.sequence)
+    trajectory = run_simulation(
+        potential,
+        _training_positions(workspace),
+        params.simulation,
+        temperature_K=params.temperature_K,
+        seed=derive_seed(params.seed, round_index(manifest), "simulate"),
+        device=_device(workspace),
+        progress=progress,
+    )
+    trajectory.save(workspace.round / "trajectory.h5")
+    return {"frames": len(trajectory), "lost_replicas": sum(fate.lost for fate in trajectory.fates)}
+
+
+def benchmark(workspace: Workspace, progress: Progress) -> Summary:
+    """`round/trajectory.h5` against `reference.h5` -> `round/metrics.json`, figures."""
+    manifest, params = load_manifest(workspace.data), workspace.params
+    k = round_index(manifest)
+    result = run_benchmark(
+        CGTrajectory.load(workspace.round / "trajectory.h5"),
+        CGTrajectory.load(workspace.data / "reference.h5"),
+        params.benchmark,
+        native=_native(workspace),
+        training_positions=_training_positions(workspace),
+        seed=derive_seed(params.seed, k, "benchmark"),
+        progress=progress,
+    )
+    dataset = {
+        "frames": sum(shard.frames for shard in manifest.shards),
+        "oracle_steps": sum(shard.oracle_steps for shard in manifest.shards),
+        "acquisition_steps": sum(shard.oracle_steps for shard in manifest.shards[1:]),
+        "oracle_failed": sum(shard.oracle_failed for shard in manifest.shards),
+    }
+    write_json(workspace.round / "metrics.json", result.metrics | {"round": k, "dataset": dataset})
+    write_json(workspace.round / "histograms.json", result.histograms | {"round": k})
+    plot_benchmark(result, workspace.round / "plots" / "benchmark")
+    return {f"w1_{name}": score["value"] for name, score in result.metrics["w1"].items()}
+
+
+def select(workspace: Workspace, progress: Progress) -> Summary:
+    """`round/trajectory.h5` -> `round/selection.h5`; the closing round picks no frame, and says why it closes."""
+    manifest, params = load_manifest(workspace.data), workspace.params
+    k = round_index(manifest)
+    pick = partial(
+        run_select,
+        CGTrajectory.load(workspace.round / "trajectory.h5"),
+        _training_positions(workspace),
+        _native(workspace),
+        params.selection,
+        seed=derive_seed(params.seed, k, "select"),
+        committee=partial(train_committee, workspace, manifest, progress),
+    )
+    affordable = _affordable_picks(workspace, manifest)
+    nothing = pick(count=0)
+    outcome = _outcome(workspace, nothing)
+    outcomes = [*(shard.outcome for shard in manifest.shards if shard.outcome), outcome]
+    closing = closing_reason(params.campaign, k, affordable=affordable, outcomes=outcomes)
+    selection = nothing if closing else pick(count=affordable)
+    if not closing and not len(selection):
+        closing = "covered: no simulated frame is worth a label"
+    selection.save(workspace.round / "selection.h5")
+    write_json(
+        workspace.round / "selection.json", selection.summary() | {"closing": closing, "outcome": outcome.model_dump()}
+    )
+    plot_selection(selection, workspace.round / "plots" / "selection")
+    progress(1, 1, f"{len(selection.positions)} frames picked")
+    return {
+        "picked": len(selection),
+        "dropped": sum(selection.dropped.values()),
+        "uncovered": outcome.uncovered_fraction,
+    }
+
+
+def train_committee(workspace: Workspace, manifest: Manifest, progress: Progress) -> Committee:
+    """Train networks afresh on all shards, each from seeds of its own, and calibrate them on what all held out."""
+    params, k = workspace.params, round_index(manifest)
+    shards, prior = load_shards(workspace.data), _prior(workspace, manifest)
+    seeds = [derive_seed(params.seed, k, "committee", member) for member in range(params.selection.committee)]
+    members = [
+        training.train(
+            shards,
+            initial_potential(prior, manifest.sequence, params.network, seed),
+            params.training,
+            seed=seed,
+            scratch=workspace.scratch(f"committee-{member}"),
+            progress=progress,
+        ).potential
+        for member, seed in enumerate(seeds)
+    ]
+    masks = training.held_out_masks(shards, params.training)
+    held_out = [shard.take(mask) for shard, mask in zip(shards, masks, strict=True)]
+    return Committee(
+        members,
+        np.concatenate([shard.positions for shard in held_out]),
+        np.concatenate([shard.forces for shard in held_out]),
+    )
+
+
+def _affordable_picks(workspace: Workspace, manifest: Manifest) -> int:
+    params = workspace.params
+    return affordable_picks(
+        params.campaign,
+        params.selection.frames,
+        spent_steps=sum(shard.oracle_steps for shard in manifest.shards[1:]),
+        steps_per_pick=oracle.steps_per_pick(params.oracle, params.backmapping.steps),
+    )
+
+
+def _outcome(workspace: Workspace, selection: Selection) -> RoundOutcome:
+    w1 = read_json(workspace.round / "metrics.json")["w1"]["tica"]
+    return RoundOutcome(w1=w1["value"], low=w1["low"], high=w1["high"], uncovered_fraction=selection.uncovered_fraction)
+
+
+def label(workspace: Workspace, progress: Progress) -> Summary:
+    """`round/selection.h5` -> backmapped and labelled all-atom frames, `round/oracle.h5`.
+
+    Fewer picks than a round's, as the rest of a budget pays for, are too few for a quorum: they may all fail.
+    """
+    manifest, params = load_manifest(workspace.data), workspace.params
+    k = round_index(manifest)
+    selection = Selection.load(workspace.round / "selection.h5")
+    rebuild = partial(
+        backmap,
+        structure=workspace.structure,
+        params=params.backmapping,
+        force_field=params.force_field,
+        temperature_K=params.temperature_K,
+    )
+    with fanning_out(workspace, params.execution.oracle_workers) as fan_out:
+        result = oracle.label(
+            selection.positions,
+            workspace.structure,
+            rebuild=rebuild,
+            force_field=params.force_field,
+            oracle=params.oracle,
+            temperature_K=params.temperature_K,
+            seeds=[derive_seed(params.seed, k, "label", pick) for pick in range(len(selection.positions))],
+            workers=params.execution.oracle_workers,
+            scratch=workspace.scratch(f"label-r{k:03d}"),
+            progress=progress,
+            rebuild_steps=params.backmapping.steps,
+            fan_out=fan_out,
+        )
+    if len(selection.positions) >= params.selection.frames:
+        oracle.check_quorum(result, len(selection.positions), params.oracle)
+    result.save(workspace.round / "oracle.h5")
+    return {"labelled": len(result.labelled), "failed": len(result.failures), "steps": result.steps}
+
+
+def continue_seed(workspace: Workspace, progress: Progress) -> int:
+    """Append the continuation of the seed's all-atom trajectory as a shard, if that is not done; give its steps."""
+    params, steps, origin = workspace.params, workspace.params.campaign.continued_md_steps, "continued all-atom MD"
+    if origin in (shard.origin for shard in load_manifest(workspace.data).shards):
+        return steps
+    seed = AtomFrames.load(workspace.data / "seed.h5")
+    result = oracle.run_md(
+        seed.pdb,
+        seed.positions[-1:],
+        steps=steps,
+        stride=params.oracle.free_stride,
+        force_field=params.force_field,
+        oracle=params.oracle,
+        temperature_K=params.temperature_K,
+        seeds=[derive_seed(params.seed, 0, "continue")],
+        workers=1,
+        scratch=workspace.scratch("continue"),
+        progress=progress,
+    )
+    oracle.check_quorum(result, 1, params.oracle)
+    append(
+        workspace.data,
+        labelled=result.labelled,
+        origin=origin,
+        oracle_steps=result.steps,
+        oracle_failed=0,
+        checkpoint=workspace.data / "warm_start.pt",
+    )
+    return result.steps
+
+
+def run_stage(name: str, workspace: Workspace, progress: Progress) -> Summary:
+    """Run one stage with the threads that `execution.torch_threads` allows."""
+    torch.set_num_threads(workspace.params.execution.torch_threads or len(os.sched_getaffinity(0)))
+    return STAGES[name](workspace, progress)
+
+
+STAGES: dict[str, Callable[[Workspace, Progress], Summary]] = {
+    "train": train,
+    "simulate": simulate,
+    "benchmark": benchmark,
+    "select": select,
+    "label": label,
+}
+"""The stages of a round, in the order in which data flows."""
+
+
+def _initial(workspace: Workspace, manifest: Manifest) -> Potential:
+    """The round's prior, with the network of the round before, or a fresh one."""
+    params, prior = workspace.params, _prior(workspace, manifest)
+    if params.training.warm_start:
+        path = workspace.data / "warm_start.pt"
+        last, _ = load_checkpoint(path, sequence=manifest.sequence, architecture=params.network)
+        return Potential(prior, last.network, manifest.sequence)
+    seed = derive_seed(params.seed, round_index(manifest), "initialise")
+    return initial_potential(prior, manifest.sequence, params.network, seed)
+
+
+def _prior(workspace: Workspace, manifest: Manifest) -> Prior:
+    params = workspace.params
+    return fit_prior(_training_positions(workspace), manifest.sequence, params.temperature_K, params.prior)
+
+
+def _training_positions(workspace: Workspace) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.concatenate([shard.positions for shard in load_shards(workspace.data)])
+
+
+def _native(workspace: Workspace) -> np.ndarray[Any, np.dtype[np.float32]]:
+    structure: mdtraj.Trajectory = read_pdb_text(workspace.structure)
+    return np.asarray(structure.xyz[0, alpha_carbons(structure.topology)], dtype=np.float32)
+
+
+def _device(workspace: Workspace) -> str:
+    wanted = workspace.params.execution.device
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted

@@ -1,0 +1,175 @@
+"""One Prefect task per stage: retries with back-off, a timeout that interrupts, artifacts; skipped when unchanged."""
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from prefect import Task, task
+from prefect.artifacts import create_image_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.context import TagsContext
+from prefect.tasks import exponential_backoff
+
+from cgal.all_atom.oracle import OracleResult
+from cgal.dataset import append, prepare
+from cgal.errors import CgalError
+from cgal.files import read_json
+from cgal.projection.mapping import ForceMap
+from cgal.stopping import RoundOutcome
+from flows.campaign.records import round_record
+from flows.campaign.stages import Summary, continue_seed
+from flows.serving.dispatch import perform_stage
+from flows.terminal import console, describe, stage_bar
+from flows.tracking.process import log_round
+from flows.tracking.runs import TrackingUnavailable
+from flows.versioning.repository import Repository
+from flows.workspace import Workspace
+
+__all__ = ["append_task", "continue_task", "prepare_task", "publish_task", "stage_task", "track_task", "worth_retrying"]
+
+FIGURES = {"train": "training", "benchmark": "benchmark", "select": "selection"}
+"""Stages that draw, and the folder of `round/plots` they draw in."""
+
+
+def worth_retrying(task: Any, run: Any, state: Any) -> bool:
+    """A fault that the user must mend fails at once; anything else is tried again."""
+    try:
+        state.result()
+    except TrackingUnavailable:
+        return True
+    except CgalError:
+        return False
+    except Exception:
+        return True
+    return True
+
+
+def _as_task(
+    function: Callable[[Path], Any], name: str, round_index: int, workspace: Workspace
+) -> Callable[[Path], Any]:
+    execution = workspace.params.execution
+    wrap = task(
+        name=name,
+        task_run_name=f"{name}-r{round_index:03d}",
+        retries=execution.retries,
+        retry_delay_seconds=exponential_backoff(backoff_factor=execution.retry_delay_s),
+        retry_jitter_factor=0.2,
+        retry_condition_fn=worth_retrying,
+        timeout_seconds=execution.timeout_s,
+        cache_policy=NO_CACHE,
+    )
+    wrapped: Task[[Path], Any] = wrap(function)
+
+    def call(root: Path) -> Any:
+        with TagsContext(current_tags=set()):  # for each tagged task the server is asked for concurrency slots: 2 s
+            return wrapped(root)
+
+    return call
+
+
+def stage_task(stage: str, round_index: int, workspace: Workspace) -> Callable[[Path], Summary]:
+    """Prefect task `<stage>-r<round>` that runs one stage unless DVC says that nothing it depends on has changed."""
+
+    def run(root: Path) -> Summary:
+        return _run_stage(Workspace(root), stage, round_index)
+
+    return _as_task(run, stage, round_index, workspace)
+
+
+def _run_stage(workspace: Workspace, stage: str, k: int) -> Summary:
+    repository = Repository(workspace.root)
+    title = f"{stage}-r{k:03d}"
+    if repository.stage_is_current(stage):
+        console.print(f"[dim]= {title:<16} unchanged, skipped[/dim]")
+        return {"skipped": 1}
+    started = monotonic()
+    with stage_bar(title) as progress:
+        summary = perform_stage(stage, k, workspace, progress)
+    seconds = monotonic() - started
+    repository.record_stage(stage)
+    workspace.add_timing(k, stage, seconds)
+    console.print(f"[green]✓[/green] {title:<16} {seconds:6.1f} s  {describe(summary)}")
+    _publish_artifacts(workspace, stage, title, summary | {"wall_s": round(seconds, 1)})
+    return summary
+
+
+def _publish_artifacts(workspace: Workspace, stage: str, title: str, summary: Summary) -> None:
+    rows = [{"what": name.replace("_", " "), "value": value} for name, value in summary.items()]
+    create_table_artifact(rows, key=title, description=f"{title} in numbers")
+    if stage not in FIGURES:
+        return
+    for figure in sorted((workspace.round / "plots" / FIGURES[stage]).glob("*.png")):
+        encoded = base64.b64encode(figure.read_bytes()).decode()
+        key = f"{title}-{figure.stem}".replace("_", "-")
+        create_image_artifact(f"data:image/png;base64,{encoded}", key=key, description=f"{title}: {figure.stem}")
+
+
+def prepare_task(workspace: Workspace) -> Callable[[Path], None]:
+    """Prefect task that fits the force map and projects the seed, once a campaign."""
+
+    def run(root: Path) -> None:
+        workspace = Workspace(root)
+        prepare(workspace.data, workspace.params)
+        force_map = ForceMap.load(workspace.data / "force_map.h5")
+        noise = ", ".join(f"{kind} {rms:.0f}" for kind, rms in force_map.figures.items())
+        console.print(
+            f"[green]✓[/green] force map: {force_map.kind} (held-out rms of each across the bonds, kJ/mol/nm: {noise})"
+        )
+
+    return _as_task(run, "prepare", 0, workspace)
+
+
+def continue_task(workspace: Workspace) -> Callable[[Path], None]:
+    """Prefect task that adds plain all-atom dynamics from the seed's last frame as a shard, once a campaign."""
+
+    def run(root: Path) -> None:
+        workspace = Workspace(root)
+        with stage_bar("continued MD") as progress:
+            steps = continue_seed(workspace, progress)
+        console.print(f"[green]✓[/green] the seed's trajectory goes on for {steps} all-atom steps")
+
+    return _as_task(run, "continue", 0, workspace)
+
+
+def publish_task(round_index: int, workspace: Workspace) -> Callable[[Path], str]:
+    """Prefect task that records the round in DVC and git and gives its tag."""
+
+    def run(root: Path) -> str:
+        published = Repository(root).publish(Workspace(root).params.campaign.name, round_index)
+        for warning in published.warnings:
+            console.print(f"[yellow]![/yellow] {warning}")
+        return published.tag
+
+    return _as_task(run, "publish", round_index, workspace)
+
+
+def track_task(round_index: int, workspace: Workspace) -> Callable[[Path], None]:
+    """Prefect task that brings the published round to MLflow (again and again to the same run)."""
+
+    def run(root: Path) -> None:
+        workspace = Workspace(root)
+        log_round(root, round_record(workspace, Repository(root), round_index))
+
+    return _as_task(run, "track", round_index, workspace)
+
+
+def append_task(round_index: int, workspace: Workspace) -> Callable[[Path], int]:
+    """Prefect task that makes the oracle's frames the next shard, which opens the next round; gives their number."""
+
+    def run(root: Path) -> int:
+        workspace = Workspace(root)
+        result = OracleResult.load(workspace.round / "oracle.h5")
+        manifest = append(
+            workspace.data,
+            labelled=result.labelled,
+            origin=f"oracle round {round_index}",
+            oracle_steps=result.steps,
+            oracle_failed=len(result.failures),
+            checkpoint=workspace.round / "model.pt",
+            outcome=RoundOutcome(**read_json(workspace.round / "selection.json")["outcome"]),
+        )
+        return manifest.shards[-1].frames
+
+    return _as_task(run, "append", round_index, workspace)

@@ -1,0 +1,1 @@
+"""A protein's data: structure, seed, reference."""

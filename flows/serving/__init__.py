@@ -1,0 +1,1 @@
+"""Servers, workers, deployments: where stages run."""

@@ -1,0 +1,194 @@
+"""Work pools: what is set up for them in Prefect, and a worker that first closes what its last life left behind."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from uuid import UUID
+
+from filelock import FileLock
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectAlreadyExists
+
+from cgal.errors import CgalError
+from cgal.files import write_text
+from flows.serving.orphans import close_run
+
+__all__ = [
+    "CAMPAIGN_TAG",
+    "GPU_LIMIT",
+    "POOLS",
+    "become_worker",
+    "provision",
+    "require_worker",
+    "worker_is_up",
+    "worker_name",
+]
+
+POOLS = {
+    "cgal-cpu": "Campaigns: their rounds, benchmark, selection and all-atom labels on CPUs",
+    "cgal-gpu": "Stages that a GPU speeds up: train, simulate, and label when force_field.platform is CUDA",
+}
+"""Work pools, with what runs in them."""
+
+GPU_LIMIT = "gpu"
+"""Global concurrency limit: so many stages are at work in the pool `cgal-gpu` at a time."""
+
+RESUMED = ("active-learning", "reference")
+"""Deployments whose interrupted runs are started again: they go on where they were."""
+
+CAMPAIGN_TAG = "campaign:"
+"""Begins the tag of a run that says which campaign it is at; a second run gets it from the first."""
+
+ALIVE = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+
+HEARTBEAT = timedelta(seconds=30)
+"""How often a worker reports to the server."""
+
+WORKER_DEFAULTS = {"PREFECT_WORKER_QUERY_SECONDS": "2"}
+
+
+def worker_name(pool: str) -> str:
+    """Name of this machine's worker of a pool; the same each time, so that it knows its own runs again."""
+    return f"{pool}@{socket.gethostname()}"
+
+
+def provision(root: Path) -> None:
+    """Create the pools, the concurrency limit (unless they are there) and the deployments of `prefect.yaml`.
+
+    Deployments are made again when `prefect.yaml` or the forms have changed; a schedule that was switched on in the
+    page stays on. Raises CgalError when Prefect refuses.
+    """
+    lock = FileLock(root / ".cgal" / "prefect.lock")  # both workers of a machine may start at once
+    with lock, get_client(sync_client=True) as client:
+        for pool, description in POOLS.items():
+            with suppress(ObjectAlreadyExists):
+                client.create_work_pool(WorkPoolCreate(name=pool, type="process", description=description))
+        if GPU_LIMIT not in {limit.name for limit in client.read_global_concurrency_limits(limit=200)}:
+            client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, 1)
+        deployed = client.read_deployments()
+        stamp, current = root / ".cgal" / "prefect" / "deployed", _deployed_version(root)
+        if not deployed or not stamp.is_file() or stamp.read_text() != current:
+            switched_on = {schedule.id for found in deployed for schedule in found.schedules if schedule.active}
+            _deploy(root)
+            _switch_on(client, switched_on)
+            write_text(stamp, current)
+
+
+def _switch_on(client: SyncPrefectClient, schedules: set[UUID]) -> None:
+    for deployment in client.read_deployments():
+        for schedule in deployment.schedules:
+            if schedule.id in schedules and not schedule.active:
+                client.update_deployment_schedule(deployment.id, schedule.id, active=True)
+
+
+def _deployed_version(root: Path) -> str:
+    sources = [root / "prefect.yaml", *(Path(__file__).parent / name for name in ("deployed.py", "form.py"))]
+    sources.append(Path(sys.modules["cgal"].__path__[0]) / "params.py")
+    try:
+        return sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    except FileNotFoundError as error:
+        raise CgalError(f"{error.filename}: no such file; 'git checkout prefect.yaml' brings it back") from None
+
+
+def _deploy(root: Path) -> None:
+    log = root / ".cgal" / "logs" / "deploy.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    with log.open("wb") as output:
+        done = subprocess.run(command, cwd=root, stdout=output, stderr=output, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise CgalError(f"prefect deploy --all failed with exit code {done.returncode}; see {log}")
+
+
+def worker_is_up(pool: str, since: datetime) -> bool:
+    """Whether this machine's worker of a pool has reported to the server since a moment."""
+    with get_client(sync_client=True) as client:
+        workers = client.read_workers_for_work_pool(pool)
+    heard = [worker.last_heartbeat_time for worker in workers if worker.name == worker_name(pool)]
+    return any(moment is not None and moment > since for moment in heard)
+
+
+def require_worker(pool: str) -> None:
+    """Raise CgalError unless this machine's worker of a pool has reported in the last minute and a half."""
+    if not worker_is_up(pool, datetime.now(UTC) - 3 * HEARTBEAT):
+        raise CgalError(f"{worker_name(pool)} has not reported for {3 * HEARTBEAT.seconds} s; is it running?")
+
+
+def become_worker(root: Path, pool: str) -> None:
+    """Close the runs that this machine's last worker of the pool left, then turn this process into `prefect worker`.
+
+    Pools and deployments are made first where they are missing (`provision`). Runs of a worker end with it
+    (`flows.serving.deployed`), so what still says "Running" under its name is dead. A campaign is started again and
+    goes on where it was; a stage is asked for again by its campaign.
+    """
+    provision(root)
+    take_over(pool)
+    bin_folder = str(Path(sys.executable).parent)
+    environment = {
+        "CGAL_ROOT": str(root),
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",  # a terminal of its own, or a log
+        "PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", os.defpath)]),  # a run's command is 'python -m ...'
+    }
+    options = ["--pool", pool, "--type", "process", "--name", worker_name(pool), "--install-policy", "never"]
+    command = [sys.executable, "-m", "prefect", "worker", "start", *options]
+    os.execve(sys.executable, command, WORKER_DEFAULTS | os.environ | environment)  # noqa: S606 - no shell is meant
+
+
+def take_over(pool: str) -> None:
+    """Set the dead runs of this machine's worker to "Crashed", and start the interrupted campaign again."""
+    with get_client(sync_client=True) as client:
+        for deployment in RESUMED:
+            _hand_on(client, _mine(_latest(client, pool, deployment), pool))
+        alive = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[*ALIVE])))
+        for run in _mine(client.read_flow_runs(work_pool_filter=_named(pool), flow_run_filter=alive), pool):
+            close_run(client, run, f"its worker {worker_name(pool)} was stopped or killed")
+
+
+def _latest(client: SyncPrefectClient, pool: str, deployment: str) -> list[FlowRun]:
+    states = [StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED, *ALIVE]
+    return client.read_flow_runs(
+        work_pool_filter=_named(pool),
+        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[deployment])),
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states))),
+        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        limit=1,
+    )
+
+
+def _hand_on(client: SyncPrefectClient, runs: Iterable[FlowRun]) -> None:
+    for run in runs:
+        interrupted = run.state_type in (*ALIVE, StateType.CRASHED) and run.state_type is not StateType.CANCELLING
+        if interrupted and run.deployment_id:
+            client.create_flow_run_from_deployment(
+                run.deployment_id,
+                parameters=run.parameters,
+                name=run.name,
+                tags=[tag for tag in run.tags if tag.startswith(CAMPAIGN_TAG)],
+                idempotency_key=f"after-{run.id}",
+            )
+
+
+def _mine(runs: Iterable[FlowRun], pool: str) -> list[FlowRun]:
+    return [run for run in runs if run.labels.get("prefect.worker.name") == worker_name(pool)]
+
+
+def _named(pool: str) -> WorkPoolFilter:
+    return WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))

@@ -1,0 +1,1 @@
+"""MLflow: how good each round is."""

@@ -1,0 +1,1 @@
+"""Git and DVC: a round is a point in git history."""

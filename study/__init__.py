@@ -1,0 +1,1 @@
+"""The comparison of arms: design, statistics, pages; no part of a campaign."""

@@ -1,0 +1,279 @@
+"""`docs/results.md`, its figures, `rounds.csv` and `summary.json`, from committed records; no campaign is run again.
+
+Records of the arms must be there; those of the ablations and of the burn-in add a section each.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cgal.errors import BadFile
+from cgal.files import atomic_write, write_json, write_text
+from flows.terminal import METRICS, SCALE
+from study.burn_in import RECORDS as BURN_IN
+from study.burn_in import plot_burn_in
+from study.statistics import (
+    BASE,
+    Interval,
+    change,
+    curve,
+    final,
+    plot_changes,
+    plot_curves,
+    rounds,
+    steps_to_reach,
+    summarise,
+)
+
+__all__ = ["write_results"]
+
+PAPER_ARM = "paper"
+"""The published method."""
+
+CONTROLS = ("seed_prior", "random", "continued_md", PAPER_ARM)
+"""Arms that the others are set against, beside the base."""
+
+DEFAULT = "default"
+"""The arm of the ablations that changes nothing."""
+
+TARGET_CHANGE, TARGET_CLEAR = -50.0, -33.0
+"""What the best arm should reach against the base, in percent of TICA W1, and what its interval should be clear of."""
+
+ABLATIONS = "ablations.csv"
+PAPER_CHANGE = {"tica": -33.05, "reaction_coordinate": 153.6, "bond": -48.8, "angle": -8.2, "dihedral": 42.7}
+"""Bachelor et al. (arXiv:2509.17208), Table 1: change in percent of one run, no interval."""
+
+
+def write_results(folder: Path, page: Path, preface: Path) -> None:
+    """Write the page: the preface (by hand: what was asked and done), then all that follows from the records.
+
+    `folder` holds `arms.csv` and takes the rest. Raises BadFile when there are no records.
+    """
+    records = load_records(folder / "arms.csv")
+    arms = [str(arm) for arm in records["arm"].unique()]
+    write_json(folder / "summary.json", summarise(records))
+    write_text(folder / "rounds.csv", rounds(records).to_csv(index=False, float_format="%.6g"))
+    shown = in_shown_units(records)
+    figures = {f"w1_{mode}.png": plot_curves(shown, arms, METRICS, mode) for mode in ("exact", "paper")}
+    others = [arm for arm in arms if arm != BASE]
+    figures["changes.png"] = plot_changes(records, others, METRICS, "exact")
+    for name, figure in figures.items():
+        _save(figure, folder / name)
+    parts = [
+        preface.read_text().rstrip(),
+        _changes(records, others),
+        _cost(records, others),
+        _verdicts(records, others),
+        _controls(records, others),
+        _targets(records, others),
+    ]
+    if (folder / ABLATIONS).is_file():
+        ablations = load_records(folder / ABLATIONS, DEFAULT)
+        changed = [str(arm) for arm in ablations["arm"].unique() if arm != DEFAULT]
+        _save(plot_changes(ablations, changed, METRICS, "exact", DEFAULT), folder / "ablations.png")
+        parts.append(_ablations(ablations, changed))
+    if (folder / BURN_IN).is_file():
+        burn_in = pd.read_csv(folder / BURN_IN)
+        _save(plot_burn_in(burn_in), folder / "burn_in.png")
+        parts.append(_burn_in(burn_in))
+    write_text(page, "\n\n".join(parts) + "\n")
+
+
+def load_records(path: Path, base: str = BASE) -> pd.DataFrame:
+    """Records of a comparison; raises BadFile when there are none, or none of the arm that others are set against."""
+    if not path.is_file():
+        raise BadFile(f"{path}: no such file; 'cgal compare' makes it")
+    records = pd.read_csv(path)
+    if base not in set(records["arm"]):
+        raise BadFile(f"{path}: no arm {base!r}, to which changes are relative; run it with 'cgal compare'")
+    return records
+
+
+def in_shown_units(records: pd.DataFrame) -> pd.DataFrame:
+    """The records with W1 in the units of the headings (`METRICS`)."""
+    scale = records["metric"].map(SCALE).fillna(1.0)
+    return records.assign(**{name: records[name] * scale for name in ("w1", "low", "high", "floor")})
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _changes(records: pd.DataFrame, arms: Sequence[str]) -> str:
+    lines = ["## Change of each W1 to the base model, in percent, with 95 % intervals over seeds", ""]
+    for mode in ("exact", "paper"):
+        lines += [
+            f"Mode `{mode}`:",
+            "",
+            f"| arm | seeds | {' | '.join(METRICS)} |",
+            f"|---|---|{'---|' * len(METRICS)}",
+        ]
+        for arm in arms:
+            cells = [_percent(change(records, arm, BASE, metric, mode)) for metric in METRICS]
+            seeds = records.loc[records["arm"] == arm, "seed"].nunique()
+            lines.append(f"| `{arm}` | {seeds} | {' | '.join(cells)} |")
+        if mode == "paper":
+            theirs = " | ".join(f"{value:+.0f}" for value in PAPER_CHANGE.values())
+            lines.append(f"| Bachelor et al., explicit solvent, one run | 1 | {theirs} |")
+        lines.append("")
+    return "\n".join(
+        [
+            *lines,
+            "![W1 against oracle steps](results/w1_exact.png)",
+            "",
+            "![changes](results/changes.png)",
+            "",
+            "Every round of every arm, both modes, with intervals and cost: [rounds.csv](results/rounds.csv); mode "
+            "`paper` as a figure: [w1_paper.png](results/w1_paper.png).",
+        ]
+    )
+
+
+def _cost(records: pd.DataFrame, arms: Sequence[str]) -> str:
+    last = final(records).query("metric == 'tica' and mode == 'exact'")
+    lines = [
+        "## What it cost",
+        "",
+        "| arm | closing round | oracle steps | failed picks | exploded replicas | wall, minutes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm in (BASE, *arms):
+        rows = last[last["arm"] == arm]
+        wall = records.query("arm == @arm and metric == 'tica' and mode == 'exact'").groupby("seed")["wall_s"].sum()
+        lines.append(
+            f"| `{arm}` | {rows['round'].min()} to {rows['round'].max()} | {rows['oracle_steps'].mean():.0f} | "
+            f"{rows['oracle_failed'].mean():.0f} | {rows['exploded_fraction'].mean():.2%} | {wall.mean() / 60:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _verdicts(records: pd.DataFrame, arms: Sequence[str]) -> str:
+    lines = ["## What got better, and what did not", ""]
+    pairs = [(arm, to) for to in (BASE, PAPER_ARM) if to in {BASE, *arms} for arm in arms if arm != to]
+    for arm, to in pairs:
+        words = {metric: _word(change(records, arm, to, metric, "exact")) for metric in METRICS}
+        groups = {word: [m for m, w in words.items() if w == word] for word in ("better", "worse", "undecided")}
+        said = "; ".join(f"{word}: {', '.join(metrics)}" for word, metrics in groups.items() if metrics)
+        lines.append(f"- `{arm}` against `{to}`: {said}.")
+    floor = final(records).query("mode == 'exact'").groupby("metric")["floor"].mean()
+    shown = ", ".join(f"{name} {floor[metric] * SCALE.get(metric, 1.0):.3g}" for metric, name in METRICS.items())
+    return "\n".join([*lines, "", f"Floor, one half of the reference against the other: {shown}."])
+
+
+def _controls(records: pd.DataFrame, arms: Sequence[str]) -> str:
+    controls = [arm for arm in CONTROLS if arm in arms]
+    lines = [
+        "## Is it the acquisition? Arms against the controls",
+        "",
+        "Change of the TICA W1 (mode `exact`) in the closing round to that of the control, in percent, with 95 % "
+        "intervals over the seeds that both have.",
+        "",
+        f"| arm | {' | '.join(f'`{control}`' for control in controls)} |",
+        f"|---|{'---|' * len(controls)}",
+    ]
+    for arm in arms:
+        cells = ["" if arm == to else _percent(change(records, arm, to, "tica", "exact")) for to in controls]
+        lines.append(f"| `{arm}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _targets(records: pd.DataFrame, arms: Sequence[str]) -> str:
+    last = final(records).query("metric == 'tica' and mode == 'exact'")
+    lines = [
+        "## The targets",
+        "",
+        "Mode `exact`, against `base`. A metric is worse when its change is above zero, in brackets those whose "
+        f"interval is too. Steps: those after which the mean TICA W1 first is that of `{PAPER_ARM}`'s closing round, "
+        "as a share of all that it spent.",
+        "",
+        f"| arm | TICA by half or more | interval clear of {TARGET_CLEAR:.0f} % | metrics worse | "
+        "exploded in the closing round | steps to `paper` |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm in arms:
+        shifts = {metric: change(records, arm, BASE, metric, "exact") for metric in METRICS}
+        worse = [name if shift.low <= 0 else f"({name})" for name, shift in shifts.items() if shift.value > 0]
+        cells = [
+            "yes" if shifts["tica"].value <= TARGET_CHANGE else "no",
+            "yes" if shifts["tica"].high < TARGET_CLEAR else "no",
+            ", ".join(worse) or "none",
+            f"{last[last['arm'] == arm]['exploded_fraction'].max():.2%}",
+            _share(records, arm) if PAPER_ARM in arms else "",
+        ]
+        lines.append(f"| `{arm}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _share(records: pd.DataFrame, arm: str) -> str:
+    target = curve(records, PAPER_ARM, "tica", "exact")
+    steps = steps_to_reach(curve(records, arm, "tica", "exact"), float(target["w1"].iloc[-1]))
+    share = steps / float(target["oracle_steps"].iloc[-1])
+    return "never" if math.isinf(share) else f"{share:.0%}"
+
+
+def _ablations(records: pd.DataFrame, arms: Sequence[str]) -> str:
+    last = final(records).query("mode == 'exact'")
+    lines = [
+        "## Ablations: what each choice does to the default, at the same oracle steps",
+        "",
+        "Change of each W1 (mode `exact`) in the closing round to that of the arm `default`, in percent, with 95 % "
+        "intervals over the seeds that both have; a seed is missing where the campaign ended in an error. "
+        "What each arm changes, the command and its cost are in "
+        "[ablations.yaml](results/ablations.yaml); what follows from it is in "
+        "[decision 17](decisions/17-what-labels-can-teach.md).",
+        "",
+        f"| arm | seeds | oracle steps | frames | {' | '.join(METRICS)} |",
+        f"|---|---|---|---|{'---|' * len(METRICS)}",
+    ]
+    for arm in arms:
+        rows = last[(last["arm"] == arm) & (last["metric"] == "tica")]
+        cells = [_percent(change(records, arm, DEFAULT, metric, "exact")) for metric in METRICS]
+        lines.append(
+            f"| `{arm}` | {len(rows)} | {rows['oracle_steps'].mean():.0f} | {rows['frames'].mean():.0f} | "
+            f"{' | '.join(cells)} |"
+        )
+    return "\n".join([*lines, "", "![ablations](results/ablations.png)"])
+
+
+def _burn_in(found: pd.DataFrame) -> str:
+    lines = [
+        "## Local equilibrium: does burn-in suffice?",
+        "",
+        f"{found['frames'].max()} frames of the seed, whose own atoms are in equilibrium, labelled twice from each "
+        "start (`cgal burn-in`). Root mean square differences in kJ/mol/nm with 95 % intervals over frames; the long "
+        f"averages themselves are {found['signal'].max():.0f} kJ/mol/nm.",
+        "",
+        "| start | burn-in, steps | two labels differ by | off the long average by | steps a label | failed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found.to_dict("records"):
+        cells = [f"{row[w]:.0f} ({row[w + '_low']:.0f} to {row[w + '_high']:.0f})" for w in ("between", "error")]
+        lines.append(
+            f"| {row['start']} | {row['burn_in_steps']} | {' | '.join(cells)} | {row['steps']:.0f} | {row['failed']} |"
+        )
+    return "\n".join([*lines, "", "![burn-in](results/burn_in.png)"])
+
+
+def _word(shift: Interval) -> str:
+    if not shift.clear_of(0.0):
+        return "undecided"
+    return "better" if shift.value < 0 else "worse"
+
+
+def _percent(shift: Interval) -> str:
+    interval = "one seed" if math.isnan(shift.low) else f"{shift.low:+.0f} to {shift.high:+.0f}"
+    return f"{shift.value:+.0f} ({interval})"
+
+
+if __name__ == "__main__":
+    here = Path(__file__).parents[1] / "docs"
+    try:
+        write_results(here / "results", here / "results.md", here / "results" / "preface.md")
+    except BadFile as error:
+        sys.exit(f"error: {error}")
+    print(here / "results.md")

@@ -1,0 +1,196 @@
+"""Arms of active learning compared over seeds: paired changes with intervals, and what a quality cost in oracle steps.
+
+Records are a table with a row for each arm, seed, round, metric and mode (`study.compare.records` makes it). Arms are
+paired by seed: the same seed set, network initialisation and noise up to the first choice in which they differ.
+"""
+
+from collections.abc import Sequence
+from itertools import cycle
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy import stats
+
+from cgal.errors import BadFile
+
+__all__ = ["BASE", "Interval", "change", "curve", "final", "mean_interval", "plot_changes", "plot_curves",
+           "rounds", "steps_to_reach", "summarise"]  # fmt: skip
+
+BASE = "base"
+"""The arm without acquisition, to which changes are relative."""
+
+LEVEL = 0.95
+LARGEST_CHANGE = 200.0  # percent, in figures
+KEYS = ["arm", "seed", "metric", "mode"]
+COLOURS = ("#222222", "#00798c", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#2e4057", "#b86f52")
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95 % interval, which is not a number with fewer than two seeds."""
+
+    value: float
+    low: float
+    high: float
+
+    def clear_of(self, value: float) -> bool:
+        """Whether the whole interval is on one side of a value."""
+        return bool(self.high < value or self.low > value)
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Mean over seeds with Student's interval."""
+    sample = np.asarray(values, dtype=float)
+    if len(sample) < 2:
+        return Interval(float(sample.mean()), float("nan"), float("nan"))
+    if np.allclose(sample, sample[0], rtol=1e-12, atol=0.0):
+        return Interval(*[float(sample[0])] * 3)
+    low, high = stats.ttest_1samp(sample, 0.0).confidence_interval(LEVEL)
+    return Interval(float(sample.mean()), float(low), float(high))
+
+
+def final(records: pd.DataFrame) -> pd.DataFrame:
+    """Rows of each campaign's last round."""
+    last = records.groupby(["arm", "seed"])["round"].transform("max")
+    return records[records["round"] == last]
+
+
+def change(records: pd.DataFrame, arm: str, to: str, metric: str, mode: str) -> Interval:
+    """Relative change [%] of W1 in the last round of an arm to that of another, over the seeds that both have.
+
+    Ratios are averaged by their logarithms, seed by seed, with Student's interval there: a halving and a doubling
+    cancel. Raises BadFile when the arms share no seed.
+    """
+    rows = final(records).query("metric == @metric and mode == @mode").pivot(index="seed", columns="arm", values="w1")
+    ratios = (rows[arm] / rows[to]).dropna() if {arm, to} <= set(rows) else rows.iloc[:0, 0]
+    if ratios.empty:
+        raise BadFile(f"records: arms {arm} and {to} share no seed for {metric}; run both with 'cgal compare'")
+    return _relative(ratios)
+
+
+def _relative(ratios: pd.Series) -> Interval:
+    logs = np.log(ratios)
+    return Interval(*(100.0 * (np.exp(value) - 1.0) for value in mean_interval(logs.tolist())))
+
+
+def curve(records: pd.DataFrame, arm: str, metric: str, mode: str) -> pd.DataFrame:
+    """W1 of an arm by round: `oracle_steps` (mean over seeds), `w1`, `low`, `high`.
+
+    A campaign that closed earlier than others stays where it closed, so the last row is that of all closing rounds.
+    """
+    rows = records.query("arm == @arm and metric == @metric and mode == @mode")
+    table = rows.pivot(index="round", columns="seed", values=["w1", "oracle_steps"]).ffill()
+    found = [(index, row["oracle_steps"].mean(), *mean_interval(row["w1"].tolist())) for index, row in table.iterrows()]
+    return pd.DataFrame(found, columns=["round", "oracle_steps", "w1", "low", "high"])
+
+
+def rounds(records: pd.DataFrame) -> pd.DataFrame:
+    """Every arm round by round: W1, its change [%] to the base of the same seeds, with intervals, and the cost so far.
+
+    One row for each arm, metric, mode and round; campaigns that closed earlier stay where they closed, as in `curve`.
+    Raises BadFile when an arm shares no seed with the base.
+    """
+    ends = final(records).query("arm == @BASE")
+    found: list[dict[str, object]] = []
+    for names, rows in records.groupby(["arm", "metric", "mode"], sort=False):
+        arm, metric, mode = map(str, names)
+        change(records, arm, BASE, metric, mode)
+        base = ends.query("metric == @metric and mode == @mode").set_index("seed")["w1"]
+        columns = ["w1", "oracle_steps", "exploded_fraction"]
+        table = rows.pivot(index="round", columns="seed", values=columns).ffill()
+        wall = rows.pivot(index="round", columns="seed", values="wall_s").fillna(0.0).cumsum()
+        for (index, row), spent in zip(table.iterrows(), wall.mean(axis=1), strict=True):
+            w1 = row["w1"].dropna()
+            shift = _relative((w1 / base).dropna())
+            found.append(
+                {"arm": arm, "metric": metric, "mode": mode, "round": int(str(index)), "seeds": len(w1)}
+                | dict(zip(("w1", "low", "high"), mean_interval(w1.tolist()), strict=True))
+                | dict(zip(("change_percent", "change_low", "change_high"), shift, strict=True))
+                | {name: row[name].mean() for name in ("oracle_steps", "exploded_fraction")}
+                | {"wall_s": spent}
+            )
+    return pd.DataFrame(found)
+
+
+def steps_to_reach(curve: pd.DataFrame, w1: float) -> float:
+    """Oracle steps at which an arm's mean W1 first is as low as this, straight between rounds; infinite if never."""
+    steps, values = curve["oracle_steps"].to_numpy(), curve["w1"].to_numpy()
+    reached = np.flatnonzero(values <= w1)
+    if not len(reached):
+        return float("inf")
+    after = int(reached[0])
+    if after == 0:
+        return float(steps[0])
+    share = (values[after - 1] - w1) / (values[after - 1] - values[after])
+    return float(steps[after - 1] + share * (steps[after] - steps[after - 1]))
+
+
+def summarise(records: pd.DataFrame) -> list[dict[str, float | int | str | None]]:
+    """One entry for each arm, metric and mode: base and final W1 (means over seeds), change to base [%] with interval.
+
+    `oracle_steps` and `exploded_fraction` are means over seeds in the last round. An arm of one seed has no interval:
+    `low` and `high` are None.
+    """
+    last = final(records)
+    entries: list[dict[str, float | int | str | None]] = []
+    for names, rows in last.groupby(["arm", "metric", "mode"], sort=False):
+        arm, metric, mode = map(str, names)
+        shift = change(records, arm, BASE, metric, mode)
+        base = last.query("arm == @BASE and metric == @metric and mode == @mode and seed in @rows.seed")
+        entry: dict[str, float | int | str | None] = {
+            "arm": arm,
+            "seeds": len(rows),
+            "metric": metric,
+            "mode": mode,
+            "base": float(base["w1"].mean()),
+            "final": float(rows["w1"].mean()),
+            "change_percent": shift.value,
+            "low": None if len(rows) < 2 else shift.low,
+            "high": None if len(rows) < 2 else shift.high,
+            "oracle_steps": int(rows["oracle_steps"].mean()),
+            "exploded_fraction": float(rows["exploded_fraction"].mean()),
+        }
+        entries.append({key: round(value, 6) if isinstance(value, float) else value for key, value in entry.items()})
+    return entries
+
+
+def plot_curves(records: pd.DataFrame, arms: Sequence[str], metrics: dict[str, str], mode: str) -> Figure:
+    """Draw W1 against oracle steps: a panel a metric (`metrics` gives headings), a line an arm, bands over seeds."""
+    figure = Figure(figsize=(3.1 * len(metrics), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(metrics))
+    for panel, (metric, heading) in zip(panels, metrics.items(), strict=True):
+        for arm, colour in zip(arms, cycle(COLOURS), strict=False):
+            line = curve(records, arm, metric, mode)
+            steps = line["oracle_steps"] / 1000
+            panel.errorbar(
+                steps, line["w1"], yerr=[line["w1"] - line["low"], line["high"] - line["w1"]],
+                color=colour, label=arm, marker="o", markersize=4, linewidth=1.4, capsize=2,
+            )  # fmt: skip
+        floor = records.query("metric == @metric and mode == @mode")["floor"].median()
+        panel.axhline(floor, color="0.6", linestyle=":", label="reference against itself")
+        panel.set(title=heading, xlabel="oracle steps [thousands]", ylim=(0, None))
+    panels[0].set_ylabel(f"W1, {mode}")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def plot_changes(
+    records: pd.DataFrame, arms: Sequence[str], metrics: dict[str, str], mode: str, to: str = BASE
+) -> Figure:
+    """Draw the change of W1 to an arm with its interval: a panel a metric, a row an arm.
+
+    Panels end at `LARGEST_CHANGE`, whatever lies beyond.
+    """
+    figure = Figure(figsize=(2.6 * len(metrics) + 1, 0.45 * len(arms) + 1.4), layout="constrained")
+    panels = figure.subplots(1, len(metrics), sharey=True)
+    for panel, (metric, heading) in zip(panels, metrics.items(), strict=True):
+        for row, (arm, colour) in enumerate(zip(arms, cycle(COLOURS[1:]), strict=False)):
+            shift = change(records, arm, to, metric, mode)
+            panel.plot([shift.low, shift.high], [row, row], color=colour, linewidth=2)
+            panel.plot(shift.value, row, "o", color=colour)
+        panel.axvline(0, color="0.6", linewidth=1)
+        right = min(panel.get_xlim()[1], LARGEST_CHANGE)
+        panel.set(title=heading, xlabel=f"change to {to} [%]", xlim=(None, right))
+    panels[0].set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
+    return figure
