@@ -13,7 +13,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from cgal.errors import PreflightFailed
 from cgal.progress import Progress
-from flows.campaign.opening import stages
+from flows.campaign import stages
 from flows.campaign.stages import Summary
 from flows.campaign.steps import stage_task
 from flows.workspace import Workspace
