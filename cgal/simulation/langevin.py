@@ -10,9 +10,11 @@ from jaxtyping import Bool, Float32, Int8, Int64
 from torch import Tensor
 
 from cgal.params import SimulationParams
-from cgal.schnet.kernels import CAUSES
 
-__all__ = ["BAOAB", "EnergyModel", "Engine", "GraphEngine", "Snapshot", "State", "TorchEngine", "diagnose"]
+__all__ = ["BAOAB", "CAUSES", "EnergyModel", "Engine", "GraphEngine", "Snapshot", "State", "TorchEngine", "diagnose"]
+
+CAUSES = ("completed", "exploded", "imploded", "not finite")
+"""What `ReplicaFate.cause` may say; arrays of causes hold the index."""
 
 WARM_UP_STEPS = 3
 """Steps taken and thrown away before a step is captured: libraries choose and allocate in their first calls."""

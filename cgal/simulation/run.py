@@ -12,11 +12,7 @@ from cgal.frames import CGTrajectory, ReplicaFate
 from cgal.params import SimulationParams
 from cgal.potential.checkpoint import Potential
 from cgal.progress import Progress, silent
-from cgal.schnet.engine import FusedEngine
-from cgal.schnet.evaluator import Evaluator
-from cgal.schnet.fused import FusedEvaluator
-from cgal.schnet.kernels import CAUSES
-from cgal.simulation.langevin import BAOAB, EnergyModel, Engine, GraphEngine, Snapshot, TorchEngine
+from cgal.simulation.langevin import BAOAB, CAUSES, EnergyModel, Engine, GraphEngine, Snapshot, TorchEngine
 from cgal.units import thermal_energy_kJ_per_mol
 
 __all__ = ["simulate", "start_engine"]
@@ -79,6 +75,10 @@ def start_engine(
     device: str,
 ) -> Engine:
     """Choose the fastest way to run a potential on a device."""
+    from cgal.schnet.engine import FusedEngine
+    from cgal.schnet.evaluator import Evaluator
+    from cgal.schnet.fused import FusedEvaluator
+
     kind = torch.device(device).type
     if isinstance(potential, Potential):
         frozen = FusedEvaluator if kind == "cpu" else Evaluator
