@@ -4,7 +4,7 @@ FROM python:3.12-slim-bookworm AS build
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends make git gcc g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /cgal
-COPY Makefile pyproject.toml requirements.lock README.md ./
+COPY Makefile pyproject.toml requirements.lock README.md LICENSE ./
 COPY cgal cgal
 COPY flows flows
 COPY study study

@@ -1,5 +1,5 @@
 # The one vocabulary: hooks, CI and people call these.
-.PHONY: setup demo test check bench results serve lock
+.PHONY: setup demo test check docs bench results serve lock
 SHELL := /bin/bash
 PY := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -22,11 +22,14 @@ test: check ## everything a change must pass
 	dvc pull --quiet --remote bundled data.dvc
 	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
 
-check: setup ## format, lint, types, import direction
+check: setup docs ## format, lint, types, import direction, documentation
 	ruff format --check .
 	ruff check .
 	mypy
 	lint-imports
+
+docs: setup ## the documentation in site/, warnings as errors
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
 
 bench: setup ## speed, side by side with the peers: benchmarks/results.json and the table in benchmarks/README.md
 	-uv pip install --quiet --python $(PY) -e '.[bench]'

@@ -102,4 +102,4 @@ def test_the_image_installs_from_what_it_copies(tmp_path: Path) -> None:
     command = [word if word != "$(PY)" else sys.executable for word in command]
     subprocess.run([*command, "--target", tmp_path / "site", tmp_path], check=True)
     assert (tmp_path / "site" / "bin" / "cgal").is_file()
-    assert (tmp_path / "site" / "flows" / "serve.py").is_file()
+    assert (tmp_path / "site" / "flows" / "serving" / "serve.py").is_file()
