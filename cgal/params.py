@@ -32,6 +32,7 @@ __all__ = [
     "TrainingParams",
     "check_params",
     "load_params",
+    "merged",
 ]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -342,3 +343,16 @@ def _known_keys(section: list[str]) -> list[str]:
         assert issubclass(annotation, BaseModel)
         model = annotation
     return list(model.model_fields)
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, the second one's values first.
+
+    >>> merged({"a": {"x": 1, "y": 2}}, {"a": {"x": 3}})
+    {'a': {'x': 3, 'y': 2}}
+    """
+    both = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(both.get(key), Mapping) and isinstance(value, Mapping)
+        both[key] = merged(both[key], value) if nested else value
+    return both

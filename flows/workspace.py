@@ -8,7 +8,10 @@ from cgal.errors import BadFile
 from cgal.files import read_json, write_json
 from cgal.params import Params, load_params
 
-__all__ = ["Workspace"]
+__all__ = ["Summary", "Workspace"]
+
+type Summary = dict[str, float | int | str]
+"""A few numbers that say how a stage went, by name."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ Two labels of a frame should differ by the noise of their averages alone, and li
 whatever they started from.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -17,9 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64
-from matplotlib.figure import Figure
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from cgal.all_atom import oracle
 from cgal.all_atom.backmapping.pulchra import backmap
@@ -29,9 +25,8 @@ from cgal.params import MappingParams, Params
 from cgal.progress import Progress, silent
 from cgal.projection.mapping import ForceMap, coordinate_map, fit_force_map
 from cgal.randomness import derive_generator, derive_seed
-from flows.workspace import Workspace
 
-__all__ = ["RECORDS", "burn_in_table", "measure", "plot_burn_in", "write_burn_in"]
+__all__ = ["RECORDS", "measure", "write_burn_in"]
 
 RECORDS = "burn_in.csv"
 BURN_IN_STEPS = (0, 150, 600, 2400)
@@ -44,18 +39,19 @@ AVERAGE_STEPS = 600
 RESAMPLES = 1000
 OWN = "own atoms"
 ANNEAL_STEPS = {"rebuilt": 0, "annealed 500 steps": 500, "annealed 2000 steps": 2000}
-COLOURS = {OWN: "#222222", "rebuilt": "#d1495b", "annealed 500 steps": "#edae49", "annealed 2000 steps": "#00798c"}
+"""Other starts than a frame's own atoms, with the steps that each is annealed for after it was rebuilt."""
 
 type Pairs = Float64[np.ndarray, "frames 2 beads 3"]
 
 
-def write_burn_in(workspace: Workspace, frames: int, progress: Progress = silent) -> pd.DataFrame:
-    """Measure on the protein's seed, and write `docs/results/burn_in.csv`; see `measure`."""
-    seed = AtomFrames.load(workspace.data / "seed.h5")
+def write_burn_in(
+    path: Path, seed: AtomFrames, frames: int, params: Params, *, scratch: Path, progress: Progress = silent
+) -> pd.DataFrame:
+    """Measure on `frames` frames of a protein's seed, evenly spread, and write the table as CSV; see `measure`."""
     chosen = seed.take(np.arange(frames) * len(seed) // frames) if frames < len(seed) else seed
     force_map = fit_force_map(seed, MappingParams(force_map="optimal"))
-    found = measure(chosen, force_map, workspace.params, scratch=workspace.scratch("burn-in"), progress=progress)
-    write_text(workspace.root / "docs" / "results" / RECORDS, found.to_csv(index=False, float_format="%.6g"))
+    found = measure(chosen, force_map, params, scratch=scratch, progress=progress)
+    write_text(path, found.to_csv(index=False, float_format="%.6g"))
     return found
 
 
@@ -70,10 +66,11 @@ def measure(
     found in `scratch` are taken, so that a run that was stopped goes on.
     """
     labels = partial(_labels, frames, force_map, params, scratch)
-    parts = 1 + len(COLOURS) * len(BURN_IN_STEPS)
+    starts = (OWN, *ANNEAL_STEPS)
+    parts = 1 + len(starts) * len(BURN_IN_STEPS)
     long = labels(OWN, LONG_STEPS, LONG_STEPS, _part(progress, 0, parts))[0].mean(axis=1, keepdims=True)
     rows: list[dict[str, Any]] = []
-    for start, burn_in in product(COLOURS, BURN_IN_STEPS):
+    for start, burn_in in product(starts, BURN_IN_STEPS):
         pairs, steps = labels(start, burn_in, AVERAGE_STEPS, _part(progress, 1 + len(rows), parts))
         rows.append(
             {"start": start, "burn_in_steps": burn_in, "average_steps": AVERAGE_STEPS, "steps": steps}
@@ -83,35 +80,6 @@ def measure(
             | _spread("error", pairs - long, params.seed)
         )
     return pd.DataFrame(rows)
-
-
-def burn_in_table(found: pd.DataFrame) -> Table:
-    """One line for each start and burn-in."""
-    table = Table(title="labels from each start [kJ/mol/nm]", box=SIMPLE_HEAD)
-    for heading in ("start", "burn-in [steps]", "two labels differ by", "off the long average by", "steps", "failed"):
-        table.add_column(heading, justify="right")
-    for row in _rows(found):
-        table.add_row(row["start"], str(row["burn_in_steps"]), *_cells(row), f"{row['steps']:.0f}", str(row["failed"]))
-    return table
-
-
-def plot_burn_in(found: pd.DataFrame) -> Figure:
-    """Draw both differences against the length of the burn-in, a line a start."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    texts = {"between": "two labels of a frame differ by", "error": "a label is off the long average by"}
-    for axes, (what, text) in zip(figure.subplots(1, 2, sharey=True), texts.items(), strict=True):
-        for start, colour in COLOURS.items():
-            rows = found[found["start"] == start]
-            errors = (rows[what] - rows[f"{what}_low"], rows[f"{what}_high"] - rows[what])
-            axes.errorbar(rows["burn_in_steps"], rows[what], errors, color=colour, marker="o", capsize=3, label=start)
-        axes.set_xscale("symlog", linthresh=150)
-        axes.set_xticks(BURN_IN_STEPS, [str(steps) for steps in BURN_IN_STEPS])
-        axes.minorticks_off()
-        axes.set_xlabel("burn-in [steps]")
-        axes.set_ylabel(f"{text} [kJ/mol/nm]")
-        axes.set_ylim(bottom=0)
-    figure.axes[0].legend(title="start")
-    return figure
 
 
 def _labels(
@@ -174,12 +142,3 @@ def _spread(name: str, differences: Float64[np.ndarray, "frames labels beads 3"]
     drawn = generator.integers(len(differences), size=(RESAMPLES, len(differences)))
     low, high = np.percentile([_rms(differences[frames]) for frames in drawn], (2.5, 97.5))
     return {name: _rms(differences), f"{name}_low": float(low), f"{name}_high": float(high)}
-
-
-def _rows(found: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    for row in found.to_dict("records"):
-        yield {str(key): value for key, value in row.items()}
-
-
-def _cells(row: dict[str, Any]) -> Sequence[str]:
-    return [f"{row[what]:.0f} [{row[f'{what}_low']:.0f}, {row[f'{what}_high']:.0f}]" for what in ("between", "error")]

@@ -24,7 +24,7 @@ from flows.terminal import METRICS, console, stage_bar
 from flows.tracking.runs import open_experiment, tracking_uri
 from flows.versioning.repository import Repository
 from flows.workspace import Workspace
-from study.arms import Design
+from study.design import Design
 
 __all__ = ["CampaignFailed", "Comparison", "compare", "records", "run_compare", "write_records"]
 

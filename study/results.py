@@ -15,19 +15,8 @@ from cgal.errors import BadFile
 from cgal.files import atomic_write, write_json, write_text
 from flows.terminal import METRICS, SCALE
 from study.burn_in import RECORDS as BURN_IN
-from study.burn_in import plot_burn_in
-from study.statistics import (
-    BASE,
-    Interval,
-    change,
-    curve,
-    final,
-    plot_changes,
-    plot_curves,
-    rounds,
-    steps_to_reach,
-    summarise,
-)
+from study.figures import plot_burn_in, plot_changes, plot_curves
+from study.statistics import BASE, Interval, change, curve, final, rounds, steps_to_reach, summarise
 
 __all__ = ["write_results"]
 

@@ -5,26 +5,21 @@ paired by seed: the same seed set, network initialisation and noise up to the fi
 """
 
 from collections.abc import Sequence
-from itertools import cycle
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from scipy import stats
 
 from cgal.errors import BadFile
 
-__all__ = ["BASE", "Interval", "change", "curve", "final", "mean_interval", "plot_changes", "plot_curves",
-           "rounds", "steps_to_reach", "summarise"]  # fmt: skip
+__all__ = ["BASE", "Interval", "change", "curve", "final", "mean_interval", "rounds", "steps_to_reach", "summarise"]
 
 BASE = "base"
 """The arm without acquisition, to which changes are relative."""
 
 LEVEL = 0.95
-LARGEST_CHANGE = 200.0  # percent, in figures
 KEYS = ["arm", "seed", "metric", "mode"]
-COLOURS = ("#222222", "#00798c", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#2e4057", "#b86f52")
 
 
 class Interval(NamedTuple):
@@ -153,44 +148,3 @@ def summarise(records: pd.DataFrame) -> list[dict[str, float | int | str | None]
         }
         entries.append({key: round(value, 6) if isinstance(value, float) else value for key, value in entry.items()})
     return entries
-
-
-def plot_curves(records: pd.DataFrame, arms: Sequence[str], metrics: dict[str, str], mode: str) -> Figure:
-    """Draw W1 against oracle steps: a panel a metric (`metrics` gives headings), a line an arm, bands over seeds."""
-    figure = Figure(figsize=(3.1 * len(metrics), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(metrics))
-    for panel, (metric, heading) in zip(panels, metrics.items(), strict=True):
-        for arm, colour in zip(arms, cycle(COLOURS), strict=False):
-            line = curve(records, arm, metric, mode)
-            steps = line["oracle_steps"] / 1000
-            panel.errorbar(
-                steps, line["w1"], yerr=[line["w1"] - line["low"], line["high"] - line["w1"]],
-                color=colour, label=arm, marker="o", markersize=4, linewidth=1.4, capsize=2,
-            )  # fmt: skip
-        floor = records.query("metric == @metric and mode == @mode")["floor"].median()
-        panel.axhline(floor, color="0.6", linestyle=":", label="reference against itself")
-        panel.set(title=heading, xlabel="oracle steps [thousands]", ylim=(0, None))
-    panels[0].set_ylabel(f"W1, {mode}")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    return figure
-
-
-def plot_changes(
-    records: pd.DataFrame, arms: Sequence[str], metrics: dict[str, str], mode: str, to: str = BASE
-) -> Figure:
-    """Draw the change of W1 to an arm with its interval: a panel a metric, a row an arm.
-
-    Panels end at `LARGEST_CHANGE`, whatever lies beyond.
-    """
-    figure = Figure(figsize=(2.6 * len(metrics) + 1, 0.45 * len(arms) + 1.4), layout="constrained")
-    panels = figure.subplots(1, len(metrics), sharey=True)
-    for panel, (metric, heading) in zip(panels, metrics.items(), strict=True):
-        for row, (arm, colour) in enumerate(zip(arms, cycle(COLOURS[1:]), strict=False)):
-            shift = change(records, arm, to, metric, mode)
-            panel.plot([shift.low, shift.high], [row, row], color=colour, linewidth=2)
-            panel.plot(shift.value, row, "o", color=colour)
-        panel.axvline(0, color="0.6", linewidth=1)
-        right = min(panel.get_xlim()[1], LARGEST_CHANGE)
-        panel.set(title=heading, xlabel=f"change to {to} [%]", xlim=(None, right))
-    panels[0].set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
-    return figure

@@ -35,7 +35,6 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(burn_in, "BURN_IN_STEPS", BURN_INS)
     monkeypatch.setattr(burn_in, "LONG_STEPS", 100)
     monkeypatch.setattr(burn_in, "AVERAGE_STEPS", 40)
-    monkeypatch.setattr(burn_in, "COLOURS", {burn_in.OWN: "#222222", "annealed": "#00798c"})
     monkeypatch.setattr(burn_in, "ANNEAL_STEPS", {"annealed": 200})
 
 
@@ -44,7 +43,7 @@ def test_each_start_and_burn_in_has_a_row_with_its_cost_and_an_interval(
     frames: AtomFrames, force_map: ForceMap, params: Params, tmp_path: Path
 ) -> None:
     found = burn_in.measure(frames, force_map, params, scratch=tmp_path)
-    assert len(found) == len(burn_in.COLOURS) * len(BURN_INS)
+    assert len(found) == 2 * len(BURN_INS)
     assert (found["failed"] == 0).all()
     for what in ("between", "error"):
         assert (found[what] > 0).all(), "two labels were not independent"

@@ -13,7 +13,7 @@ import yaml
 
 from cgal.errors import BadFile, BadParams
 from flows.versioning.repository import Repository
-from study.arms import Design, load_design
+from study.design import Design, load_design
 
 DESIGN = {
     "common": {"campaign": {"rounds": 3}, "selection": {"frames": 3}},

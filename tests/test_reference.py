@@ -22,10 +22,11 @@ from cgal.files import read_json
 from cgal.frames import CGTrajectory
 from cgal.params import BenchmarkParams, ForceFieldParams, Params, ReferenceParams
 from cgal.reference.figures import plot_floor
+from cgal.reference.floor import floors
 from cgal.reference.msm import thin
 from cgal.reference.sampling import Recipe, explore, load_swarm, relax, status, swarm
 from flows.cli.main import app
-from flows.protein.reference import floors, run_reference
+from flows.protein.reference import run_reference
 from flows.protein.reference_folder import recipe_of, sampling_lock
 from flows.versioning.repository import Repository
 from flows.workspace import Workspace

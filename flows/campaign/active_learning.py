@@ -9,7 +9,7 @@ from cgal.dataset import load_manifest, round_index
 from flows.campaign.round import run_round
 from flows.campaign.steps import append_task, continue_task, prepare_task, publish_task, track_task
 from flows.terminal import console
-from flows.tracking import process as tracker
+from flows.tracking.process import warm_up
 from flows.versioning.repository import Repository
 from flows.workspace import Workspace
 
@@ -32,7 +32,7 @@ def active_learning(root: Path, campaign: str, startup_s: float = 0.0) -> int:
     """
     opened = monotonic() - startup_s
     workspace, repository = Workspace(root), Repository(root)
-    tracker.warm_up(root)
+    warm_up(root)
     prepare_task(workspace)(root)
     if workspace.params.campaign.continued_md_steps:
         continue_task(workspace)(root)

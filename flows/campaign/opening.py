@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from cgal.errors import BadFile, BadParams, VersioningError
 from cgal.files import atomic_write
-from cgal.params import check_params
+from cgal.params import check_params, merged
 from flows.versioning.repository import Repository
 from flows.workspace import Workspace
 
@@ -21,7 +21,6 @@ __all__ = [
     "change_params",
     "continue_campaign",
     "fetch_data",
-    "merged",
     "new_campaign",
 ]
 
@@ -123,19 +122,6 @@ def change_params(path: Path, changes: Mapping[str, Any]) -> None:
     _assign(content, changes)
     with atomic_write(path) as temporary:
         yaml.dump(content, temporary)
-
-
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings, the second one's values first.
-
-    >>> merged({"a": {"x": 1, "y": 2}}, {"a": {"x": 3}})
-    {'a': {'x': 3, 'y': 2}}
-    """
-    both = dict(base)
-    for key, value in changes.items():
-        nested = isinstance(both.get(key), Mapping) and isinstance(value, Mapping)
-        both[key] = merged(both[key], value) if nested else value
-    return both
 
 
 def _assign(content: Any, changes: Mapping[str, Any]) -> None:

@@ -4,9 +4,8 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.campaign.stages import Summary
 from flows.campaign.steps import stage_task
-from flows.workspace import Workspace
+from flows.workspace import Summary, Workspace
 
 __all__ = ["run_round"]
 

@@ -30,11 +30,9 @@ from cgal.selection import select as run_select
 from cgal.simulation import simulate as run_simulation
 from cgal.stopping import RoundOutcome, affordable_picks, closing_reason
 from flows.serving.task_runners import fanning_out
-from flows.workspace import Workspace
+from flows.workspace import Summary, Workspace
 
-__all__ = ["STAGES", "Summary", "continue_seed", "run_stage", "train_committee"]
-
-type Summary = dict[str, float | int | str]
+__all__ = ["STAGES", "continue_seed", "run_stage", "train_committee"]
 
 
 def train(workspace: Workspace, progress: Progress) -> Summary:

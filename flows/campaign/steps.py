@@ -19,13 +19,13 @@ from cgal.files import read_json
 from cgal.projection.mapping import ForceMap
 from cgal.stopping import RoundOutcome
 from flows.campaign.records import round_record
-from flows.campaign.stages import Summary, continue_seed
-from flows.serving.dispatch import perform_stage
+from flows.campaign.stages import continue_seed, run_stage
+from flows.serving.dispatch import run_in_pool, runs_in_pool
 from flows.terminal import console, describe, stage_bar
 from flows.tracking.process import log_round
 from flows.tracking.runs import TrackingUnavailable
 from flows.versioning.repository import Repository
-from flows.workspace import Workspace
+from flows.workspace import Summary, Workspace
 
 __all__ = ["append_task", "continue_task", "prepare_task", "publish_task", "stage_task", "track_task", "worth_retrying"]
 
@@ -86,7 +86,10 @@ def _run_stage(workspace: Workspace, stage: str, k: int) -> Summary:
         return {"skipped": 1}
     started = monotonic()
     with stage_bar(title) as progress:
-        summary = perform_stage(stage, k, workspace, progress)
+        if runs_in_pool(stage, workspace.params):
+            summary = run_in_pool(stage, k, workspace, progress)
+        else:
+            summary = run_stage(stage, workspace, progress)
     seconds = monotonic() - started
     repository.record_stage(stage)
     workspace.add_timing(k, stage, seconds)

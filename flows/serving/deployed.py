@@ -21,7 +21,7 @@ from pydantic import Field
 
 from cgal.errors import BadFile, CgalError
 from cgal.files import read_json
-from cgal.params import Name
+from cgal.params import Name, merged
 from cgal.progress import Progress
 from flows.serving.form import Acquisition, Overrides
 from flows.serving.pools import CAMPAIGN_TAG, GPU_LIMIT
@@ -185,14 +185,7 @@ def _next_of_series(repository: "Repository", first: str) -> str:
 
 def _open_campaign(root: Path, series: str, name: str, form: dict[str, Any]) -> None:
     """Bring the workspace to a campaign: to its last round, or to the seed with the form's values in `params.yaml`."""
-    from flows.campaign.opening import (
-        campaign_state,
-        change_params,
-        continue_campaign,
-        fetch_data,
-        merged,
-        new_campaign,
-    )
+    from flows.campaign.opening import campaign_state, change_params, continue_campaign, fetch_data, new_campaign
     from flows.versioning.repository import Repository
     from flows.workspace import Workspace
 

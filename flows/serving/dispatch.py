@@ -30,17 +30,17 @@ from prefect.states import Cancelling
 from cgal.errors import CgalError
 from cgal.params import Params
 from cgal.progress import Progress
-from flows.campaign.stages import Summary, run_stage
 from flows.serving.orphans import project_tag
 from flows.serving.transport import Output, hash_inputs, is_there, send_inputs, take_outputs
-from flows.workspace import Workspace
+from flows.workspace import Summary, Workspace
 
 __all__ = [
     "REFUSED",
     "StageElsewhere",
     "StageLost",
-    "perform_stage",
     "publish_result",
+    "run_in_pool",
+    "runs_in_pool",
     "use_pools",
 ]
 
@@ -67,18 +67,16 @@ def use_pools() -> None:
     _served = True
 
 
-def perform_stage(stage: str, round_index: int, workspace: Workspace, progress: Progress) -> Summary:
-    """Run one stage of a round, here or in the GPU pool, and give its few numbers."""
-    if _served and _wants_gpu(stage, workspace.params):
-        return _run_in_pool(stage, round_index, workspace, progress)
-    return run_stage(stage, workspace, progress)
+def runs_in_pool(stage: str, params: Params) -> bool:
+    """Whether this process asks the pool `cgal-gpu` for a stage."""
+    return _served and (stage in GPU_STAGES or (stage == "label" and params.force_field.platform == "CUDA"))
 
 
-def _wants_gpu(stage: str, params: Params) -> bool:
-    return stage in GPU_STAGES or (stage == "label" and params.force_field.platform == "CUDA")
+def run_in_pool(stage: str, round_index: int, workspace: Workspace, progress: Progress) -> Summary:
+    """Let a worker of the pool run a stage, and give its few numbers once its outputs lie in the workspace.
 
-
-def _run_in_pool(stage: str, round_index: int, workspace: Workspace, progress: Progress) -> Summary:
+    Raises StageLost when another attempt may succeed, CgalError when the user must mend something first.
+    """
     inputs = hash_inputs(workspace, stage)
     campaign = workspace.params.campaign.name
     with get_client(sync_client=True) as client:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import pytest
 
 from cgal.errors import BadFile
 from flows.terminal import METRICS
-from study.burn_in import COLOURS
+from study.burn_in import ANNEAL_STEPS, OWN
 from study.results import in_shown_units, write_results
 from study.statistics import change, curve, final, mean_interval, rounds, steps_to_reach, summarise
+from tests.conftest import REPOSITORY
 
 FACTORS = {"base": 1.0, "paper": 0.7, "random": 0.8, "coverage": 0.4}
 """W1 of an arm's last round, relative to the base of the same seed."""
@@ -143,7 +146,7 @@ def test_ablations_and_burn_in_have_their_sections(tmp_path: Path) -> None:
               for end, shift in (("", 0), ("_low", -3), ("_high", 4))}  # fmt: skip
     pd.DataFrame(
         {"start": start, "burn_in_steps": steps, "average_steps": 600, "steps": 600 + steps, "frames": 20, "failed": 0,
-         "signal": 150.0} | errors for start, steps in product(COLOURS, (0, 150))
+         "signal": 150.0} | errors for start, steps in product((OWN, *ANNEAL_STEPS), (0, 150))
     ).to_csv(tmp_path / "burn_in.csv", index=False)  # fmt: skip
     write_results(tmp_path, tmp_path / "results.md", tmp_path / "preface.md")
     page = (tmp_path / "results.md").read_text()
@@ -166,3 +169,8 @@ def test_figures_are_in_the_units_of_their_headings() -> None:
     shown = in_shown_units(table)
     np.testing.assert_allclose(shown["w1"] / table["w1"], np.where(table["metric"] == "bond", 1000.0, 1.0))
     assert METRICS["bond"].endswith("[pm]")
+
+
+def test_what_the_study_computes_needs_no_workflow_tool() -> None:
+    code = "import sys; sys.modules |= dict.fromkeys(('prefect', 'dvc', 'mlflow')); import study.results, study.design"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)

@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from cgal.errors import BadFile, BadParams
-from flows.campaign.opening import merged
+from cgal.params import merged
 
 __all__ = ["Design", "load_design"]
 
@@ -41,7 +41,7 @@ class Design(BaseModel):
 
 
 def load_design(path: Path) -> Design:
-    """Read a design; raises BadFile when there is none or it is none, naming the key."""
+    """Read a design; raises BadFile when there is no such file, or, naming the key, when it does not hold a design."""
     if not path.is_file():
         raise BadFile(f"{path}: no such file; it names the arms of a comparison, see docs/results/arms.yaml")
     try:

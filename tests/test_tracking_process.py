@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.tracking import process as tracker
+from flows.tracking.process import log_round, warm_up
 from flows.tracking.runs import TrackingConflict, TrackingUnavailable
 from tests.test_tracking import make_record
 
@@ -21,26 +21,26 @@ def processes() -> list[psutil.Process]:
 
 def test_errors_come_back_and_a_killed_process_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tracker.warm_up(tmp_path)
+    warm_up(tmp_path)
     record = make_record(tmp_path, 0)
-    ids = tracker.log_round(tmp_path, record)
+    ids = log_round(tmp_path, record)
     with pytest.raises(TrackingConflict, match="another name"):
-        tracker.log_round(tmp_path, replace(record, git_commit="f" * 40))
+        log_round(tmp_path, replace(record, git_commit="f" * 40))
 
     (process,) = processes()
     process.kill()
     process.wait()
     with pytest.raises(TrackingUnavailable, match="was killed"):
-        tracker.log_round(tmp_path, record)
-    assert tracker.log_round(tmp_path, record) == ids
+        log_round(tmp_path, record)
+    assert log_round(tmp_path, record) == ids
 
 
 def test_process_ends_with_a_run_that_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\n"
         "if __name__ == '__main__':\n"
-        "    from flows.tracking import process as tracker\n"
-        f"    tracker.warm_up(Path({str(tmp_path)!r}))\n"
+        "    from flows.tracking.process import warm_up\n"
+        f"    warm_up(Path({str(tmp_path)!r}))\n"
         "    print('started', flush=True)\n    time.sleep(60)\n"
     )
     path = tmp_path / "run.py"

@@ -1,0 +1,179 @@
+"""Commands of a campaign: run it, run a stage of it, look at its rounds, restore and draw them."""
+
+import json
+from pathlib import Path
+from time import monotonic
+from typing import Annotated, Any
+
+import typer
+
+from cgal.errors import CgalError
+from flows.cli.project import HERE, Root, open_project
+
+__all__ = ["checkout", "export", "params", "report", "rounds", "run", "stage"]
+
+
+def run(
+    root: Root = HERE,
+    new: Annotated[str | None, typer.Option(help="Start a new campaign of this name from the seed.")] = None,
+) -> None:
+    """Run the campaign of params.yaml from where it stands to its closing round."""
+    started = monotonic()
+    root = open_project(root)
+    from flows.campaign.opening import campaign_state
+    from flows.terminal import console
+    from flows.versioning.repository import CampaignLock, Repository
+    from flows.workspace import Workspace
+
+    workspace, repository = Workspace(root), Repository(root)
+    with CampaignLock(root, new or workspace.params.campaign.name):
+        state = campaign_state(workspace, repository)
+        if state.complete and not new:
+            console.print(f"Campaign {state.name} is complete (rounds 0 to {state.last_published}). {state.closing}")
+        else:
+            state = _run_campaign(root, new, started)
+    _print_rounds(root, state.name)
+    if state.complete:
+        console.print(f"Start another from the seed: [bold]cgal run --new {_next_name(state.name)}[/bold]")
+
+
+def _run_campaign(root: Path, new: str | None, started: float) -> Any:
+    """Open the campaign while Prefect starts, run it, and give the state in which it was found."""
+    from flows.campaign.opening import campaign_state, continue_campaign, fetch_data, new_campaign
+    from flows.serving.startup import load_campaign, start_prefect
+    from flows.terminal import console
+    from flows.versioning.repository import Repository
+    from flows.workspace import Workspace
+
+    workspace, repository = Workspace(root), Repository(root)
+    server = start_prefect()
+    with console.status("starting Prefect, loading the science"):
+        fetch_data(workspace, repository)
+        if new:
+            workspace = new_campaign(workspace, repository, new)
+        state = campaign_state(workspace, repository)
+        continue_campaign(workspace, repository, state)
+        load_campaign(server)
+    console.print(_opening(state))
+    _run_flow(root, state.name, started)
+    return state
+
+
+def _opening(state: Any) -> str:
+    if state.last_published is None:
+        return f"Campaign {state.name}: at most {state.rounds} acquisition rounds and a closing one."
+    return f"Campaign {state.name} goes on: rounds 0 to {state.last_published} are published."
+
+
+def _run_flow(root: Path, campaign: str, started: float) -> None:
+    from prefect import tags
+
+    from flows.campaign.active_learning import active_learning
+    from flows.serving.orphans import close_dead_runs, project_tag
+
+    close_dead_runs(root)
+    with tags(project_tag(root)):
+        active_learning(root, campaign, startup_s=monotonic() - started)
+
+
+def _next_name(name: str) -> str:
+    stem = name.rstrip("0123456789")
+    number = name[len(stem) :]
+    return f"{stem}{int(number) + 1}" if number else f"{name}2"
+
+
+def stage(
+    name: Annotated[str, typer.Argument(help="train, simulate, benchmark, select or label.")], root: Root = HERE
+) -> None:
+    """Run one stage of the current round in place (this is what dvc.yaml calls)."""
+    root = open_project(root)
+    from flows.campaign.stages import STAGES, run_stage
+    from flows.terminal import console, describe, stage_bar
+    from flows.workspace import Workspace
+
+    if name not in STAGES:
+        raise typer.BadParameter(f"no stage {name!r}; the stages are {', '.join(STAGES)}")
+    with stage_bar(name) as progress:
+        summary = run_stage(name, Workspace(root), progress)
+    console.print(f"{name}: {describe(summary)}")
+
+
+def rounds(
+    root: Root = HERE,
+    campaign: Annotated[str | None, typer.Option(help="Another campaign than that of params.yaml.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Show every published round: tag, commit, the five W1 with intervals, frames, oracle steps, lost replicas."""
+    root = open_project(root)
+    from flows.campaign.records import campaign_rounds
+    from flows.versioning.repository import Repository
+    from flows.workspace import Workspace
+
+    name = campaign or Workspace(root).params.campaign.name
+    if as_json:
+        print(json.dumps(campaign_rounds(Repository(root), name), indent=2))
+    else:
+        _print_rounds(root, name)
+
+
+def checkout(
+    tag: Annotated[str, typer.Argument(help="A round's number, or its tag such as demo/round-001.")], root: Root = HERE
+) -> None:
+    """Restore the bytes of a published round: dataset, checkpoint, params and all stage outputs."""
+    root = open_project(root)
+    from flows.terminal import console
+    from flows.versioning.repository import CampaignLock, Repository
+    from flows.workspace import Workspace
+
+    name = Workspace(root).params.campaign.name
+    tag = f"{name}/round-{int(tag):03d}" if tag.isdecimal() else tag
+    with CampaignLock(root, name):
+        Repository(root).checkout_round(tag)
+    console.print(f"{tag} is restored; 'dvc repro' replays it.")
+
+
+def report(root: Root = HERE) -> None:
+    """Draw W1 and RMSD histograms over all rounds of the campaign, and print its table."""
+    root = open_project(root)
+    from flows.campaign.records import draw_campaign
+    from flows.terminal import console
+    from flows.versioning.repository import Repository
+    from flows.workspace import Workspace
+
+    name = Workspace(root).params.campaign.name
+    folder = draw_campaign(Repository(root), name, root / "report" / name)
+    _print_rounds(root, name)
+    console.print(f"figures: {folder}")
+
+
+def export(
+    out: Annotated[Path, typer.Argument(help="An .xtc or .dcd file; a PDB with the beads is written beside it.")],
+    root: Root = HERE,
+) -> None:
+    """Write the current round's trajectory in a format that other programs read."""
+    root = open_project(root)
+    from cgal.frames import CGTrajectory
+    from cgal.simulation import export_trajectory
+    from flows.workspace import Workspace
+
+    topology = export_trajectory(CGTrajectory.load(Workspace(root).round / "trajectory.h5"), out)
+    print(f"{out}, {topology}")
+
+
+def params() -> None:
+    """Print every key of params.yaml: default, bounds, meaning."""
+    from flows.terminal import console, params_table
+
+    console.print(params_table())
+
+
+def _print_rounds(root: Path, campaign: str) -> None:
+    from flows.campaign.records import campaign_rounds
+    from flows.terminal import campaign_table, console, next_lines
+    from flows.versioning.repository import Repository
+
+    rounds = campaign_rounds(Repository(root), campaign)
+    if not rounds:
+        raise CgalError(f"campaign {campaign} has no published round yet; 'cgal run' makes the first")
+    console.print(campaign_table(campaign, rounds))
+    console.print(next_lines(campaign, rounds))

@@ -1,0 +1,110 @@
+"""Commands that set up a protein: structure, seed and reference."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from flows.cli.project import HERE, Root, open_project
+
+__all__ = ["import_", "reference", "seed", "structure"]
+
+
+def import_(
+    topology: Annotated[Path, typer.Option(help="PDB with the atoms in the trajectory's order.")],
+    trajectory: Annotated[list[Path], typer.Option(help="Any format mdtraj reads; may be given more than once.")],
+    root: Root = HERE,
+    forces: Annotated[
+        Literal["stored", "recompute"], typer.Option(help="Read from the HDF5, or made with the force field.")
+    ] = "stored",
+    frame_ps: Annotated[float | None, typer.Option(help="Time between frames, for formats without times.")] = None,
+    seed_first_ps: Annotated[float | None, typer.Option(help="Start of the seed's window.")] = None,
+    seed_last_ps: Annotated[float | None, typer.Option(help="End of the seed's window.")] = None,
+    confine_nm: Annotated[
+        float | None, typer.Option(help="Seed frames lie this close to their medoid (CA RMSD).")
+    ] = None,
+    mean_force: Annotated[bool, typer.Option(help="Let the oracle label the seed with mean forces.")] = False,
+) -> None:
+    """Set up params.yaml's protein from an all-atom trajectory: reference, structure, seed and first shard."""
+    root = open_project(root)
+    from flows.protein.import_ import SeedWindow, import_protein
+    from flows.versioning.repository import CampaignLock, Repository
+    from flows.workspace import Workspace
+
+    workspace = Workspace(root)
+    with CampaignLock(root, "import"):
+        window = SeedWindow(seed_first_ps, seed_last_ps, confine_nm)
+        import_protein(workspace, topology, trajectory, forces, window, frame_ps=frame_ps, mean_force=mean_force)
+        Repository(root).record_data()
+
+
+def seed(
+    protein: Annotated[str | None, typer.Argument(help="Another protein than that of params.yaml.")] = None,
+    root: Root = HERE,
+    runs: Annotated[int, typer.Option(min=1, help="Runs, each with velocities of its own.")] = 10,
+    length_ps: Annotated[float, typer.Option(min=0.1, help="Length of each.")] = 25.0,
+    equilibration_ps: Annotated[float, typer.Option(min=0.0, help="What each leaves out first.")] = 5.0,
+    spacing_ps: Annotated[float, typer.Option(min=0.01, help="Time between frames.")] = 1.0,
+    confine_nm: Annotated[
+        float | None, typer.Option(help="Seed frames lie this close to the structure (CA RMSD).")
+    ] = None,
+    mean_force: Annotated[
+        bool | None, typer.Option(help="Let the oracle label the seed with mean forces; else as oracle.mode has it.")
+    ] = None,
+) -> None:
+    """Make the seed from data/<protein>/structure.pdb, by short all-atom runs in params.yaml's force field."""
+    root = open_project(root)
+    from flows.protein.seed import SeedRuns, make_seed
+    from flows.versioning.repository import CampaignLock, Repository
+    from flows.workspace import Workspace
+
+    plan = SeedRuns(runs, length_ps, equilibration_ps, spacing_ps, confine_nm)
+    with CampaignLock(root, "seed"):
+        make_seed(Workspace(root, protein), plan, mean_force)
+        Repository(root).record_data()
+
+
+def reference(
+    protein: Annotated[str | None, typer.Argument(help="Another protein than that of params.yaml.")] = None,
+    root: Root = HERE,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; else execution.oracle_workers.")] = None,
+    status: Annotated[bool, typer.Option("--status", help="Only show how far the sampling is.")] = False,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Analyse what is there; sample nothing, leave data/ as it is.")
+    ] = False,
+) -> None:
+    """Make the ground truth: a swarm of all-atom trajectories and its Markov model. Stop and go on at any time."""
+    root = open_project(root)
+    from flows.serving.startup import start_prefect
+    from flows.terminal import console
+    from flows.workspace import Workspace
+
+    workspace = Workspace(root, protein)
+    if status:
+        from flows.protein.reference_folder import recipe_of, status_table
+
+        console.print(status_table(recipe_of(workspace), workspace.data.name))
+        return
+    server = start_prefect()
+    with console.status("starting Prefect, loading the science"):
+        from flows.protein.reference import reference_table, run_reference
+
+        server.wait()
+    summary = run_reference(workspace, workers, preview=preview)
+    console.print(reference_table(summary, workspace.params.benchmark.mode))
+
+
+def structure(
+    out: Annotated[Path, typer.Argument(help="PDB file to write.")],
+    root: Root = HERE,
+    sequence: Annotated[str | None, typer.Option(help="One-letter sequence: an extended chain is built.")] = None,
+    pdb: Annotated[Path | None, typer.Option(help="A PDB file to complete.")] = None,
+    pdb_id: Annotated[str | None, typer.Option(help="A PDB id to fetch (online).")] = None,
+) -> None:
+    """Build an all-atom structure: hydrogens at params.yaml's pH, minimised and relaxed in its force field."""
+    root = open_project(root)
+    from flows.protein.structure import make_structure
+    from flows.workspace import Workspace
+
+    make_structure(out, Workspace(root).params, sequence=sequence, pdb=pdb, pdb_id=pdb_id)
+    print(out)

@@ -1,0 +1,80 @@
+"""Commands of the study: arms side by side, and the length of the burn-in."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cgal.errors import CgalError
+from flows.cli.project import HERE, Root, open_project
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+__all__ = ["burn_in", "compare"]
+
+
+def compare(
+    arms: Annotated[str, typer.Option(help="Arms of the design, separated by commas.")],
+    budget: Annotated[int, typer.Option(min=1, help="All-atom steps that each campaign may spend on labels.")],
+    root: Root = HERE,
+    seeds: Annotated[int, typer.Option(min=1, help="Each arm runs with the seeds 1 to this.")] = 5,
+    name: Annotated[str, typer.Option(help="Of the comparison; the same name goes on with it.")] = "arms",
+    design: Annotated[
+        Path | None, typer.Option(help="What each arm changes in params.yaml; else docs/results/arms.yaml.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Campaigns at a time, one core each.")] = 2,
+) -> None:
+    """Run arms side by side at equal oracle cost, and write what they found to docs/results/NAME.csv."""
+    root = open_project(root)
+    from flows.serving.startup import start_prefect
+    from flows.terminal import console
+
+    server = start_prefect()
+    with console.status("starting Prefect"):
+        from study.compare import Comparison, run_compare, write_records
+        from study.design import load_design
+
+        server.wait()
+    comparison, chosen = Comparison(root, name), arms.split(",")
+    failed = run_compare(
+        comparison, load_design(design or root / "docs/results/arms.yaml"), chosen, seeds, budget, workers
+    )
+    console.print(f"records: {write_records(comparison, chosen, seeds)}")
+    if failed:
+        raise CgalError(f"{failed} campaigns failed, see above; the same command tries them again")
+
+
+def burn_in(
+    root: Root = HERE,
+    frames: Annotated[int, typer.Option(min=2, help="Frames of the seed that are labelled.")] = 20,
+) -> None:
+    """Measure whether oracle.burn_in_steps suffices, by labels of seed frames, rebuilt and as they are."""
+    root = open_project(root)
+    from cgal.frames import AtomFrames
+    from flows.terminal import console, stage_bar
+    from flows.versioning.repository import CampaignLock
+    from flows.workspace import Workspace
+    from study.burn_in import RECORDS, write_burn_in
+
+    workspace, path = Workspace(root), root / "docs" / "results" / RECORDS
+    seed, scratch = AtomFrames.load(workspace.data / "seed.h5"), workspace.scratch("burn-in")
+    with CampaignLock(root, "burn-in"), stage_bar("burn-in") as progress:
+        found = write_burn_in(path, seed, frames, workspace.params, scratch=scratch, progress=progress)
+    console.print(_burn_in_table(found))
+    console.print(f"records: {path}")
+
+
+def _burn_in_table(found: "pd.DataFrame") -> "Table":
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title="labels from each start [kJ/mol/nm]", box=SIMPLE_HEAD)
+    for heading in ("start", "burn-in [steps]", "two labels differ by", "off the long average by", "steps", "failed"):
+        table.add_column(heading, justify="right")
+    for row in found.itertuples():
+        between = f"{row.between:.0f} [{row.between_low:.0f}, {row.between_high:.0f}]"
+        error = f"{row.error:.0f} [{row.error_low:.0f}, {row.error_high:.0f}]"
+        table.add_row(row.start, str(row.burn_in_steps), between, error, f"{row.steps:.0f}", str(row.failed))
+    return table

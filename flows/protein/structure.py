@@ -1,0 +1,32 @@
+"""The start structure of a protein, from its sequence, a PDB file or the Protein Data Bank."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cgal.all_atom.structures import structure_from_pdb_file, structure_from_pdb_id, structure_from_sequence
+from cgal.errors import BadParams
+from cgal.files import write_text
+from cgal.params import Params
+
+__all__ = ["make_structure"]
+
+
+def make_structure(
+    out: Path, params: Params, *, sequence: str | None = None, pdb: Path | None = None, pdb_id: str | None = None
+) -> None:
+    """Write a PDB file of all atoms, relaxed in the force field of params.yaml; raises BadParams unless one source.
+
+    `sequence` is in one-letter code and becomes an extended chain, `pdb` is a file to complete, `pdb_id` an entry to
+    download. Raises BadFile and BadStructure as `cgal.all_atom.structures`.
+    """
+    sources: dict[Callable[..., str], Any] = {
+        structure_from_sequence: sequence,
+        structure_from_pdb_file: pdb,
+        structure_from_pdb_id: pdb_id,
+    }
+    given = [(build, source) for build, source in sources.items() if source is not None]
+    if len(given) != 1:
+        raise BadParams("give one of --sequence, --pdb and --pdb-id")
+    build, source = given[0]
+    write_text(out, build(source, params.force_field, temperature_K=params.temperature_K, seed=params.seed))
