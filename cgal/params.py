@@ -52,18 +52,22 @@ class CampaignParams(Section):
     """What a campaign is called and how long it goes on."""
 
     name: Name = "demo"
-    rounds: Annotated[int, Field(ge=0)] = Field(
-        2, description="acquisition rounds at most; one closing round (no acquisition) follows"
+    rounds: int = Field(
+        2, ge=0, description="acquisition rounds at most; a closing round, without acquisition, follows"
     )
-    budget_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="all-atom steps to spend on labels at most, the seed's aside; 0: what the rounds ask for"
+    budget_steps: int = Field(
+        0, ge=0, description="limit on the all-atom steps spent on labels, not counting the seed's; 0: no limit"
     )
     stop_below: Fraction = Field(
-        0.02, description="converged when no more than this share of the simulated frames is uncovered; 0: never"
+        0.02, description="converged when at most this fraction of the simulated frames is uncovered; 0: never"
     )
-    stop_rounds: Count = Field(2, description="for so many rounds, with no measurable change of TICA W1 in the last")
-    continued_md_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="a control: continue the seed's all-atom trajectory this far before the first round"
+    stop_rounds: Count = Field(
+        2, description="consecutive rounds for which that must hold, with no measurable change of TICA W1 in the last"
+    )
+    continued_md_steps: int = Field(
+        0,
+        ge=0,
+        description="control without active learning: steps by which the seed's trajectory is continued before round 0",
     )
 
 
@@ -71,10 +75,12 @@ class ForceFieldParams(Section):
     """The all-atom physics that reference and oracle share."""
 
     name: Literal["ff96", "ff14SB", "amber14"] = "ff96"
-    solvent: Literal["obc2", "gbn2", "tip3pfb"] = Field("obc2", description="obc2 uses the native GBSAOBCForce")
-    ph: Annotated[float, Field(ge=0, le=14)] = 7.0
-    timestep_ps: Annotated[float, Field(gt=0, le=0.005)] = 0.004
-    hydrogen_mass_amu: Annotated[float, Field(ge=1, le=5)] = 4.0
+    solvent: Literal["obc2", "gbn2", "tip3pfb"] = Field(
+        "obc2", description="implicit OBC2 or GBn2, or explicit TIP3P-FB water"
+    )
+    ph: float = Field(7.0, ge=0, le=14)
+    timestep_ps: float = Field(0.004, gt=0, le=0.005)
+    hydrogen_mass_amu: float = Field(4.0, ge=1, le=5)
     friction_per_ps: Positive = 1.0
     platform: Literal["auto", "CPU", "CUDA", "OpenCL", "Reference"] = "auto"
 
@@ -82,26 +88,31 @@ class ForceFieldParams(Section):
 class MappingParams(Section):
     """How all-atom forces become bead forces (Xi_F)."""
 
-    force_map: Literal["local_frames", "optimal", "constraint_aware", "slice"] = "optimal"
+    force_map: Literal["local_frames", "optimal", "constraint_aware", "slice"] = Field(
+        "optimal", description="slice is the paper's; local_frames has the least noise, for free labels only"
+    )
     ridge: NonNegative = Field(
-        0.03, description="draws the optimal map towards whole-residue sums; relative to the mean squared force"
+        0.03,
+        description="regularisation of the optimal map towards whole-residue sums, relative to the mean squared force",
     )
 
 
 class PriorParams(Section):
     """The physical prior, fitted by Boltzmann inversion from the frames of all shards, anew each round."""
 
-    bins: Annotated[int, Field(ge=16)] = Field(60, description="histogram bins of a dihedral")
-    minimum_bond_sigma_nm: Positive = Field(0.003, description="a narrower bond than this is not believed")
-    minimum_angle_sigma_rad: Positive = Field(0.2, description="a seed's basin is narrower than the whole landscape")
-    dihedral_order: Annotated[int, Field(ge=0, le=6)] = 3
-    dihedral_scale: NonNegative = Field(
-        0.5, description="share of the inverted dihedral potential that the prior takes"
+    bins: int = Field(60, ge=16, description="bins of a dihedral histogram")
+    minimum_bond_sigma_nm: Positive = Field(0.003, description="lower limit on the fitted standard deviation of a bond")
+    minimum_angle_sigma_rad: Positive = Field(
+        0.2, description="lower limit on the fitted standard deviation of an angle, since a seed samples one basin"
     )
+    dihedral_order: int = Field(3, ge=0, le=6)
+    dihedral_scale: NonNegative = Field(0.5, description="factor on the Boltzmann-inverted dihedral potential")
     repulsion_kJ_per_mol: Positive = Field(1.0, description="prior energy at the repulsion radius")
-    repulsion_quantile: Fraction = Field(0.001, description="quantile of training distances that sets the radius")
+    repulsion_quantile: Fraction = Field(
+        0.001, description="quantile of the training distances that sets the repulsion radius"
+    )
     maximum_repulsion_radius_nm: Positive = Field(
-        0.45, description="an extended seed must not forbid the contacts of a folded chain"
+        0.45, description="upper limit on the radius: an extended seed must not forbid the contacts of a folded chain"
     )
 
 
@@ -118,23 +129,27 @@ class TrainingParams(Section):
     """Force matching."""
 
     epochs: Count = 50
-    batch_size: Count = Field(16, description="small: few labels are learned best by many noisy steps")
+    batch_size: Count = Field(16, description="frames a batch; with few labels many small steps train best")
     learning_rate: Positive = 3e-3
     final_learning_rate_fraction: Fraction = 0.02
     weight_decay: NonNegative = 1e-4
     gradient_clip: Positive = 10.0
     bond_weight: Fraction = Field(
         1.0,
-        description="of force errors along CA-CA bonds, where noise is greatest and the prior's springs do the work",
+        description="weight of force errors along CA-CA bonds, where labels are noisiest and the prior is stiff",
     )
-    validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+    validation_fraction: float = Field(0.2, gt=0, lt=0.5)
     validation_block_frames: Count = Field(
-        10, description="held-out blocks are runs of this many frames of a trajectory"
+        10, description="consecutive frames of a trajectory that are held out together"
     )
     patience_epochs: Count = 12
-    warm_start: bool = Field(True, description="continue from the last round's weights; false starts afresh")
-    checkpoint_epochs: Count = Field(5, description="a killed training continues from the last multiple of this")
-    preflight: bool = Field(True, description="stop when held-out forces are no better than the prior's")
+    warm_start: bool = Field(True, description="start from the last round's weights; false: train afresh")
+    checkpoint_epochs: Count = Field(
+        5, description="epochs between the checkpoints that a killed training resumes from"
+    )
+    preflight: bool = Field(
+        True, description="stop the campaign when held-out forces are predicted no better than by the prior alone"
+    )
 
 
 class SimulationParams(Section):
@@ -146,10 +161,13 @@ class SimulationParams(Section):
     timestep_ps: Positive = 0.005
     friction_per_ps: Positive = 1.0
     bead_mass_amu: Positive = 100.0
-    maximum_bond_nm: Positive = Field(0.7, description="a longer CA-CA bond means an explosion")
-    minimum_distance_nm: NonNegative = Field(0.2, description="two beads closer than this mean an implosion")
-    filter_intervals: Annotated[int, Field(ge=32, le=16384)] = Field(
-        512, description="of a filter's table; forces err by less than 1e-5 at 512, and 8 times that at half of it"
+    maximum_bond_nm: Positive = Field(0.7, description="a replica with a longer CA-CA bond has exploded")
+    minimum_distance_nm: NonNegative = Field(0.2, description="a replica with two beads closer than this has imploded")
+    filter_intervals: int = Field(
+        512,
+        ge=32,
+        le=16384,
+        description="intervals of the tabulated filters; force error below 1e-5 at 512, eight times that at 256",
     )
 
 
@@ -161,31 +179,43 @@ class SelectionParams(Section):
     )
     frames: Count = 20
     bins: Count = 40
-    cutoff_nm: Positive = Field(1.0, description="a frame further than this from the reference frame is unphysical")
+    cutoff_nm: Positive = Field(1.0, description="a frame with a larger RMSD to the reference frame is unphysical")
     minimum_bond_nm: NonNegative = Field(0.27, description="a shorter CA-CA bond is unphysical (cis bonds have 0.29)")
     maximum_bond_nm: Positive = Field(0.47, description="a longer CA-CA bond is unphysical")
     minimum_distance_nm: NonNegative = Field(0.3, description="two unbonded beads closer than this overlap")
-    novel_nm: Positive = Field(0.1, description="a frame further than this from all training frames is uncovered")
+    novel_nm: Positive = Field(0.1, description="a frame with a larger RMSD to every training frame is uncovered")
     distinct_nm: NonNegative = Field(
-        0.08, description="least RMSD between two picks of a batch; not of rmsd_histogram and random"
+        0.08, description="least RMSD between two picks of a batch; rmsd_histogram and random ignore it"
     )
-    committee: Annotated[int, Field(ge=2)] = Field(4, description="networks trained afresh when a strategy asks them")
+    committee: int = Field(
+        4, ge=2, description="networks in the committee, trained afresh when the strategy needs them"
+    )
 
 
 class BackmappingParams(Section):
     """From C-alpha beads back to all atoms."""
 
-    restraint_kJ_per_mol_nm2: Positive = Field(1e6, description="holds CA in place while the rest relaxes")
+    restraint_kJ_per_mol_nm2: Positive = Field(
+        1e6, description="spring constant that holds each CA while the other atoms relax"
+    )
     minimise_steps: Count = 500
     clash_nm: Positive = Field(0.08, description="two unbonded heavy atoms closer than this clash")
-    warm_up_steps: Count = Field(100, description="restrained dynamics at a short step before the label is taken")
-    warm_up_timestep_ps: Positive = 0.001
-    anneal_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="hot dynamics with held CA that let peptide planes turn over, the second half cooling; 0: none"
+    warm_up_steps: Count = Field(
+        100, description="steps of restrained dynamics with a short time step before the label is taken"
     )
-    anneal_temperature_K: Positive = Field(1500.0, description="at 600 K planes stay as PULCHRA put them")
+    warm_up_timestep_ps: Positive = 0.001
+    anneal_steps: int = Field(
+        0,
+        ge=0,
+        description="hot dynamics with held CA that lets peptide planes turn over; cools in the second half; 0: none",
+    )
+    anneal_temperature_K: Positive = Field(
+        1500.0, description="hot enough for peptide planes to turn over; at 600 K they do not"
+    )
     anneal_timestep_ps: Positive = 0.002
-    maximum_displacement_nm: Positive = Field(0.05, description="CA may move this far from the picked frame")
+    maximum_displacement_nm: Positive = Field(
+        0.05, description="a frame whose CA moved further than this from the picked one is a failed label"
+    )
 
     @property
     def steps(self) -> int:
@@ -198,70 +228,86 @@ class OracleParams(Section):
 
     mode: Literal["mean_force", "free"] = "mean_force"
     timestep_ps: Positive = Field(
-        0.003, description="of mean_force labels, whose CA are massless: shorter than production"
+        0.003, description="time step of mean_force labels, whose CA are massless; shorter than force_field.timestep_ps"
     )
-    burn_in_steps: Annotated[int, Field(ge=0)] = 150
+    burn_in_steps: int = Field(150, ge=0)
     average_steps: Count = Field(600, description="steps averaged per label (mean_force), or run per frame (free)")
     sample_stride: Count = Field(5, description="steps between force samples in an average")
     free_stride: Count = Field(100, description="steps between stored frames of free labels")
-    quorum: Fraction = Field(0.5, description="share of a full round's picks that must be labelled for it to go on")
+    quorum: Fraction = Field(
+        0.5, description="fraction of a full round's picks that must be labelled; below it the campaign stops"
+    )
 
 
 class BenchmarkParams(Section):
     """The five Wasserstein-1 distances to the reference."""
 
-    mode: Literal["exact", "paper"] = Field("exact", description="which of the two, both computed, is the headline")
+    mode: Literal["exact", "paper"] = Field(
+        "exact", description="definition of the W1 that is shown; both are computed"
+    )
     tica_lag_ps: Positive = 100.0
-    discard_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.1, description="share of each replica dropped first"
+    discard_fraction: float = Field(
+        0.1, ge=0, lt=1, description="fraction of each replica that is dropped at its start"
     )
     bootstrap: Count = Field(200, description="block-bootstrap resamples over replicas")
     maximum_frames: Count = Field(2000, description="frames per sample in the two-dimensional TICA transport problem")
-    blocks: Annotated[int, Field(ge=2)] = Field(
-        10, description="a lone replica or reference trajectory is cut into this many for the bootstrap"
+    blocks: int = Field(
+        10, ge=2, description="a single replica or reference trajectory is cut into this many blocks for the bootstrap"
     )
-    folded_rmsd_nm: Positive = Field(0.2, description="a frame nearer than this to the native one counts as folded")
+    folded_rmsd_nm: Positive = Field(0.2, description="a frame with a smaller RMSD to the native one counts as folded")
     rmsd_bins: Count = 50
 
 
 class ReferenceParams(Section):
     """The ground truth: hot exploration, a swarm of unbiased all-atom trajectories, a Markov state model."""
 
-    hot_temperature_K: Positive = Field(500.0, description="of the exploration that finds starts for the swarm")
-    hot_trajectories: Count = Field(8, description="runs of the exploration, all from the start structure")
+    hot_temperature_K: Positive = Field(
+        500.0, description="temperature of the exploration that finds start structures for the swarm"
+    )
+    hot_trajectories: Count = Field(8, description="exploration runs, all from the bundled structure")
     hot_ps: Positive = Field(300.0, description="length of each")
-    hot_spacing_ps: Positive = Field(2.0, description="time between the frames of which starts are chosen")
-    equilibration_ps: NonNegative = Field(20.0, description="each start's time at temperature_K before the swarm")
-    trajectories: Count = Field(32, description="of the swarm; raising it adds more")
+    hot_spacing_ps: Positive = Field(2.0, description="time between the frames that start structures are chosen from")
+    equilibration_ps: NonNegative = Field(
+        20.0, description="time that each start structure spends at temperature_K before the swarm"
+    )
+    trajectories: Count = Field(32, description="trajectories of the swarm; raising it adds more")
     trajectory_ns: Positive = Field(2.0, description="length of each; raising it extends them")
-    segment_ps: Positive = Field(200.0, description="a killed run loses at most this much of each trajectory at work")
+    segment_ps: Positive = Field(
+        200.0, description="length of one file of a trajectory; a killed run loses at most this much of each"
+    )
     spacing_ps: Positive = Field(2.0, description="time between stored frames")
-    tica_lag_ps: Positive = Field(100.0, description="of the coordinates that the Markov model's states are made in")
-    tica_dimensions: Annotated[int, Field(ge=2)] = Field(4, description="slow coordinates")
-    states: Annotated[int, Field(ge=2)] = Field(100, description="k-means clusters in them")
-    lag_ps: Positive = Field(100.0, description="of the Markov model; see the figure of implied timescales")
-    samples: Count = Field(100, description="draws of the posterior, for errors of timescales and probabilities")
-    bootstrap: Count = Field(200, description="draws of trajectories, for the error of the folded fraction")
+    tica_lag_ps: Positive = Field(
+        100.0, description="lag time of the TICA in which the Markov model's states are defined"
+    )
+    tica_dimensions: int = Field(4, ge=2, description="TICA coordinates")
+    states: int = Field(100, ge=2, description="k-means clusters in them")
+    lag_ps: Positive = Field(100.0, description="lag time of the Markov model; see the figure of implied timescales")
+    samples: Count = Field(100, description="samples of the posterior, for the errors of timescales and probabilities")
+    bootstrap: Count = Field(
+        200, description="bootstrap resamples of trajectories, for the error of the folded fraction"
+    )
     folded_nm: Positive = Field(0.15, description="CA RMSD to the native frame below which a frame is folded")
-    unfolded_nm: Positive = Field(0.35, description="and above which it is unfolded; what lies between is neither")
+    unfolded_nm: Positive = Field(
+        0.35, description="CA RMSD above which a frame is unfolded; between the two it is neither"
+    )
     splits: Count = Field(8, description="random splits into halves, by trajectory, for the floor")
-    frames: Count = Field(10000, description="of the reference that the benchmark uses, evenly thinned")
+    frames: Count = Field(10000, description="frames of the reference that the benchmark uses at most, evenly thinned")
 
 
 class ExecutionParams(Section):
     """How fast a run goes, never what it finds; no stage depends on it."""
 
-    torch_threads: Annotated[int, Field(ge=0)] = Field(0, description="0: every core at hand")
+    torch_threads: int = Field(0, ge=0, description="0: all available cores")
     oracle_workers: Count = Field(2, description="all-atom runs (labels, reference) at a time")
     task_runner: Literal["processes", "threads", "dask", "dask_slurm", "dask_address"] = Field(
         "processes",
-        description="where they run: on this machine, or on the Dask cluster that cluster.yaml describes",
+        description="where all-atom runs go: this machine, or the Dask cluster that cluster.yaml describes",
     )
     transport: Literal["shared", "dvc"] = Field(
-        "shared", description="how a worker of cgal-gpu gets files: it sees this folder, or through the DVC remote"
+        "shared", description="how a worker of cgal-gpu gets files: it shares this folder, or through the DVC remote"
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    retries: Annotated[int, Field(ge=0)] = 2
+    retries: int = Field(2, ge=0)
     retry_delay_s: NonNegative = 5.0
     timeout_s: Positive = Field(86400.0, description="a stage that takes longer is interrupted and tried again")
 
@@ -269,9 +315,9 @@ class ExecutionParams(Section):
 class Params(Section):
     """All of `params.yaml`."""
 
-    protein: Name = "chignolin"
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
-    temperature_K: Positive = 350.0
+    protein: Name = Field("chignolin", description="folder in data/")
+    seed: int = Field(1, ge=0, lt=2**31, description="same seed, same machine: same bytes")
+    temperature_K: Positive = Field(350.0, description="of seed, reference, labels and simulation")
     campaign: CampaignParams = CampaignParams()
     force_field: ForceFieldParams = ForceFieldParams()
     mapping: MappingParams = MappingParams()
