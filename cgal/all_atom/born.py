@@ -6,13 +6,14 @@ CPU platform; one thread, fixed order: the same positions give the same bits. Un
 """
 
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import no_type_check
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import openmm
 from jaxtyping import Float32, Float64
-from numba import njit
+
+from cgal.compiled import compiled, inlined
 
 __all__ = ["Born", "with_compiled_born"]
 
@@ -22,9 +23,6 @@ PROBE_RADIUS_nm = 0.14
 MAXIMUM_ATOMS = 4000
 """Beyond this the derivatives of all pairs would take more than 128 MB."""
 
-FAST = {"contract", "nsz", "reassoc", "arcp"}
-part = partial(njit, nogil=True, fastmath=FAST, error_model="numpy", forceinline=True)
-"""Made one with `_evaluate`: the process that compiles it then runs what later ones find in the cache, to the bit."""
 LOG2_E, LN2_HIGH, LN2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
 EXPONENT_BIAS, MANTISSA_BITS, MANTISSA = np.int32(127), np.int32(23), np.int32(0x7FFFFF)
 E7, E6, E5, E4, E3, E2 = (
@@ -38,6 +36,15 @@ LOWEST = np.float32(-80.0)
 SQRT2 = np.float32(1.41421356)
 ZERO, QUARTER, HALF, ONE, TWO = (np.float32(number) for number in (0, 0.25, 0.5, 1, 2))
 EIGHTH = np.float32(0.125)
+
+
+class Parameters(NamedTuple):
+    """Of each atom: charge, radius, radius less the dielectric offset, and that scaled [nm]."""
+
+    charge: Float32[np.ndarray, " atoms"]
+    radius: Float32[np.ndarray, " atoms"]
+    offset: Float32[np.ndarray, " atoms"]
+    scaled: Float32[np.ndarray, " atoms"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,15 +78,15 @@ class Born:
     def evaluate(self, positions: Float64[np.ndarray, "atoms 3"]) -> tuple[float, Float64[np.ndarray, "atoms 3"]]:
         """Energy and forces at positions [nm]."""
         energy, forces = _evaluate(
-            positions, *self._arrays, self.prefactor_kJ_nm_per_mol, self.surface_tension_kJ_per_mol_nm2
+            positions, self._parameters, self.prefactor_kJ_nm_per_mol, self.surface_tension_kJ_per_mol_nm2
         )
         return energy, forces
 
     @cached_property
-    def _arrays(self) -> tuple[Float32[np.ndarray, " atoms"], ...]:
+    def _parameters(self) -> "Parameters":
         offset = self.radius_nm - DIELECTRIC_OFFSET_nm
         arrays = (self.charge, self.radius_nm, offset, self.scale * offset)
-        return tuple(array.astype(np.float32) for array in arrays)
+        return Parameters(*(array.astype(np.float32) for array in arrays))
 
 
 def with_compiled_born(system: openmm.System) -> openmm.System:
@@ -102,10 +109,15 @@ def _fits(force: openmm.Force) -> bool:
     )
 
 
-@njit(nogil=True, cache=True)
-@no_type_check
-def _evaluate(positions, charge, radius, offset, scaled, prefactor, tension):
+@compiled
+def _evaluate(
+    positions: Float64[np.ndarray, "atoms 3"],
+    parameters: Parameters,
+    prefactor: float,
+    tension: float,
+) -> tuple[float, Float64[np.ndarray, "atoms 3"]]:
     """Energy and forces, in OpenMM's order: Born radii, pairs, and the pairs again by what the radii did."""
+    charge, radius, offset, scaled = parameters
     count = len(positions)
     centred = np.empty((3, count), dtype=np.float32)
     for axis in range(3):
@@ -139,9 +151,15 @@ def _evaluate(positions, charge, radius, offset, scaled, prefactor, tension):
     return energy, force
 
 
-@part()
-@no_type_check
-def _descreen(centred, atom, others, own, scaled, chain):
+@inlined
+def _descreen(
+    centred: Float32[np.ndarray, "3 atoms"],
+    atom: int,
+    others: Float32[np.ndarray, " atoms"],
+    own: np.float32,
+    scaled: Float32[np.ndarray, " atoms"],
+    chain: Float32[np.ndarray, " atoms"],
+) -> np.float32:
     """How much the others keep the solvent away from an atom; `chain` gets its derivatives by distance / distance."""
     x, y, z = centred[0, atom], centred[1, atom], centred[2, atom]
     whole = ONE / own
@@ -166,9 +184,8 @@ def _descreen(centred, atom, others, own, scaled, chain):
     return total
 
 
-@part()
-@no_type_check
-def _log(ratio):
+@inlined
+def _log(ratio: np.float32) -> np.float32:
     """Natural logarithm of a positive normal number, to 2e-7."""
     bits = np.float32(ratio).view(np.int32)
     power = np.int32((bits >> MANTISSA_BITS) - EXPONENT_BIAS)
@@ -182,21 +199,26 @@ def _log(ratio):
     return exponent * LN2_HIGH + (exponent * LN2_LOW + TWO * t * (ONE + square * series))
 
 
-@part()
-@no_type_check
-def _exp(x):
+@inlined
+def _exp(x: np.float32) -> np.float32:
     """Exponential of a number that is not positive, to 2e-7."""
     x = max(x, LOWEST)
     power = np.floor(x * LOG2_E + HALF)
     rest = x - power * LN2_HIGH - power * LN2_LOW
     series = ((((E7 * rest + E6) * rest + E5) * rest + E4) * rest + E3) * rest + E2
     two_to_power = np.int32((power + BIAS) * MANTISSA_SIZE).view(np.float32)
-    return (series * rest * rest + rest + ONE) * two_to_power
+    return np.float32((series * rest * rest + rest + ONE) * two_to_power)
 
 
-@njit(nogil=True, forceinline=True)
-@no_type_check
-def _set_born_radius(atom, descreening, radius, offset, born, slope):
+@inlined
+def _set_born_radius(
+    atom: int,
+    descreening: np.float32,
+    radius: Float32[np.ndarray, " atoms"],
+    offset: Float32[np.ndarray, " atoms"],
+    born: Float32[np.ndarray, " atoms"],
+    slope: Float32[np.ndarray, " atoms"],
+) -> None:
     """Born radius from the descreening (model II of the paper), and the derivative of one by the other."""
     shape = descreening - 0.8 * descreening**2 + 4.85 * descreening**3
     level = np.tanh(shape)
@@ -204,9 +226,16 @@ def _set_born_radius(atom, descreening, radius, offset, born, slope):
     slope[atom] = (1 - level**2) * offset[atom] * (1 - 1.6 * descreening + 3 * 4.85 * descreening**2) / radius[atom]
 
 
-@part()
-@no_type_check
-def _polarise(centred, atom, others, charge, strength, born, force):
+@inlined
+def _polarise(
+    centred: Float32[np.ndarray, "3 atoms"],
+    atom: int,
+    others: Float32[np.ndarray, " atoms"],
+    charge: Float32[np.ndarray, " atoms"],
+    strength: np.float32,
+    born: Float32[np.ndarray, " atoms"],
+    force: Float64[np.ndarray, " 3"],
+) -> tuple[np.float32, np.float32]:
     """Energy of an atom with itself and half of that with the others; its derivative by the Born radius; the force."""
     x, y, z = centred[0, atom], centred[1, atom], centred[2, atom]
     own = born[atom]
@@ -231,9 +260,15 @@ def _polarise(centred, atom, others, charge, strength, born, force):
     return HALF * (energy + itself), HALF * (pull - itself / own)
 
 
-@part()
-@no_type_check
-def _push(centred, atom, pull, chain, back, force):
+@inlined
+def _push(
+    centred: Float32[np.ndarray, "3 atoms"],
+    atom: int,
+    pull: Float32[np.ndarray, " atoms"],
+    chain: Float32[np.ndarray, " atoms"],
+    back: Float32[np.ndarray, " atoms"],
+    force: Float64[np.ndarray, " 3"],
+) -> None:
     """Force on an atom by what it and the others do to each other's Born radii."""
     x, y, z = centred[0, atom], centred[1, atom], centred[2, atom]
     own = pull[atom]

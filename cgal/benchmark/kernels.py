@@ -1,9 +1,9 @@
 """Sums of Gaussian kernels on a grid, compiled."""
 
-from typing import no_type_check
-
 import numpy as np
-from numba import njit
+from jaxtyping import Float64, Int64
+
+from cgal.compiled import compiled
 
 __all__ = ["add_kernels"]
 
@@ -11,12 +11,17 @@ NEGLIGIBLE = 40.0
 """Exponent beyond which a kernel (4e-18 of its peak) is no longer added."""
 
 
-@njit(nogil=True, cache=True)
-@no_type_check
-def add_kernels(frames, weights, block, points, masses):
+@compiled
+def add_kernels(
+    frames: Float64[np.ndarray, "frames dims"],
+    weights: Float64[np.ndarray, " frames"],
+    block: Int64[np.ndarray, " frames"],
+    points: Float64[np.ndarray, "points dims"],
+    masses: Float64[np.ndarray, "blocks points"],
+) -> None:
     """Add each frame's unit Gaussian, times its weight, at all points to its block's row of the masses.
 
-    Shapes: frames x dims, frames, frames, points x dims, blocks x points. Points on a line must be sorted.
+    Points on a line must be sorted.
     """
     line = points[:, 0] if points.shape[1] == 1 else points[:0, 0]
     first, last, reach = 0, len(points), np.sqrt(2 * NEGLIGIBLE)

@@ -7,15 +7,13 @@ cost anything: they are found anew at each step, in the loop over all pairs that
 Everything here is one file, since numba's cache looks at no other file than that of the function called from outside.
 """
 
-from collections.abc import Callable
-from functools import partial
-from inspect import unwrap
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  (numba finds BLAS there)
 from jaxtyping import Float32, Int8, Int32, Int64
+
+from cgal.compiled import compiled, inlined
 
 __all__ = ["CAUSES", "Chain", "Langevin", "Network", "advance", "evaluate"]
 
@@ -112,26 +110,7 @@ class Layers(NamedTuple):
     slopes: Float32[np.ndarray, "blocks rows features"]
 
 
-def compiled[**P, R](function: Callable[P, R], *, cache: bool = False, forceinline: bool = False) -> Callable[P, R]:
-    """Compile on first call; the machine code runs without the interpreter's lock.
-
-    Sums may be reordered to fill vector registers, in one and the same way each time; numbers that are none stay so.
-    """
-    fastmath = {"reassoc", "contract", "nsz"}
-    jit = numba.njit(nogil=True, cache=cache, forceinline=forceinline, fastmath=fastmath, error_model="numpy")
-    fast: Callable[P, R] = jit(unwrap(function))
-    return fast
-
-
-part = partial(compiled, forceinline=True)
-"""A function called from others, made one with each: else the process that compiles would run another copy of it, with
-sums in another order, than those that find the machine code of the whole in the cache."""
-
-entry = partial(compiled, cache=True)
-"""A function called from Python: its machine code, with all it calls, is kept in `__pycache__`."""
-
-
-@entry
+@compiled
 def evaluate(
     positions: Float32[np.ndarray, "replicas beads 3"],
     chain: Chain,
@@ -144,7 +123,7 @@ def evaluate(
     _energies_and_gradients(positions, chain, network, near, layers, closest, energies, gradients)
 
 
-@entry
+@compiled
 def advance(
     positions: Float32[np.ndarray, "replicas beads 3"],
     velocities: Float32[np.ndarray, "replicas beads 3"],
@@ -180,7 +159,7 @@ def advance(
                 _copy(home[replica], positions[replica])
 
 
-@part
+@inlined
 def _workspace(replicas: int, beads: int, network: Network) -> tuple[Near, Layers, Float32[np.ndarray, " replicas"]]:
     pairs = beads * (beads - 1) // 2
     near = Near(
@@ -206,7 +185,7 @@ def _workspace(replicas: int, beads: int, network: Network) -> tuple[Near, Layer
     return near, layers, np.empty(replicas, np.float32)
 
 
-@part
+@inlined
 def _kick_and_drift(
     positions: Float32[np.ndarray, "beads 3"],
     velocities: Float32[np.ndarray, "beads 3"],
@@ -224,7 +203,7 @@ def _kick_and_drift(
             positions[bead, axis] = half_way + langevin.drift_ps * velocity
 
 
-@part
+@inlined
 def _take_forces(
     velocities: Float32[np.ndarray, "beads 3"],
     forces: Float32[np.ndarray, "beads 3"],
@@ -238,7 +217,7 @@ def _take_forces(
             velocities[bead, axis] += langevin.kick_ps_per_amu * forces[bead, axis]
 
 
-@part
+@inlined
 def _diagnose(positions: Float32[np.ndarray, "beads 3"], closest_nm2: np.float32, langevin: Langevin) -> int:
     """Index into `CAUSES`, 0 for a sound chain."""
     found = 2 if closest_nm2 < langevin.minimum_distance_nm * langevin.minimum_distance_nm else 0
@@ -254,7 +233,7 @@ def _diagnose(positions: Float32[np.ndarray, "beads 3"], closest_nm2: np.float32
     return found
 
 
-@part
+@inlined
 def _energies_and_gradients(
     positions: Float32[np.ndarray, "replicas beads 3"],
     chain: Chain,
@@ -277,7 +256,7 @@ def _energies_and_gradients(
     _push(network, near, gradients)
 
 
-@part
+@inlined
 def _pair_terms(
     axes: Float32[np.ndarray, "4 beads"],
     pulls: Float32[np.ndarray, "3 beads"],
@@ -303,7 +282,7 @@ def _pair_terms(
     return energy, closest
 
 
-@part
+@inlined
 def _measure(axes: Float32[np.ndarray, "4 beads"], i: int) -> None:
     """Square distances of all later beads from bead i."""
     for j in range(i + 1, axes.shape[1]):
@@ -311,7 +290,7 @@ def _measure(axes: Float32[np.ndarray, "4 beads"], i: int) -> None:
         axes[3, j] = x * x + y * y + z * z
 
 
-@part
+@inlined
 def _bond(
     axes: Float32[np.ndarray, "4 beads"], pulls: Float32[np.ndarray, "3 beads"], i: int, chain: Chain
 ) -> np.float32:
@@ -326,7 +305,7 @@ def _bond(
     return np.float32(HALF * tension * stretch)
 
 
-@part
+@inlined
 def _repel(
     axes: Float32[np.ndarray, "4 beads"],
     pulls: Float32[np.ndarray, "3 beads"],
@@ -355,7 +334,7 @@ def _repel(
     return energy
 
 
-@part
+@inlined
 def _list(
     near: Near, replica: int, pair: int, i: int, j: int, axes: Float32[np.ndarray, "4 beads"], network: Network
 ) -> None:
@@ -377,7 +356,7 @@ def _list(
     spline[replica, pair, 6], spline[replica, pair, 7] = SIX * t * u, t * (t - TWO * u)
 
 
-@part
+@inlined
 def _bend_terms(
     positions: Float32[np.ndarray, "beads 3"], chain: Chain, gradients: Float32[np.ndarray, "beads 3"]
 ) -> np.float32:
@@ -401,7 +380,7 @@ def _bend_terms(
     return energy
 
 
-@part
+@inlined
 def _dihedral(
     positions: Float32[np.ndarray, "beads 3"], i: int, chain: Chain, gradients: Float32[np.ndarray, "beads 3"]
 ) -> np.float32:
@@ -441,7 +420,7 @@ def _dihedral(
 type Vector = tuple[np.float32, np.float32, np.float32]
 
 
-@part
+@inlined
 def _difference(positions: Float32[np.ndarray, "beads 3"], i: int) -> Vector:
     return (
         positions[i + 1, 0] - positions[i, 0],
@@ -450,27 +429,27 @@ def _difference(positions: Float32[np.ndarray, "beads 3"], i: int) -> Vector:
     )
 
 
-@part
+@inlined
 def _cross(a: Vector, b: Vector) -> Vector:
     return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
 
 
-@part
+@inlined
 def _dot(a: Vector, b: Vector) -> np.float32:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-@part
+@inlined
 def _scaled(factor: np.float32, a: Vector) -> Vector:
     return factor * a[0], factor * a[1], factor * a[2]
 
 
-@part
+@inlined
 def _sum(a: Vector, b: Vector) -> Vector:
     return a[0] + b[0], a[1] + b[1], a[2] + b[2]
 
 
-@part
+@inlined
 def _pull(gradients: Float32[np.ndarray, "beads 3"], i: int, along_bond: Vector) -> None:
     """Add the gradient along the bond from bead i to the next."""
     for axis in range(3):
@@ -478,7 +457,7 @@ def _pull(gradients: Float32[np.ndarray, "beads 3"], i: int, along_bond: Vector)
         gradients[i + 1, axis] += along_bond[axis]
 
 
-@part
+@inlined
 def _forth(network: Network, near: Near, layers: Layers, energies: Float32[np.ndarray, " replicas"]) -> None:
     """SchNet from embeddings to energies, which it adds to; leaves the gradient along the last layer's input."""
     replicas, beads = len(energies), len(network.embedding)
@@ -505,7 +484,7 @@ def _forth(network: Network, near: Near, layers: Layers, energies: Float32[np.nd
     np.dot(layers.messages, network.to_last, layers.features)
 
 
-@part
+@inlined
 def _back(network: Network, near: Near, layers: Layers) -> None:
     """Way back through the blocks, to the slope of the energy along each pair's distance."""
     beads = len(network.embedding)
@@ -522,7 +501,7 @@ def _back(network: Network, near: Near, layers: Layers) -> None:
             _meet(network.tables[block], near, network.first_sources, 0, layers.targets)
 
 
-@part
+@inlined
 def _convolve(
     table: Float32[np.ndarray, "rows features"],
     near: Near,
@@ -549,7 +528,7 @@ def _convolve(
                 messages[to_j, f] += value * sources[from_i, f]
 
 
-@part
+@inlined
 def _meet(
     table: Float32[np.ndarray, "rows features"],
     near: Near,
@@ -573,7 +552,7 @@ def _meet(
             near.slope[replica, pair] += total
 
 
-@part
+@inlined
 def _push(network: Network, near: Near, gradients: Float32[np.ndarray, "replicas beads 3"]) -> None:
     """Turn slopes along distances into gradients along positions."""
     for replica in range(len(gradients)):
@@ -585,7 +564,7 @@ def _push(network: Network, near: Near, gradients: Float32[np.ndarray, "replicas
                 gradients[replica, j, axis] += slope * near.direction[replica, pair, axis]
 
 
-@part
+@inlined
 def _softplus(
     x: Float32[np.ndarray, "rows features"],
     bias: Float32[np.ndarray, " features"],
@@ -616,7 +595,7 @@ def _softplus(
             slope[row, f] = sigmoid if at > ZERO else e * sigmoid
 
 
-@part
+@inlined
 def _read_out(
     values: Float32[np.ndarray, "beads features"],
     slopes: Float32[np.ndarray, "beads features"],
@@ -631,14 +610,14 @@ def _read_out(
     return total
 
 
-@part
+@inlined
 def _add(features: Float32[np.ndarray, "rows features"], update: Float32[np.ndarray, "rows features"]) -> None:
     for row in range(features.shape[0]):
         for f in range(features.shape[1]):
             features[row, f] += update[row, f]
 
 
-@part
+@inlined
 def _add_biased(
     features: Float32[np.ndarray, "rows features"],
     update: Float32[np.ndarray, "rows features"],
@@ -649,28 +628,28 @@ def _add_biased(
             features[row, f] += update[row, f] + bias[f]
 
 
-@part
+@inlined
 def _clear(x: Float32[np.ndarray, "rows columns"]) -> None:
     for row in range(x.shape[0]):
         for column in range(x.shape[1]):
             x[row, column] = ZERO
 
 
-@part
+@inlined
 def _copy(source: Float32[np.ndarray, "rows columns"], target: Float32[np.ndarray, "more_rows columns"]) -> None:
     for row in range(source.shape[0]):
         for column in range(source.shape[1]):
             target[row, column] = source[row, column]
 
 
-@part
+@inlined
 def _transpose(source: Float32[np.ndarray, "rows columns"], target: Float32[np.ndarray, "_ rows"]) -> None:
     for row in range(source.shape[0]):
         for column in range(source.shape[1]):
             target[column, row] = source[row, column]
 
 
-@part
+@inlined
 def _multiply(x: Float32[np.ndarray, "rows features"], by: Float32[np.ndarray, "rows features"]) -> None:
     for row in range(x.shape[0]):
         for f in range(x.shape[1]):

@@ -9,14 +9,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from cgal.compiled import compiled, inlined
 from cgal.potential.geometry import pairs
-from cgal.schnet.kernels import entry, part
 from cgal.schnet.pair_sums import Along, Beads, Filters, Grid, Points, SHORTEST_nm, Table
 
 __all__ = ["convolve", "interpolate", "locate", "slopes", "table_gradient", "tangent_convolve"]
+
+type Ends = Int64[np.ndarray, " pairs"]
+type Row = Float[np.ndarray, " features"]
+type Weights = Float[np.ndarray, " points"]
+type AlongArray = Float[np.ndarray, "frames pairs"]
+type BeadsArray = Float[np.ndarray, "frames beads features"]
+type FiltersArray = Float[np.ndarray, "frames pairs features"]
+type RowsArray = Int64[np.ndarray, "frames pairs"]
+type StencilArray = Float[np.ndarray, "frames pairs points"]
+type TableArray = Float[np.ndarray, "knots features"]
 
 
 def locate(positions: Float[Tensor, "frames beads 3"], grid: Grid) -> Points:
@@ -26,7 +36,8 @@ def locate(positions: Float[Tensor, "frames beads 3"], grid: Grid) -> Points:
     directions, values, slopes = (torch.empty(*shape, n, dtype=positions.dtype) for n in (3, points, points))
     rows = torch.empty(shape, dtype=torch.int64)
     found = directions, rows, values, slopes
-    _locate(tuple(grid[:4]), *_arrays(first, second, positions, grid.lagrange, *found))
+    knots = grid.start_nm, grid.spacing_nm, grid.intervals, grid.cutoff_nm
+    _locate(knots, *_arrays(first, second, positions, grid.lagrange, *found))
     return Points(directions, rows, values, slopes)
 
 
@@ -77,17 +88,17 @@ def _pairs(features: Beads) -> list[Any]:
     return _arrays(*pairs(features.shape[1], 1, features.device))
 
 
-@entry
+@compiled
 def _locate(
-    grid: Any,
-    first: Any,
-    second: Any,
-    positions: Any,
-    lagrange: Any,
-    directions: Any,
-    rows: Any,
-    values: Any,
-    slopes: Any,
+    grid: tuple[float, float, int, float],
+    first: Ends,
+    second: Ends,
+    positions: Float[np.ndarray, "frames beads 3"],
+    lagrange: Float64[np.ndarray, "powers weights"],
+    directions: Float[np.ndarray, "frames pairs 3"],
+    rows: RowsArray,
+    values: StencilArray,
+    slopes: StencilArray,
 ) -> None:
     start_nm, spacing_nm, intervals, cutoff_nm = grid
     separation = np.empty(3, np.float64)
@@ -114,16 +125,23 @@ def _locate(
                 slopes[n, p, k] = value * cutoff_slope + slope * cutoff
 
 
-@entry
-def _interpolate(table: Any, rows: Any, values: Any, slopes: Any, filters: Any, filter_slopes: Any) -> None:
+@compiled
+def _interpolate(
+    table: TableArray,
+    rows: RowsArray,
+    values: StencilArray,
+    slopes: StencilArray,
+    filters: FiltersArray,
+    filter_slopes: FiltersArray,
+) -> None:
     for n in range(rows.shape[0]):
         for p in range(rows.shape[1]):
             _read(table, rows[n, p], values[n, p], filters[n, p])
             _read(table, rows[n, p], slopes[n, p], filter_slopes[n, p])
 
 
-@part
-def _read(table: Any, row: int, weights: Any, found: Any) -> None:
+@inlined
+def _read(table: TableArray, row: int, weights: Weights, found: Row) -> None:
     """Weighted sum of eight rows in one go: in registers."""
     a, b, c, d = weights[0], weights[1], weights[2], weights[3]
     q, r, s, t = weights[4], weights[5], weights[6], weights[7]
@@ -133,8 +151,15 @@ def _read(table: Any, row: int, weights: Any, found: Any) -> None:
         found[f] = left + right
 
 
-@part
-def _write(table: Any, row: int, values: Any, slopes: Any, along_filter: Any, along_slope: Any) -> None:
+@inlined
+def _write(
+    table: TableArray,
+    row: int,
+    values: Weights,
+    slopes: Weights,
+    along_filter: Row,
+    along_slope: Row,
+) -> None:
     """Add to four rows in one go."""
     a, b, c, d = values[0], values[1], values[2], values[3]
     q, r, s, t = slopes[0], slopes[1], slopes[2], slopes[3]
@@ -146,8 +171,14 @@ def _write(table: Any, row: int, values: Any, slopes: Any, along_filter: Any, al
         table[row + 3, f] += d * filter_part + t * slope_part
 
 
-@entry
-def _convolve(first: Any, second: Any, filters: Any, features: Any, received: Any) -> None:
+@compiled
+def _convolve(
+    first: Ends,
+    second: Ends,
+    filters: FiltersArray,
+    features: BeadsArray,
+    received: BeadsArray,
+) -> None:
     for n in range(filters.shape[0]):
         for p in range(filters.shape[1]):
             i, j = first[p], second[p]
@@ -157,16 +188,16 @@ def _convolve(first: Any, second: Any, filters: Any, features: Any, received: An
                 received[n, j, f] += filters[n, p, f] * features[n, i, f]
 
 
-@entry
+@compiled
 def _tangent_convolve(
-    first: Any,
-    second: Any,
-    filters: Any,
-    filter_slopes: Any,
-    approach: Any,
-    features: Any,
-    tangents: Any,
-    received: Any,
+    first: Ends,
+    second: Ends,
+    filters: FiltersArray,
+    filter_slopes: FiltersArray,
+    approach: AlongArray,
+    features: BeadsArray,
+    tangents: BeadsArray,
+    received: BeadsArray,
 ) -> None:
     for n in range(filters.shape[0]):
         for p in range(filters.shape[1]):
@@ -179,8 +210,15 @@ def _tangent_convolve(
                 received[n, j, f] += filters[n, p, f] * tangents[n, i, f] + change * features[n, i, f]
 
 
-@entry
-def _slopes(first: Any, second: Any, filter_slopes: Any, features: Any, adjoints: Any, along: Any) -> None:
+@compiled
+def _slopes(
+    first: Ends,
+    second: Ends,
+    filter_slopes: FiltersArray,
+    features: BeadsArray,
+    adjoints: BeadsArray,
+    along: AlongArray,
+) -> None:
     for n in range(filter_slopes.shape[0]):
         for p in range(filter_slopes.shape[1]):
             i, j = first[p], second[p]
@@ -191,19 +229,19 @@ def _slopes(first: Any, second: Any, filter_slopes: Any, features: Any, adjoints
             along[n, p] = total
 
 
-@entry
+@compiled
 def _table_gradient(
-    first: Any,
-    second: Any,
-    gradient: Any,
-    rows: Any,
-    values: Any,
-    slopes: Any,
-    approach: Any,
-    features: Any,
-    tangents: Any,
-    adjoints: Any,
-    adjoint_tangents: Any,
+    first: Ends,
+    second: Ends,
+    gradient: TableArray,
+    rows: RowsArray,
+    values: StencilArray,
+    slopes: StencilArray,
+    approach: AlongArray,
+    features: BeadsArray,
+    tangents: BeadsArray,
+    adjoints: BeadsArray,
+    adjoint_tangents: BeadsArray,
 ) -> None:
     along_filter = np.empty(gradient.shape[1], gradient.dtype)
     along_slope = np.empty_like(along_filter)

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
-from numba import njit
 
+from cgal.compiled import compiled, inlined
 from cgal.errors import BadTrajectory, EmptyTrajectory
 
 __all__ = ["LANES", "TILE", "Centred", "correlate", "nearest_rmsd_nm", "screen"]
@@ -27,9 +26,6 @@ LANES = 64
 
 TILE = 64
 """Frames that go through one block while it is in cache."""
-
-FAST = {"contract", "nsz", "reassoc"}
-"""What a compiler needs to fuse and vectorise sums; not-a-number stays what it is."""
 
 SWEEPS = 30
 """Far more Jacobi sweeps over three vectors than ever needed (four or five)."""
@@ -124,9 +120,20 @@ def _chunks(count: int, beads: int, memory_MiB: float) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-@njit(nogil=True, cache=True)
-@no_type_check
-def _search(single, double, half_norm, blocks, block_norms, training, training_norms, squared, index, offset, start):
+@compiled
+def _search(
+    single: Float32[np.ndarray, "frames padded 3"],
+    double: Float64[np.ndarray, "frames beads 3"],
+    half_norm: Float64[np.ndarray, " frames"],
+    blocks: Float32[np.ndarray, "blocks padded 3 lanes"],
+    block_norms: Float32[np.ndarray, "blocks lanes"],
+    training: Float64[np.ndarray, "training_frames beads 3"],
+    training_norms: Float64[np.ndarray, " training_frames"],
+    squared: Float64[np.ndarray, " frames"],
+    index: Int64[np.ndarray, " frames"],
+    offset: int,
+    start: int,
+) -> None:
     """Bring squared distances and indices of one tile of frames, from `start` on, up to date with these blocks."""
     beads = double.shape[1]
     tolerance = np.float32(1e-5 * (beads + 10))
@@ -148,9 +155,12 @@ def _search(single, double, half_norm, blocks, block_norms, training, training_n
                         index[frame] = offset + other
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
-@no_type_check
-def correlate(frame, block, correlation):
+@inlined
+def correlate(
+    frame: Float[np.ndarray, "padded 3"],
+    block: Float[np.ndarray, "padded 3 lanes"],
+    correlation: Float[np.ndarray, "3 3 lanes"],
+) -> None:
     """Sums over beads of the products of coordinates, two beads a pass so that stores do not hold up the products."""
     correlation[:] = 0
     for bead in range(0, len(frame), 2):
@@ -164,9 +174,15 @@ def correlate(frame, block, correlation):
                 correlation[2, axis, lane] += z * here + next_z * there
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
-@no_type_check
-def screen(m, norms, norm, lost, tolerance, possible):
+@inlined
+def screen(
+    m: Float[np.ndarray, "3 3 lanes"],
+    norms: Float[np.ndarray, " lanes"],
+    norm: float | np.float32,
+    lost: float | np.float32,
+    tolerance: float | np.float32,
+    possible: Float[np.ndarray, " lanes"],
+) -> bool:
     """Mark training frames that may be nearer than the best so far, and tell whether there are any.
 
     A nearer frame needs an eigenvalue above `trial` = half norms - `lost`. The quartic is x^4 - 2 S x^2 - 8 D x + C,
@@ -201,12 +217,11 @@ def screen(m, norms, norm, lost, tolerance, possible):
     some = np.float32(0)
     for lane in range(LANES):
         some += possible[lane]
-    return some > 0
+    return bool(some > 0)
 
 
-@njit(nogil=True, cache=True)
-@no_type_check
-def _squared_rmsd(frame, other, scale):
+@inlined
+def _squared_rmsd(frame: Float64[np.ndarray, "beads 3"], other: Float64[np.ndarray, "beads 3"], scale: float) -> float:
     """Squared RMSD in double precision: 2 / beads of half norms less largest eigenvalue.
 
     The eigenvalue is the sum of the correlation matrix's singular values, the smallest one counted negative when the
@@ -230,9 +245,8 @@ def _squared_rmsd(frame, other, scale):
     return 2 * (scale - (first + second + third - 2 * smallest)) / len(frame)
 
 
-@njit(nogil=True, cache=True)
-@no_type_check
-def _rotate(one, other):
+@inlined
+def _rotate(one: Float64[np.ndarray, " 3"], other: Float64[np.ndarray, " 3"]) -> bool:
     """Turn two vectors in their common plane until they are orthogonal; false when they are already."""
     product = one[0] * other[0] + one[1] * other[1] + one[2] * other[2]
     if abs(product) <= 1e-16 * _length(one) * _length(other):
@@ -249,7 +263,6 @@ def _rotate(one, other):
     return True
 
 
-@njit(nogil=True, cache=True)
-@no_type_check
-def _length(vector):
-    return np.sqrt(vector[0] ** 2 + vector[1] ** 2 + vector[2] ** 2)
+@inlined
+def _length(vector: Float64[np.ndarray, " 3"]) -> float:
+    return float(np.sqrt(vector[0] ** 2 + vector[1] ** 2 + vector[2] ** 2))

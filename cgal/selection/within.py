@@ -7,12 +7,11 @@ precision, in which it is exact: no root is ever solved for.
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Float32, Float64
-from numba import njit
 
+from cgal.compiled import compiled
 from cgal.selection.nearest import LANES, TILE, Centred, correlate, screen
 
 __all__ = ["weight_within"]
@@ -40,9 +39,17 @@ def weight_within(
     return total
 
 
-@njit(nogil=True, cache=True)
-@no_type_check
-def _add(frames, half_norm, blocks, block_norms, weights, lost, total, start):
+@compiled
+def _add(
+    frames: Float64[np.ndarray, "frames padded 3"],
+    half_norm: Float64[np.ndarray, " frames"],
+    blocks: Float64[np.ndarray, "blocks padded 3 lanes"],
+    block_norms: Float64[np.ndarray, "blocks lanes"],
+    weights: Float64[np.ndarray, "blocks lanes"],
+    lost: float,
+    total: Float64[np.ndarray, " frames"],
+    start: int,
+) -> None:
     """Sum up one tile of frames, from `start` on."""
     correlation = np.empty((3, 3, LANES))
     within = np.empty(LANES)
