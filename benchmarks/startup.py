@@ -18,7 +18,7 @@ import yaml
 
 from benchmarks.harness import Result, interleave
 from cgal.errors import VersioningError
-from flows.versioning.repository import Repository
+from flows.versioning import Repository
 
 HERE = Path(__file__).parents[1]
 BEFORE = "3807277"

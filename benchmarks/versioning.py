@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from benchmarks.harness import Result, interleave, seconds
 from cgal.files import write_bytes, write_json, write_text
 from cgal.frames import CGTrajectory, LabelledFrames
-from flows.versioning.repository import Repository
+from flows.versioning import Repository
 
 HERE = Path(__file__).parents[1]
 CAMPAIGN = "synthetic"
@@ -81,7 +81,7 @@ def _new_project(root: Path) -> None:
         ["git", "config", "user.email", "benchmark@example.invalid"],
     ):
         subprocess.run(command, cwd=root, check=True)
-    Repository(root).bundle_data()
+    Repository(root).dvc.record_data()
     subprocess.run(["git", "add", "--all"], cwd=root, check=True)
     subprocess.run(["git", "commit", "--quiet", "--message", "seed"], cwd=root, check=True)
 
@@ -105,8 +105,8 @@ def _publish_again(root: Path, k: int) -> None:
 def _record_stages(root: Path) -> None:
     repository = Repository(root)
     for stage in STAGES:
-        repository.stage_is_current(stage)
-        repository.record_stage(stage)
+        repository.dvc.stage_is_current(stage)
+        repository.dvc.record_stage(stage)
 
 
 def _open_round(root: Path, k: int) -> None:

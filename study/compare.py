@@ -22,7 +22,8 @@ from flows.campaign.records import campaign_rounds
 from flows.serving.orphans import close_dead_runs, project_tag
 from flows.terminal import METRICS, console, stage_bar
 from flows.tracking.runs import open_experiment, tracking_uri
-from flows.versioning.repository import Repository
+from flows.versioning import Repository
+from flows.versioning.work_trees import make_work_tree
 from flows.workspace import Workspace
 from study.design import Design
 
@@ -76,7 +77,7 @@ def compare(root: Path, name: str, design: Design, arms: Sequence[str], seeds: i
     design.require(arms)
     comparison = Comparison(root, name)
     open_experiment(root, Workspace(root).params.protein)
-    commit = Repository(root).work_tree(comparison.code)
+    commit = make_work_tree(Repository(root), comparison.code)
     console.print(f"comparison {name}: the code of commit {commit[:10]}, {budget} all-atom steps for each arm and seed")
     todo = [(arm, seed) for seed, arm in product(range(1, seeds + 1), arms)]
     futures = {_campaign.submit(comparison, design, budget, arm, seed): (arm, seed) for arm, seed in todo}
@@ -144,7 +145,7 @@ def _rows(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 @task(name="campaign", task_run_name="{arm}-s{seed}", cache_policy=NO_CACHE)
 def _campaign(comparison: Comparison, design: Design, budget: int, arm: str, seed: int) -> None:
     tree, name = comparison.tree(arm, seed), comparison.campaign(arm, seed)
-    Repository(comparison.code).work_tree(tree)
+    make_work_tree(Repository(comparison.code), tree)
     change_params(tree / "params.yaml", design.of(arm, budget, seed, name))
     log = tree.with_suffix(".log")
     with log.open("ab") as output:

@@ -12,7 +12,7 @@ from urllib.error import HTTPError
 import psutil
 import pytest
 
-from flows.versioning.repository import Repository
+from flows.versioning import Repository
 from tests.backends import BUCKET, PostgreSQL, bucket_contents, make_bucket, running_postgresql, running_s3
 from tests.compose import service
 from tests.conftest import make_copy

@@ -16,7 +16,7 @@ from cgal.files import sha256
 from flows.campaign.active_learning import active_learning
 from flows.campaign.records import campaign_rounds
 from flows.terminal import METRICS
-from flows.versioning.repository import Repository
+from flows.versioning import Repository
 from tests.conftest import REPOSITORY
 
 PARAMS = yaml.safe_load((REPOSITORY / "params.yaml").read_text())

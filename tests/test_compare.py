@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cgal.errors import BadFile, BadParams
-from flows.versioning.repository import Repository
+from flows.versioning import Repository
 from study.design import Design, load_design
 
 DESIGN = {

@@ -14,7 +14,7 @@ from prefect.states import Failed
 
 from cgal.errors import CgalError
 from flows.serving import deployed, dispatch
-from flows.versioning.repository import Repository
+from flows.versioning import Repository
 from flows.workspace import Workspace
 
 FORM: dict[str, Any] = {"protein": "chignolin", "campaign": {"rounds": 0, "budget_steps": 0}}

@@ -12,7 +12,7 @@ from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
 from prefect.client.schemas.objects import StateType
 
 from flows.serving.pools import GPU_LIMIT
-from flows.versioning.repository import Repository
+from flows.versioning import Repository
 from tests.served import Served, alive, serving_project, wait_until
 from tests.test_killed import finish
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flows.serving.serve import prefect_command, worker_command
-from flows.versioning.repository import Repository
+from flows.versioning import Repository
 from tests.served import Served, alive, clean_environment, end_with_parent, free_port, wait_until
 from tests.test_faults import UNFINISHED, is_at
 from tests.test_killed import start

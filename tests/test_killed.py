@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.versioning.repository import Repository
+from flows.versioning import Repository
 
 WHERE = [
     "train-r000 starts",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flows.tracking.runs import log_round
-from flows.versioning.repository import Repository
+from flows.versioning import Repository
 from tests.test_tracking import make_record
 from tests.test_versioning import append_shard, contents, run_stages, seeded, shell, two_rounds, write
 
@@ -47,11 +47,11 @@ def test_pruning_the_cache_keeps_every_round_and_the_one_at_work(root: Path) -> 
     append_shard(root, 2)
     run_stages(root)
     at_work = contents(root / "round")
-    Repository(root).record_data()
+    Repository(root).dvc.record_data()
     write(root / "data" / "toy" / "given-up", "bytes of no round")
-    Repository(root).record_data()
+    Repository(root).dvc.record_data()
     (root / "data" / "toy" / "given-up").unlink()
-    Repository(root).record_data()
+    Repository(root).dvc.record_data()
     before = objects(root / ".dvc" / "cache")
 
     said = shell(root, "dvc gc --workspace --all-tags --force")

@@ -28,7 +28,7 @@ from cgal.reference.sampling import Recipe, explore, load_swarm, relax, status, 
 from flows.cli.main import app
 from flows.protein.reference import run_reference
 from flows.protein.reference_folder import recipe_of, sampling_lock
-from flows.versioning.repository import Repository
+from flows.versioning import Repository
 from flows.workspace import Workspace
 from tests.laws.test_msm import MATRIX, UNEVEN, beads, walk
 
@@ -252,10 +252,10 @@ def test_command_makes_the_reference_and_says_how_far_it_is(project: Path, prefe
         "chapman_kolmogorov.png", "floor.png", "populations.png", "timescales.png", "trajectories.png"
     }  # fmt: skip
     first = {path.name: path.read_bytes() for path in workspace.data.iterdir()}
-    recorded = Repository(project).record_data()
+    recorded = Repository(project).dvc.record_data()
     run_reference(workspace, 1)
     assert {path.name: path.read_bytes() for path in workspace.data.iterdir()} == first
-    assert Repository(project).record_data() == recorded
+    assert Repository(project).dvc.record_data() == recorded
 
 
 def test_preview_leaves_data_as_it_is(project: Path, prefect_server: None) -> None:

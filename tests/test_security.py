@@ -21,7 +21,7 @@ from cgal.params import Name
 from flows.serving.serve import Part
 from flows.settings import without_passwords
 from flows.tracking.runs import TrackingUnavailable, log_round
-from flows.versioning.repository import Repository
+from flows.versioning import Repository
 from tests.test_tracking import make_record
 
 NAMES = [

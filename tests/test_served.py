@@ -20,7 +20,7 @@ from prefect.client.schemas.schedules import CronSchedule
 
 from flows.serving.pools import worker_name
 from flows.tracking.runs import experiment_page
-from flows.versioning.repository import CampaignLock, Repository
+from flows.versioning import CampaignLock, Repository
 from tests.browser import NO_ASSISTANT, Browser, browsing, needs_browser
 from tests.conftest import make_copy
 from tests.served import Served, alive, serving_project, wait_until

@@ -25,7 +25,8 @@ from flows.campaign.stages import STAGES, run_stage
 from flows.serving.pools import worker_name
 from flows.serving.transport import Output, hash_inputs, read_outputs, received, send_inputs, send_outputs, take_outputs
 from flows.settings import NO_TELEMETRY
-from flows.versioning.repository import RemoteUnreachable, Repository
+from flows.versioning import Repository
+from flows.versioning.exchange import Exchange, RemoteUnreachable
 from flows.workspace import Workspace
 from tests.backends import BUCKET, bucket_contents, make_bucket, running_s3
 from tests.conftest import REPOSITORY, make_copy
@@ -129,7 +130,7 @@ def test_what_the_remote_has_is_not_sent_again(campaign: Path, remote: Path) -> 
     ]
     before = contents(remote)
     assert len(before) == len(files)
-    assert Repository(campaign).push_files([*files.values()]) == 0
+    assert Exchange(campaign).push([*files.values()]) == 0
     write(campaign, "data/tiny/shards/001.h5", "shard 1")
     write(campaign, "data/tiny/manifest.json", "two shards")
     more = send_inputs(workspace, "train")
@@ -233,8 +234,8 @@ def test_what_the_remote_lost_is_named(campaign: Path, clone: Path, remote: Path
 )
 def test_no_path_leads_out_of_where_a_stage_works(name: str, campaign: Path, clone: Path) -> None:
     """Neither on the worker, nor back in the campaign's folder."""
-    (digest,) = Repository(clone).keep_files([clone / "params.yaml"])
-    Repository(clone).push_files([digest])
+    (digest,) = Exchange(clone).keep([clone / "params.yaml"])
+    Exchange(clone).push([digest])
     before = contents(campaign)
     refused = "is neither read nor written"
     with pytest.raises(BadFile, match=refused), received(clone, "train", "0" * 64, {name: digest}):
@@ -248,14 +249,14 @@ def test_no_link_leads_out_of_the_project(campaign: Path, tmp_path: Path) -> Non
     (tmp_path / "outside").mkdir()
     (campaign / "round" / "plots").mkdir(parents=True)
     (campaign / "round" / "plots" / "training").symlink_to(tmp_path / "outside")
-    (digest,) = Repository(campaign).keep_files([campaign / "params.yaml"])
+    (digest,) = Exchange(campaign).keep([campaign / "params.yaml"])
     with pytest.raises(BadFile, match="is neither read nor written"):
         take_outputs(Workspace(campaign), "train", {"round/plots/training/x": Output("0" * 64, digest)})
     assert contents(tmp_path / "outside") == {}
 
 
 def test_only_outputs_of_the_stage_are_taken(campaign: Path, clone: Path) -> None:
-    digest = Repository(clone).keep_files([clone / "params.yaml"])[0]
+    digest = Exchange(clone).keep([clone / "params.yaml"])[0]
     for name in ("data/tiny/manifest.json", "params.yaml", "round/metrics.json"):
         with pytest.raises(BadFile, match="is no output of train"):
             take_outputs(Workspace(campaign), "train", {name: Output("0" * 64, digest)})
@@ -305,7 +306,7 @@ def test_a_remote_that_does_not_answer_is_worth_another_try(
     with pytest.raises(RemoteUnreachable, match=r"DVC remote lab does not answer: .*127\.0\.0\.1"):
         send_inputs(Workspace(campaign), "train")
     with pytest.raises(RemoteUnreachable, match=r"DVC remote lab does not answer: .*127\.0\.0\.1"):
-        Repository(clone).fetch_files(["0" * 32])
+        Exchange(clone).fetch(["0" * 32])
     assert not issubclass(RemoteUnreachable, CgalError)  # of those Prefect tries no other attempt
 
 
@@ -399,8 +400,8 @@ def run_embedded(root: Path) -> None:
     prepare(workspace.data, workspace.params)
     for stage in STAGES:
         run_stage(stage, workspace, silent)
-        repository.record_stage(stage)
-    repository.record_data()
+        repository.dvc.record_stage(stage)
+    repository.dvc.record_data()
 
 
 def run_campaign(client: SyncPrefectClient) -> dict[str, FlowRun]:

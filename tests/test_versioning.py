@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from cgal.errors import CampaignLocked, VersioningError
-from flows.versioning import repository as versioning
-from flows.versioning.repository import CampaignLock, PublishedRound, Repository
+from flows.versioning import CampaignLock, PublishedRound, Repository, dvc_session
+from flows.versioning.rounds import round_tag
+from flows.versioning.work_trees import make_work_tree
 
 PROJECT = Path(__file__).parents[1]
 SHARD_BYTES = 100_000
@@ -93,7 +94,7 @@ def run_stages(root: Path) -> None:
     for name, content in outputs.items():
         write(root / "round" / name, content)
     for stage in STAGES:
-        repository.record_stage(stage)
+        repository.dvc.record_stage(stage)
 
 
 def new_repository(root: Path) -> None:
@@ -106,8 +107,8 @@ def new_repository(root: Path) -> None:
     for name in ("structure.pdb", "reference.h5"):
         write(root / "data" / "toy" / name, name)
     append_shard(root, 0)
-    Repository(root).bundle_data()
-    shell(root, "git add . && git commit -qm 'Code and seed'")
+    Repository(root).dvc.record_data()
+    shell(root, "dvc push -q -r bundled data.dvc && git add . && git commit -qm 'Code and seed'")
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +160,7 @@ def user_state(root: Path) -> dict[str, object]:
 
 def test_publishing_leaves_head_index_and_dirty_files_as_they_were(fresh: Path) -> None:
     run_stages(fresh)
-    Repository(fresh).record_data()
+    Repository(fresh).dvc.record_data()
     write(fresh / "cgal" / "code.py", "print('edited')\n")
     write(fresh / "cgal" / "staged.py", "print('staged')\n")
     write(fresh / "notes.txt", "untracked")
@@ -276,33 +277,33 @@ def test_publishing_from_a_git_hook_stays_out_of_the_hooks_index(root: Path, mon
 
 def test_a_stage_is_current_until_its_inputs_params_or_outputs_change(root: Path) -> None:
     repository = Repository(root)
-    assert all(repository.stage_is_current(stage) for stage in STAGES)
+    assert all(repository.dvc.stage_is_current(stage) for stage in STAGES)
 
     write(root / "round" / "model.pt", "MODEL 1")  # same size, in place
-    assert not repository.stage_is_current("train")
-    assert not repository.stage_is_current("simulate")
+    assert not repository.dvc.stage_is_current("train")
+    assert not repository.dvc.stage_is_current("simulate")
     write(root / "round" / "model.pt", "model 1")
-    assert repository.stage_is_current("train")
+    assert repository.dvc.stage_is_current("train")
 
     write(root / "params.yaml", yaml.safe_dump(PARAMS | {"force_field": {"value": 2}}))
-    assert not repository.stage_is_current("label")
-    assert repository.stage_is_current("select")
+    assert not repository.dvc.stage_is_current("label")
+    assert repository.dvc.stage_is_current("select")
 
     (root / "data" / "toy" / "reference.h5").write_text("another")
-    assert not repository.stage_is_current("benchmark")
-    assert repository.stage_is_current("train")
+    assert not repository.dvc.stage_is_current("benchmark")
+    assert repository.dvc.stage_is_current("train")
 
     (root / "round" / "selection.h5").unlink()
-    assert not repository.stage_is_current("select")
+    assert not repository.dvc.stage_is_current("select")
 
 
 def test_a_stage_whose_outputs_left_the_cache_is_not_current(root: Path) -> None:
     shutil.rmtree(root / ".dvc" / "cache")
-    assert not Repository(root).stage_is_current("train")
+    assert not Repository(root).dvc.stage_is_current("train")
 
 
 def test_a_stage_that_never_ran_is_not_current(fresh: Path) -> None:
-    assert not Repository(fresh).stage_is_current("train")
+    assert not Repository(fresh).dvc.stage_is_current("train")
 
 
 def test_a_lock_file_cut_short_by_a_kill_costs_stages_never_the_campaign(root: Path) -> None:
@@ -310,7 +311,7 @@ def test_a_lock_file_cut_short_by_a_kill_costs_stages_never_the_campaign(root: P
     line = content.index(b"\n", len(content) // 2) + 1
     for size in (0, 9, len(content) // 3, line, line + 4, content.rindex(b"md5: ") + 6, len(content) - 1):
         write(root / "dvc.lock", content[:size])
-        assert not repository.stage_is_current("label"), size
+        assert not repository.dvc.stage_is_current("label"), size
     run_stages(root)
     assert (root / "dvc.lock").read_bytes() == content
     assert repository.publish("demo", 1) == repository.published_round("demo", 1)
@@ -320,14 +321,14 @@ def test_a_data_file_cut_short_by_a_kill_is_made_again(root: Path) -> None:
     content = (root / "data.dvc").read_bytes()
     for size in (0, len(content) // 2):
         write(root / "data.dvc", content[:size])
-        Repository(root).record_data()
+        Repository(root).dvc.record_data()
         assert (root / "data.dvc").read_bytes() == content
 
 
 def test_a_fresh_clone_pulls_the_bundled_seed_offline(seeded: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     shell(tmp_path, f"git clone -q --no-local {seeded} {clone}")
-    Repository(clone).pull_bundled()
+    Repository(clone).dvc.pull_bundled()
     assert contents(clone / "data") == contents(seeded / "data")
     assert "up to date" in shell(clone, "dvc pull data.dvc")
     assert shell(clone, "git status --porcelain") == ""
@@ -337,47 +338,21 @@ def test_pulling_the_seed_leaves_unrecorded_data_alone(root: Path) -> None:
     append_shard(root, 2)
     before = contents(root / "data")
     with pytest.raises(VersioningError, match="unsaved files"):
-        Repository(root).pull_bundled()
+        Repository(root).dvc.pull_bundled()
     assert contents(root / "data") == before
 
 
-def test_bundling_again_gives_the_same_remote(root: Path) -> None:
-    bundled = root / ".dvc" / "bundled"
-    before = contents(bundled)
-    Repository(root).restore_seed()
-    shutil.rmtree(bundled)
-    Repository(root).bundle_data()
-    assert contents(bundled) == before
-
-
-def test_the_seed_comes_back_without_losing_data(root: Path, seeded: Path) -> None:
+def test_data_that_no_round_names_comes_back_after_a_checkout(root: Path) -> None:
     append_shard(root, 2)
     write(root / "data" / "other" / "seed.h5", "another protein")
     unpublished = contents(root / "data")
+    Repository(root).checkout_round("demo/round-000")
+    assert not (root / "data" / "other").exists()
 
-    Repository(root).restore_seed("toy")
-    assert contents(root / "data" / "toy") == contents(seeded / "data" / "toy")
-    assert (root / "data" / "other" / "seed.h5").read_text() == "another protein"
-
-    Repository(root).restore_seed()
-    assert contents(root / "data") == contents(seeded / "data")
-    assert (root / "data.dvc").read_bytes() == (seeded / "data.dvc").read_bytes()
-
-    saved = max(
-        (root / ".cgal" / "saved").iterdir(), key=lambda path: yaml.safe_load(path.read_text())["outs"][0]["size"]
-    )
+    (saved,) = (root / ".cgal" / "saved").iterdir()
     shutil.copy(saved, root / "data.dvc")
     shell(root, "dvc checkout -q data.dvc")
     assert contents(root / "data") == unpublished
-
-
-def test_a_protein_that_the_seed_lacks_is_not_deleted(root: Path) -> None:
-    write(root / "data" / "other" / "seed.h5", "another protein")
-    before = contents(root / "data")
-    with pytest.raises(VersioningError, match=r"HEAD has no data for protein other \(it has toy\)"):
-        Repository(root).restore_seed("other")
-    assert contents(root / "data") == before
-    assert Repository(root).record_data() == yaml.safe_load((root / "data.dvc").read_text())["outs"][0]["md5"]
 
 
 def test_checking_out_a_round_restores_it_and_it_can_go_on_from_there(root: Path) -> None:
@@ -385,7 +360,7 @@ def test_checking_out_a_round_restores_it_and_it_can_go_on_from_there(root: Path
     repository.checkout_round("demo/round-000")
     assert (root / "round" / "model.pt").read_text() == "model 0"
     assert sorted(contents(root / "data" / "toy" / "shards")) == ["000.h5"]
-    assert all(repository.stage_is_current(stage) for stage in STAGES)
+    assert all(repository.dvc.stage_is_current(stage) for stage in STAGES)
     append_shard(root, 1)
     run_stages(root)
     assert repository.publish("demo", 1) == repository.published("demo")[1]
@@ -441,7 +416,7 @@ def test_work_trees_may_be_made_at_once_and_again_where_one_was_removed(fresh: P
     trees = [fresh / ".cgal" / f"tree-{number}" for number in range(8)]
     for _ in range(2):
         with ThreadPoolExecutor(len(trees)) as threads:
-            commits = list(threads.map(lambda tree: Repository(fresh).work_tree(tree), trees))
+            commits = list(threads.map(lambda tree: make_work_tree(Repository(fresh), tree), trees))
         assert set(commits) == {shell(fresh, "git rev-parse HEAD").strip()}
         assert all((tree / "params.yaml").is_file() for tree in trees)
         for tree in trees[:4]:
@@ -478,36 +453,39 @@ def dvc_process(root: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("dvc_process")
 def test_another_dvc_process_is_waited_for(root: Path) -> None:
-    assert Repository(root).stage_is_current("train")
+    assert Repository(root).dvc.stage_is_current("train")
 
 
 @pytest.mark.usefixtures("dvc_process")
 def test_a_dvc_lock_that_is_never_released_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versioning, "LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr(dvc_session, "LOCK_WAIT_S", 0.0)
     with pytest.raises(VersioningError, match="another DVC process has held DVC's lock"):
-        Repository(root).stage_is_current("train")
+        Repository(root).dvc.stage_is_current("train")
 
 
 # A child dies by SIGKILL just before its n-th git command; DVC is imported once, then each death is a fork.
 KILLED_PUBLISH = """
 import os, signal, sys
 from pathlib import Path
-from flows.versioning import repository as versioning
-versioning._dvc_tools()
+from flows.versioning import Repository
+from flows.versioning.dvc_repo import Dvc
+from flows.versioning.dvc_session import dvc_tools
+from flows.versioning.git import Git
+dvc_tools()
 root, deaths = Path(sys.argv[1]), 0
 while True:
     child = os.fork()
     if child == 0:
-        calls, run = 0, versioning._Git._run
+        calls, run = 0, Git._run
         def dying(self, arguments, content, environment):
             global calls
             if calls == deaths:
                 os.kill(os.getpid(), signal.SIGKILL)
             calls += 1
             return run(self, arguments, content, environment)
-        versioning._Git._run = dying
-        versioning.Repository.record_data = versioning.Repository._require_recorded = lambda self: None  # done: no git
-        versioning.Repository(root).publish("demo", 2)
+        Git._run = dying
+        Dvc.record_data = Dvc.stale_stages = lambda self: None  # done: no git
+        Repository(root).publish("demo", 2)
         os._exit(0)
     if os.waitpid(child, 0)[1] == 0:
         break
@@ -519,7 +497,7 @@ print(deaths)
 def test_kill_between_any_two_steps_of_publishing_leaves_nothing_broken(root: Path) -> None:
     append_shard(root, 2)
     run_stages(root)
-    Repository(root).record_data()
+    Repository(root).dvc.record_data()
     before = user_state(root)
     done = subprocess.run(
         [sys.executable, "-c", KILLED_PUBLISH, str(root)], capture_output=True, text=True, check=False, cwd=PROJECT
@@ -543,7 +521,7 @@ def test_kill_between_branch_and_tag_is_mended(root: Path) -> None:
 HOLD_CAMPAIGN = """
 import os, sys, time
 from pathlib import Path
-from flows.versioning.repository import CampaignLock
+from flows.versioning import CampaignLock
 with CampaignLock(Path(sys.argv[1]), "first"):
     if os.fork() == 0:  # a worker that outlives the campaign must not keep its lock
         print("held", flush=True)
@@ -583,4 +561,4 @@ def test_the_lock_of_a_killed_campaign_is_free(campaign: subprocess.Popen[str], 
 
 def test_a_published_round_is_a_value() -> None:
     entry = PublishedRound("demo", 3, "demo/round-003", "c", "d", "m")
-    assert entry == PublishedRound("demo", 3, versioning.round_tag("demo", 3), "c", "d", "m")
+    assert entry == PublishedRound("demo", 3, round_tag("demo", 3), "c", "d", "m")

@@ -10,7 +10,7 @@ from flows.campaign.round import run_round
 from flows.campaign.steps import append_task, continue_task, prepare_task, publish_task, track_task
 from flows.terminal import console
 from flows.tracking.process import warm_up
-from flows.versioning.repository import Repository
+from flows.versioning import Repository
 from flows.workspace import Workspace
 
 __all__ = ["active_learning"]

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from cgal.errors import BadFile, BadParams, VersioningError
 from cgal.files import atomic_write
 from cgal.params import check_params, merged
-from flows.versioning.repository import Repository
+from flows.versioning import Repository
 from flows.workspace import Workspace
 
 __all__ = [
@@ -63,7 +63,7 @@ def campaign_closing(repository: Repository, name: str) -> str:
 def fetch_data(workspace: Workspace, repository: Repository) -> None:
     """Make sure that the protein's data is there, from the bundled seed if need be; raises BadFile otherwise."""
     if not workspace.data.is_dir():
-        repository.pull_bundled()
+        repository.dvc.pull_bundled()
     for name in ("structure.pdb", "seed.h5", "reference.h5"):
         if not (workspace.data / name).is_file():
             raise BadFile(

@@ -8,7 +8,7 @@ from typing import Any
 
 from cgal.files import read_json
 from flows.tracking.runs import RoundRecord, flatten
-from flows.versioning.repository import PublishedRound, Repository
+from flows.versioning import PublishedRound, Repository
 from flows.workspace import Workspace
 
 __all__ = ["campaign_rounds", "draw_campaign", "round_record"]

@@ -24,7 +24,7 @@ from flows.serving.dispatch import run_in_pool, runs_in_pool
 from flows.terminal import console, describe, stage_bar
 from flows.tracking.process import log_round
 from flows.tracking.runs import TrackingUnavailable
-from flows.versioning.repository import Repository
+from flows.versioning import Repository
 from flows.workspace import Summary, Workspace
 
 __all__ = ["append_task", "continue_task", "prepare_task", "publish_task", "stage_task", "track_task", "worth_retrying"]
@@ -81,7 +81,7 @@ def stage_task(stage: str, round_index: int, workspace: Workspace) -> Callable[[
 def _run_stage(workspace: Workspace, stage: str, k: int) -> Summary:
     repository = Repository(workspace.root)
     title = f"{stage}-r{k:03d}"
-    if repository.stage_is_current(stage):
+    if repository.dvc.stage_is_current(stage):
         console.print(f"[dim]= {title:<16} unchanged, skipped[/dim]")
         return {"skipped": 1}
     started = monotonic()
@@ -91,7 +91,7 @@ def _run_stage(workspace: Workspace, stage: str, k: int) -> Summary:
         else:
             summary = run_stage(stage, workspace, progress)
     seconds = monotonic() - started
-    repository.record_stage(stage)
+    repository.dvc.record_stage(stage)
     workspace.add_timing(k, stage, seconds)
     console.print(f"[green]✓[/green] {title:<16} {seconds:6.1f} s  {describe(summary)}")
     _publish_artifacts(workspace, stage, title, summary | {"wall_s": round(seconds, 1)})

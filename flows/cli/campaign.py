@@ -22,7 +22,7 @@ def run(
     root = open_project(root)
     from flows.campaign.opening import campaign_state
     from flows.terminal import console
-    from flows.versioning.repository import CampaignLock, Repository
+    from flows.versioning import CampaignLock, Repository
     from flows.workspace import Workspace
 
     workspace, repository = Workspace(root), Repository(root)
@@ -42,7 +42,7 @@ def _run_campaign(root: Path, new: str | None, started: float) -> Any:
     from flows.campaign.opening import campaign_state, continue_campaign, fetch_data, new_campaign
     from flows.serving.startup import load_campaign, start_prefect
     from flows.terminal import console
-    from flows.versioning.repository import Repository
+    from flows.versioning import Repository
     from flows.workspace import Workspace
 
     workspace, repository = Workspace(root), Repository(root)
@@ -106,7 +106,7 @@ def rounds(
     """Show every published round: tag, commit, the five W1 with intervals, frames, oracle steps, lost replicas."""
     root = open_project(root)
     from flows.campaign.records import campaign_rounds
-    from flows.versioning.repository import Repository
+    from flows.versioning import Repository
     from flows.workspace import Workspace
 
     name = campaign or Workspace(root).params.campaign.name
@@ -122,7 +122,7 @@ def checkout(
     """Restore the bytes of a published round: dataset, checkpoint, params and all stage outputs."""
     root = open_project(root)
     from flows.terminal import console
-    from flows.versioning.repository import CampaignLock, Repository
+    from flows.versioning import CampaignLock, Repository
     from flows.workspace import Workspace
 
     name = Workspace(root).params.campaign.name
@@ -137,7 +137,7 @@ def report(root: Root = HERE) -> None:
     root = open_project(root)
     from flows.campaign.records import draw_campaign
     from flows.terminal import console
-    from flows.versioning.repository import Repository
+    from flows.versioning import Repository
     from flows.workspace import Workspace
 
     name = Workspace(root).params.campaign.name
@@ -170,7 +170,7 @@ def params() -> None:
 def _print_rounds(root: Path, campaign: str) -> None:
     from flows.campaign.records import campaign_rounds
     from flows.terminal import campaign_table, console, next_lines
-    from flows.versioning.repository import Repository
+    from flows.versioning import Repository
 
     rounds = campaign_rounds(Repository(root), campaign)
     if not rounds:

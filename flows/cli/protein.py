@@ -28,14 +28,14 @@ def import_(
     """Set up params.yaml's protein from an all-atom trajectory: reference, structure, seed and first shard."""
     root = open_project(root)
     from flows.protein.import_ import SeedWindow, import_protein
-    from flows.versioning.repository import CampaignLock, Repository
+    from flows.versioning import CampaignLock, Repository
     from flows.workspace import Workspace
 
     workspace = Workspace(root)
     with CampaignLock(root, "import"):
         window = SeedWindow(seed_first_ps, seed_last_ps, confine_nm)
         import_protein(workspace, topology, trajectory, forces, window, frame_ps=frame_ps, mean_force=mean_force)
-        Repository(root).record_data()
+        Repository(root).dvc.record_data()
 
 
 def seed(
@@ -55,13 +55,13 @@ def seed(
     """Make the seed from data/<protein>/structure.pdb, by short all-atom runs in params.yaml's force field."""
     root = open_project(root)
     from flows.protein.seed import SeedRuns, make_seed
-    from flows.versioning.repository import CampaignLock, Repository
+    from flows.versioning import CampaignLock, Repository
     from flows.workspace import Workspace
 
     plan = SeedRuns(runs, length_ps, equilibration_ps, spacing_ps, confine_nm)
     with CampaignLock(root, "seed"):
         make_seed(Workspace(root, protein), plan, mean_force)
-        Repository(root).record_data()
+        Repository(root).dvc.record_data()
 
 
 def reference(

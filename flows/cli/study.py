@@ -54,7 +54,7 @@ def burn_in(
     root = open_project(root)
     from cgal.frames import AtomFrames
     from flows.terminal import console, stage_bar
-    from flows.versioning.repository import CampaignLock
+    from flows.versioning import CampaignLock
     from flows.workspace import Workspace
     from study.burn_in import RECORDS, write_burn_in
 

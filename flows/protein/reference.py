@@ -25,7 +25,7 @@ from flows.serving.orphans import close_dead_runs, project_tag
 from flows.serving.task_runners import fanning_out
 from flows.terminal import METRICS as HEADINGS
 from flows.terminal import SCALE, console, stage_bar
-from flows.versioning.repository import CampaignLock, Repository
+from flows.versioning import CampaignLock, Repository
 from flows.workspace import Workspace
 
 __all__ = ["reference", "reference_table", "run_reference"]
@@ -139,7 +139,7 @@ def _record(workspace: Workspace, truth: CGTrajectory, summary: dict[str, Any]) 
     """Put the reference into the protein's data, and let DVC know; no campaign may be at work on it."""
     with CampaignLock(workspace.root, "reference"):
         _write(workspace.data, truth, summary)
-        Repository(workspace.root).record_data()
+        Repository(workspace.root).dvc.record_data()
 
 
 def reference_table(summary: dict[str, Any], mode: str) -> Table:

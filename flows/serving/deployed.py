@@ -29,7 +29,7 @@ from flows.serving.startup import die_with
 from flows.settings import use_project_settings
 
 if TYPE_CHECKING:
-    from flows.versioning.repository import Repository
+    from flows.versioning import Repository
     from flows.workspace import Workspace
 
 __all__ = ["active_learning", "label", "reference", "simulate", "train"]
@@ -74,7 +74,7 @@ def active_learning(
     from flows.campaign.opening import campaign_closing
     from flows.serving.dispatch import use_pools
     from flows.serving.orphans import close_dead_runs, project_tag
-    from flows.versioning.repository import CampaignLock, Repository
+    from flows.versioning import CampaignLock, Repository
 
     form: dict[str, Any] = overrides.model_dump(exclude_none=True) if overrides else {}
     form["protein"] = protein
@@ -186,7 +186,7 @@ def _next_of_series(repository: "Repository", first: str) -> str:
 def _open_campaign(root: Path, series: str, name: str, form: dict[str, Any]) -> None:
     """Bring the workspace to a campaign: to its last round, or to the seed with the form's values in `params.yaml`."""
     from flows.campaign.opening import campaign_state, change_params, continue_campaign, fetch_data, new_campaign
-    from flows.versioning.repository import Repository
+    from flows.versioning import Repository
     from flows.workspace import Workspace
 
     repository = Repository(root)

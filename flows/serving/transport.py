@@ -23,7 +23,7 @@ from filelock import FileLock
 from cgal.errors import BadFile
 from cgal.files import sha256
 from cgal.params import Params
-from flows.versioning.repository import Repository
+from flows.versioning.exchange import Exchange
 from flows.workspace import Workspace
 
 __all__ = [
@@ -131,7 +131,7 @@ def send_inputs(workspace: Workspace, stage: str) -> dict[str, str]:
     """
     deps = _paths(workspace, _stage(workspace, stage)["deps"])
     files = _files([*deps, *(workspace.root / name for name in SETTINGS)])
-    return _send(Repository(workspace.root), workspace.root, files)
+    return _send(Exchange(workspace.root), workspace.root, files)
 
 
 def take_outputs(workspace: Workspace, stage: str, outputs: Mapping[str, Output]) -> None:
@@ -146,7 +146,7 @@ def take_outputs(workspace: Workspace, stage: str, outputs: Mapping[str, Output]
     arrived = _folder(workspace.root, f"arrived-{stage}")
     shutil.rmtree(arrived, ignore_errors=True)
     try:
-        _receive(Repository(workspace.root), arrived, {name: output.md5 for name, output in outputs.items()})
+        _receive(Exchange(workspace.root), arrived, {name: output.md5 for name, output in outputs.items()})
         for name, output in outputs.items():
             if sha256(arrived / name) != output.sha256:
                 raise BadFile(f"{name}: what came from the DVC remote is not what the worker wrote; it is not taken")
@@ -182,7 +182,7 @@ def received(root: Path, stage: str, inputs: str, files: Mapping[str, str]) -> I
     with FileLock(folder.with_suffix(".lock"), timeout=LOCK_WAIT_S):
         for name in ("data", "round"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        _receive(Repository(root), folder, files)
+        _receive(Exchange(root), folder, files)
         yield Workspace(folder)
         shutil.rmtree(folder)
         folder.with_suffix(".lock").unlink(missing_ok=True)
@@ -191,27 +191,27 @@ def received(root: Path, stage: str, inputs: str, files: Mapping[str, str]) -> I
 def send_outputs(root: Path, workspace: Workspace, stage: str) -> dict[str, Output]:
     """Push what a stage wrote to the DVC remote of a clone, and say what that is."""
     outputs = read_outputs(workspace, stage)
-    hashes = _send(Repository(root), workspace.root, [workspace.root / name for name in outputs])
+    hashes = _send(Exchange(root), workspace.root, [workspace.root / name for name in outputs])
     return {name: Output(output.sha256, hashes[name]) for name, output in outputs.items()}
 
 
 # ------------------------------------------------------------------------------------- both sides
 
 
-def _send(repository: Repository, root: Path, files: list[Path]) -> dict[str, str]:
-    hashes = repository.keep_files(files)
-    repository.push_files(hashes)
+def _send(exchange: Exchange, root: Path, files: list[Path]) -> dict[str, str]:
+    hashes = exchange.keep(files)
+    exchange.push(hashes)
     return {file.relative_to(root).as_posix(): digest for file, digest in zip(files, hashes, strict=True)}
 
 
-def _receive(repository: Repository, folder: Path, files: Mapping[str, str]) -> None:
+def _receive(exchange: Exchange, folder: Path, files: Mapping[str, str]) -> None:
     for name, digest in files.items():
         _inside(folder, name)
         if not MD5.fullmatch(digest):
             raise BadFile(f"{name}: {digest!r} is no hash of DVC's")
-    repository.fetch_files(sorted(set(files.values())))
+    exchange.fetch(sorted(set(files.values())))
     for name, digest in files.items():
-        repository.place_file(digest, _inside(folder, name))
+        exchange.place(digest, _inside(folder, name))
 
 
 def _inside(folder: Path, name: str) -> Path:

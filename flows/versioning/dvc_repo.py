@@ -1,0 +1,107 @@
+"""DVC in one working copy: what is recorded, what is restored, and where its remotes are."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from cgal.errors import VersioningError
+from flows.versioning.dvc_session import with_dvc
+from flows.versioning.round_files import data_md5
+
+__all__ = ["BUNDLED_REMOTE", "Dvc", "own_remotes"]
+
+BUNDLED_REMOTE = "bundled"
+"""DVC remote that travels inside the repository (`.dvc/bundled`) and holds the seed; `publish` never pushes to it."""
+
+
+class Dvc:
+    """DVC in one working copy; every method raises VersioningError, with DVC's reason, when it cannot do its work."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def stage_is_current(self, stage: str) -> bool:
+        """Whether command, inputs, params and outputs of a stage are those that `dvc.lock` records."""
+        return not self._status(f"{self._path('dvc.yaml')}:{stage}")
+
+    def stale_stages(self) -> list[str]:
+        """Stages whose command, inputs, params or outputs are not those that `dvc.lock` records."""
+        return [name.rpartition(":")[2] for name in self._status(self._path("dvc.yaml"))]
+
+    def record_stage(self, stage: str) -> None:
+        """Keep the outputs of a stage that has just run in the DVC cache, and in `dvc.lock` what made them."""
+        with_dvc(self.root, lambda repo: _record_stage(repo, self._path("dvc.yaml"), stage))
+
+    def record_data(self) -> str:
+        """Keep `data/` as it is in the DVC cache, let `data.dvc` say so, and give its hash."""
+        with_dvc(self.root, lambda repo: _record_data(repo, self.root))
+        return data_md5((self.root / "data.dvc").read_bytes())
+
+    def pull_bundled(self) -> None:
+        """Fetch the seed that travels with the repository into `data/`, with no network (`dvc pull data.dvc`).
+
+        Raises VersioningError when `data/` holds files that are not recorded: they are left alone.
+        """
+        with_dvc(self.root, lambda repo: repo.pull(targets=[self._path("data.dvc")], remote=BUNDLED_REMOTE))
+
+    def check_out(self, *, allow_missing: bool = False) -> None:
+        """Do `dvc checkout`, after a look at where it would write: DVC follows names that lead out of the project.
+
+        They come from a tag, and from the list of a folder's files that its remote holds: from whoever may write those.
+        """
+        with_dvc(self.root, lambda repo: _check_out(repo, self.root, allow_missing))
+
+    def cache_folder(self) -> str:
+        """Where the DVC cache is."""
+        return str(with_dvc(self.root, lambda repo: repo.cache.local_cache_dir))
+
+    def share_cache(self, folder: str) -> None:
+        """Use the DVC cache of another working copy."""
+        with_dvc(self.root, lambda repo: _share_cache(repo, folder))
+
+    def _status(self, target: str) -> dict[str, list[Any]]:
+        status: dict[str, list[Any]] = with_dvc(self.root, lambda repo: repo.status(targets=[target]))
+        return status
+
+    def _path(self, path: str) -> str:
+        return str(self.root / path)
+
+
+def own_remotes(repo: Any) -> list[str]:
+    """DVC remotes that a round is pushed to: the default one, or all when the bundled one is the default."""
+    default = repo.config["core"].get("remote", BUNDLED_REMOTE)
+    return [default] if default != BUNDLED_REMOTE else sorted(set(repo.config["remote"]) - {BUNDLED_REMOTE})
+
+
+def _record_stage(repo: Any, path: str, stage_name: str) -> None:
+    """Do `dvc commit --force` for one stage, in any current folder: without DVC's run cache, which we do not use."""
+    stage = repo.stage.load_one(path, stage_name)
+    stage.save(run_cache=False)
+    stage.commit()
+    stage.dump(update_pipeline=False)
+
+
+def _record_data(repo: Any, root: Path) -> None:
+    if (root / "data.dvc").is_file():
+        repo.commit(str(root / "data.dvc"), force=True)
+    else:
+        repo.add(str(root / "data"))
+
+
+def _share_cache(repo: Any, folder: str) -> None:
+    with repo.config.edit("local") as settings:
+        settings["cache"]["dir"] = folder
+
+
+def _check_out(repo: Any, root: Path, allow_missing: bool) -> None:
+    for output in repo.index.outs:
+        if not _stays_inside(output, root):
+            raise VersioningError(f"{output}: names files outside of {root}; whoever wrote that is not to be trusted")
+    repo.checkout(allow_missing=allow_missing)
+
+
+def _stays_inside(output: Any, root: Path) -> bool:
+    if not Path(os.path.normpath(output.fs_path)).is_relative_to(root):
+        return False
+    is_folder = output.hash_info and output.hash_info.isdir
+    return not (is_folder and any(".." in key for key, _, _ in output.get_obj() or ()))

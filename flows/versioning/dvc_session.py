@@ -1,0 +1,102 @@
+"""DVC's Python API: imported late, used under DVC's lock, its errors as VersioningError."""
+
+import logging
+import os
+import sqlite3
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple
+
+from cgal.errors import VersioningError
+
+__all__ = ["dvc_tools", "reason", "with_dvc"]
+
+LOCK_WAIT_S = 120.0
+"""DVC waits 3 s for its lock; someone's `dvc status` or `dvc push` may take longer."""
+
+WRITTEN_BY_DVC = ("data.dvc", "dvc.lock")
+
+
+def with_dvc[T](root: Path, action: Callable[[Any], T]) -> T:
+    """Do something with a new `dvc.repo.Repo` under DVC's lock: an old one remembers files as they were.
+
+    Raises VersioningError with DVC's reason, or when another process keeps DVC's lock for LOCK_WAIT_S.
+    """
+    dvc = dvc_tools()
+    deadline = monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            with dvc.repo(str(root)) as repo:
+                repo.lock._friendly = False  # no "Waiting to acquire lock" across a progress bar
+                with dvc.lock(repo):
+                    _set_aside_cut_files(root)
+                    return action(repo)
+        except dvc.locked as error:
+            if monotonic() > deadline:
+                raise VersioningError(
+                    f"{root}: another DVC process has held DVC's lock for {LOCK_WAIT_S:.0f} s; wait for it"
+                ) from error
+        except dvc.damaged as error:
+            if not _set_aside(root, Path(error.path)):
+                raise VersioningError(f"DVC: {reason(error)}") from error
+        except dvc.errors as error:
+            raise VersioningError(f"DVC: {reason(error)}") from error
+
+
+def _set_aside_cut_files(root: Path) -> None:
+    """Find what a kill or a full disk left of a file while DVC wrote it, in place: its last line has no end."""
+    for name in WRITTEN_BY_DVC:
+        path = root / name
+        if path.is_file() and not path.read_bytes().endswith(b"\n"):
+            _set_aside(root, path)
+
+
+def _set_aside(root: Path, path: Path) -> bool:
+    """Move a damaged file that DVC can make again out of the way; stages that it recorded count as never run."""
+    if path.name not in WRITTEN_BY_DVC or not path.is_file():
+        return False
+    aside = root / ".cgal" / f"{path.name}.damaged"
+    aside.parent.mkdir(exist_ok=True)
+    os.replace(path, aside)
+    return True
+
+
+def reason(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class _DvcTools(NamedTuple):
+    """What is used of DVC's Python API."""
+
+    repo: Any
+    lock: Any
+    locked: type[Exception]
+    damaged: tuple[type[Any], ...]
+    errors: tuple[type[Exception], ...]
+    hash: Any
+
+
+@cache
+def dvc_tools() -> _DvcTools:
+    """Import DVC when it is first needed (that takes seconds) and keep it quiet."""
+    os.environ.setdefault("DVC_NO_ANALYTICS", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo, lock_repo
+    from dvc.utils.strictyaml import YAMLSyntaxError, YAMLValidationError
+    from dvc_data.hashfile.hash_info import HashInfo
+
+    for name in ("dvc", "dvc_data", "dvc_objects"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return _DvcTools(
+        Repo,
+        lock_repo,
+        LockError,
+        (YAMLSyntaxError, YAMLValidationError),
+        (DvcException, OSError, sqlite3.Error),
+        HashInfo,
+    )

@@ -1,0 +1,98 @@
+"""Files by their DVC hash, between clones through the DVC remote that they share."""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cgal.errors import VersioningError
+from cgal.files import atomic_write
+from flows.versioning.dvc_repo import own_remotes
+from flows.versioning.dvc_session import dvc_tools, reason, with_dvc
+
+__all__ = ["Exchange", "RemoteUnreachable"]
+
+
+class RemoteUnreachable(Exception):
+    """A DVC remote did not answer, or broke off; another attempt may succeed."""
+
+
+class Exchange:
+    """What a clone, seen from its root folder, sends to others and gets from them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+
+    @cached_property
+    def remote(self) -> str:
+        """Name of the DVC remote through which clones exchange files; raises VersioningError when it is not clear."""
+        remotes = with_dvc(self.root, own_remotes)
+        if len(remotes) != 1:
+            there = f"several DVC remotes ({', '.join(remotes)})" if remotes else "no DVC remote"
+            raise VersioningError(
+                f"execution.transport is dvc, and {self.root} has {there}; name one that campaign and workers reach: "
+                "'dvc remote add --default NAME URL', the same in each clone"
+            )
+        return remotes[0]
+
+    def keep(self, paths: Sequence[Path]) -> list[str]:
+        """Copy files into the DVC cache, those that it lacks; give their DVC hashes."""
+        hashes = [_md5(path) for path in paths]
+        with_dvc(self.root, lambda repo: repo.cache.local.add([str(path) for path in paths], repo.fs, hashes))
+        return hashes
+
+    def push(self, hashes: Sequence[str]) -> int:
+        """Push files from the cache to the remote, those that it lacks; give their number.
+
+        Raises RemoteUnreachable when that does not work.
+        """
+        return self._move("push", hashes)
+
+    def fetch(self, hashes: Sequence[str]) -> None:
+        """Fetch files into the cache, those that it lacks; raises RemoteUnreachable, or VersioningError without them.
+
+        Their content is held against their hash when they are copied out of the cache, see `place`.
+        """
+        self._move("pull", hashes)
+        missing = with_dvc(self.root, lambda repo: [md5 for md5 in hashes if not repo.cache.local.exists(md5)])
+        if missing:
+            raise VersioningError(
+                f"DVC remote {self.remote} has no {', '.join(missing)}; let 'dvc remote list' say the same place in "
+                "each clone, and prune a remote only while no campaign is at work"
+            )
+
+    def place(self, digest: str, path: Path) -> None:
+        """Copy a file out of the cache, atomically; raises VersioningError when its content has another hash.
+
+        The cache then forgets it, so that the next attempt fetches it anew.
+        """
+        held = Path(with_dvc(self.root, lambda repo: repo.cache.local.oid_to_path(digest)))
+        with atomic_write(path) as temporary:
+            shutil.copyfile(held, temporary)
+            if (found := _md5(temporary)) != digest:
+                held.unlink()
+                raise VersioningError(f"{path} is not placed: what came as {digest} has the hash {found}; try again")
+
+    def _move(self, way: str, hashes: Sequence[str]) -> int:
+        remote = self.remote
+
+        def move(repo: Any) -> int:
+            objects = {dvc_tools().hash("md5", digest) for digest in hashes}
+            place = repo.cloud.get_remote_odb(remote, way)  # what is wrong in the configuration is said here
+            try:
+                moved, failed = getattr(repo.cloud, way)(objects, odb=place)
+            except Exception as error:  # a remote's client may raise anything
+                raise RemoteUnreachable(f"DVC remote {remote} does not answer: {reason(error)}") from error
+            if failed:
+                raise RemoteUnreachable(f"DVC remote {remote} broke off: {len(failed)} of {len(objects)} files left")
+            return len(moved)
+
+        return with_dvc(self.root, move)
+
+
+def _md5(path: Path) -> str:
+    """Hash by which DVC calls a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,82 @@
+"""A round's commit and tag, made by git plumbing."""
+
+from collections.abc import Mapping
+
+from cgal.errors import VersioningError
+from flows.versioning.git import Git
+from flows.versioning.round_files import ROUND_FILES, data_md5, model_md5
+
+__all__ = ["commit_round", "require_same", "store_round_files"]
+
+READABLE_FILES = (
+    "round/metrics.json",
+    "round/selection.json",
+    "round/histograms.json",
+    "round/training.csv",
+    "round/timings.json",
+)
+"""Small results that a round's commit also holds as plain files, so that git alone can read them."""
+
+CODE_PATHS = ("cgal", "flows", "study", "requirements.lock")
+"""What is looked at to say whether a round ran with code that is in no commit."""
+
+NO_OBJECT = "0" * 40
+
+
+def store_round_files(git: Git) -> dict[str, str]:
+    """Store the files of the workspace that a round's commit holds; give the blob of each by its path."""
+    optional = [path for path in (*READABLE_FILES, "dvc.yaml") if (git.root / path).is_file()]
+    return git.hash_files([*ROUND_FILES, *optional], write=True)
+
+
+def require_same(git: Git, tag: str, blobs: Mapping[str, str]) -> None:
+    """Raise VersioningError when a round that is published is not that of the workspace."""
+    held = git.objects([f"{tag}:{path}" for path in ROUND_FILES])
+    changed = [path for path, blob in zip(ROUND_FILES, held, strict=True) if blob != blobs[path]]
+    if changed:
+        raise VersioningError(
+            f"{tag} exists and has another {', '.join(changed)}; published rounds never change: choose another "
+            f"campaign.name, or restore the round with 'cgal checkout {tag}'"
+        )
+
+
+def commit_round(git: Git, campaign: str, tag: str, blobs: Mapping[str, str], message: str) -> None:
+    """Commit these files on top of HEAD's tree to the campaign's branch, and tag the commit, in one transaction.
+
+    Raises VersioningError when a working copy has the branch checked out, or the repository has no commit.
+    """
+    branch = f"refs/heads/campaign/{campaign}"
+    _require_not_checked_out(git, branch)
+    head, tip = git.objects(["HEAD^{commit}", f"{branch}^{{commit}}"])
+    if head is None:
+        raise VersioningError("the repository has no commit yet; commit the code once, then publish")
+    tree = git.write_tree(head, blobs)
+    if tip and _is_unfinished(git, tip, tree, tag):
+        commit = tip
+    else:
+        commit = git.commit_tree(tree, tip or head, _with_trailers(git, message, tag, head))
+    git.update_refs({branch: (commit, tip or NO_OBJECT), f"refs/tags/{tag}": (commit, NO_OBJECT)})
+
+
+def _require_not_checked_out(git: Git, branch: str) -> None:
+    worktrees = git.run("worktree", "list", "--porcelain")
+    if f"branch {branch}\n" in worktrees:
+        raise VersioningError(
+            f"{branch.removeprefix('refs/heads/')} is checked out in a working copy, which publishing would leave "
+            "behind; switch to a code branch there, such as 'git switch main'"
+        )
+
+
+def _is_unfinished(git: Git, tip: str, tree: str, tag: str) -> bool:
+    """Whether the branch already has this round: a process was killed between moving the branch and the tag."""
+    same_tree = git.objects([f"{tip}^{{tree}}"])[0] == tree
+    return same_tree and f"\nRound: {tag}\n" in git.run("log", "-1", "--format=%B", tip)
+
+
+def _with_trailers(git: Git, message: str, tag: str, head: str) -> str:
+    changed = git.run("status", "--porcelain", "--", *CODE_PATHS)
+    state = "with uncommitted changes" if changed else "clean"
+    data = data_md5((git.root / "data.dvc").read_bytes())
+    model = model_md5((git.root / "dvc.lock").read_bytes())
+    trailers = (f"Round: {tag}", f"Code: {head} ({state})", f"Data-MD5: {data}", f"Model-MD5: {model}")
+    return f"{message}\n\n" + "\n".join(trailers) + "\n"

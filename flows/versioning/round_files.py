@@ -1,0 +1,26 @@
+"""The small files in git that name a round's bytes in DVC."""
+
+from typing import Any
+
+import yaml
+
+__all__ = ["ROUND_FILES", "data_md5", "model_md5"]
+
+ROUND_FILES = ("data.dvc", "dvc.lock", "params.yaml")
+"""What restores a round: which data, which outputs, which numbers."""
+
+
+def data_md5(data_dvc: bytes) -> str:
+    """DVC hash of the dataset that a `data.dvc` names."""
+    return str(_parse(data_dvc)["outs"][0]["md5"])
+
+
+def model_md5(dvc_lock: bytes) -> str:
+    """DVC hash of the checkpoint that a `dvc.lock` names."""
+    outputs = _parse(dvc_lock)["stages"]["train"]["outs"]
+    return str(next(output["md5"] for output in outputs if output["path"] == "round/model.pt"))
+
+
+def _parse(content: bytes) -> Any:
+    """Parse by libyaml where it is there: ten times faster, which counts once a campaign has many rounds."""
+    return yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
