@@ -101,7 +101,7 @@ def test_automatic_platform_works_and_an_absent_one_is_refused() -> None:
     assert openmm.Platform.getPlatformByName(name)
     assert choose_platform("CPU")[1] == {"Threads": "1", "DeterministicForces": "true"}
     if name != "CUDA":
-        with pytest.raises(BadParams, match=r"CUDA does not work here.*set it to auto"):
+        with pytest.raises(BadParams, match=r"CUDA does not work here \(CUDA: OpenMM's plugin .*set it to auto"):
             choose_platform("CUDA")
     assert set(properties) <= {"Threads", "DeterministicForces", "Precision"}
 

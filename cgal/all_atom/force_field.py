@@ -195,10 +195,21 @@ def choose_platform(name: str) -> tuple[str, dict[str, str]]:
         try:
             _try_platform(candidate)
         except openmm.OpenMMException as error:
-            reasons.append(f"{candidate}: {error}")
+            reasons.append(f"{candidate}: {_why_not_there(candidate) or error}")
         else:
             return candidate, PLATFORM_PROPERTIES[candidate]
     raise BadParams(f"force_field.platform {name} does not work here ({'; '.join(reasons)}); set it to auto")
+
+
+def _why_not_there(name: str) -> str:
+    """Why OpenMM does not know the platform: its plugin did not load, or is not installed; empty when it knows it."""
+    if name in {openmm.Platform.getPlatform(index).getName() for index in range(openmm.Platform.getNumPlatforms())}:
+        return ""
+    failures = [text for text in openmm.Platform.getPluginLoadFailures() if f"libOpenMM{name}.so:" in text]
+    if not failures:
+        return "OpenMM's plugin is not installed; pip install 'cgal[gpu]' brings it"
+    missing = failures[0].split(": ", 1)[1]
+    return f"OpenMM's plugin does not load, {missing}; that library comes with the GPU's driver"
 
 
 def _try_platform(name: str) -> None:
