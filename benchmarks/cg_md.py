@@ -20,13 +20,13 @@ from jaxtyping import Float32
 
 from benchmarks.chains import TEMPERATURE_K, compact_chain, potential, shaken
 from benchmarks.harness import Result, Timing, interleave, seconds
-from cgal.params import NetworkParams, SimulationParams
-from cgal.potential.checkpoint import Potential
+from cgal.params import SchNetParams, SimulationParams
+from cgal.potential.potential import Potential
 from cgal.schnet.evaluator import Evaluator
 from cgal.schnet.fused import ROWS, FusedEvaluator, in_threads
 from cgal.simulation.run import start_engine
 
-NETWORK = NetworkParams(features=128, blocks=3, radial_functions=32, cutoff_nm=1.5)
+NETWORK = SchNetParams(features=128, blocks=3, radial_functions=32, cutoff_nm=1.5)
 BEADS = 10
 BATCHES = (128, 64, 512)
 """Replicas; the first has the plain names."""

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64
 
-from cgal.params import NetworkParams, PriorParams
-from cgal.potential.checkpoint import Potential
+from cgal.params import PriorParams, SchNetParams
+from cgal.potential.architectures import new_network
+from cgal.potential.potential import Potential
 from cgal.potential.prior import fit_prior
-from cgal.schnet.network import new_network
 
 __all__ = ["TEMPERATURE_K", "compact_chain", "potential", "shaken"]
 
@@ -52,7 +52,7 @@ def shaken(chain: Float32[np.ndarray, "beads 3"], frames: int, seed: int = 0) ->
     return (chain + noise).astype(np.float32)
 
 
-def potential(chain: Float32[np.ndarray, "beads 3"], params: NetworkParams) -> Potential:
+def potential(chain: Float32[np.ndarray, "beads 3"], params: SchNetParams) -> Potential:
     """Prior fitted about the chain, and a network of random weights whose forces are gentle."""
     sequence = (RESIDUES * (len(chain) // len(RESIDUES) + 1))[: len(chain)]
     prior = fit_prior(shaken(chain, 100), sequence, TEMPERATURE_K, PriorParams())

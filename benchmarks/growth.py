@@ -11,7 +11,7 @@ from scipy.spatial.distance import pdist
 
 from benchmarks.chains import TEMPERATURE_K, compact_chain, potential, shaken
 from benchmarks.harness import Result, interleave
-from cgal.params import NetworkParams, SimulationParams
+from cgal.params import SchNetParams, SimulationParams
 from cgal.simulation.langevin import Engine
 from cgal.simulation.run import start_engine
 
@@ -63,7 +63,7 @@ def _all_but_the_network() -> Result:
 def _engine(beads: int, cutoff_nm: float, features: int = 128, blocks: int = 3) -> Engine:
     """Give the engine at one spacing of the tables, whatever the cutoff."""
     chain, replicas = compact_chain(beads), BEADS_AT_ONCE // beads
-    network = NetworkParams(features=features, blocks=blocks, radial_functions=32, cutoff_nm=cutoff_nm)
+    network = SchNetParams(features=features, blocks=blocks, radial_functions=32, cutoff_nm=cutoff_nm)
     params = SimulationParams(replicas=replicas, filter_intervals=round(340 * cutoff_nm))
     return start_engine(
         potential(chain, network), shaken(chain, replicas, 1), params, TEMPERATURE_K, seed=1, device="cpu"

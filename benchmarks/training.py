@@ -17,9 +17,11 @@ import torch
 
 from benchmarks.harness import Result, interleave
 from cgal.frames import AtomFrames, alpha_carbons, sequence_of
-from cgal.params import NetworkParams, TrainingParams
-from cgal.schnet.force_matching import Sharer, worker_threads
-from cgal.schnet.network import CGSchNet, ENERGY_SCALE_kJ_per_mol, bead_types, new_network
+from cgal.params import SchNetParams, TrainingParams
+from cgal.potential.architectures import new_network
+from cgal.potential.force_matching import ParallelMap, worker_threads
+from cgal.potential.network import ENERGY_SCALE_kJ_per_mol, bead_types
+from cgal.schnet.network import CGSchNet
 from cgal.training import Frames, Run
 
 THREADS = 2
@@ -32,12 +34,12 @@ type Step = Callable[[], float]
 
 def results() -> Iterator[Result]:
     """Steps of a large network in large batches, then those of the demo."""
-    large = NetworkParams(features=128, blocks=3, radial_functions=50)
+    large = SchNetParams(features=128, blocks=3, radial_functions=50)
     yield _compare("training_vs_schnetpack", large, TrainingParams(batch_size=64), steps=5)
-    yield _compare("training_vs_schnetpack_demo", NetworkParams(), TrainingParams(), steps=40)
+    yield _compare("training_vs_schnetpack_demo", SchNetParams(), TrainingParams(), steps=40)
 
 
-def _compare(name: str, architecture: NetworkParams, params: TrainingParams, steps: int) -> Result:
+def _compare(name: str, architecture: SchNetParams, params: TrainingParams, steps: int) -> Result:
     network, batch = _network(architecture), _batch(params.batch_size)
     with worker_threads(THREADS) as share:
         ours, theirs = _our_step(network, batch, params, share), _peer_step(network, batch, params)
@@ -58,8 +60,9 @@ def _repeat(step: Step, times: int) -> None:
         step()
 
 
-def _network(architecture: NetworkParams) -> CGSchNet:
+def _network(architecture: SchNetParams) -> CGSchNet:
     network = new_network(architecture, 0)
+    assert isinstance(network, CGSchNet)
     torch.nn.init.normal_(
         dict(network.named_parameters())["readout.1.weight"], std=0.1, generator=torch.Generator().manual_seed(0)
     )
@@ -80,7 +83,7 @@ def _batch(size: int) -> Frames:
     )
 
 
-def _our_step(network: CGSchNet, batch: Frames, params: TrainingParams, share: Sharer) -> Step:
+def _our_step(network: CGSchNet, batch: Frames, params: TrainingParams, share: ParallelMap) -> Step:
     run = Run(network, [batch], [batch], params, 0, share)
 
     def step() -> float:

@@ -8,10 +8,10 @@ finds.
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from cgal.errors import BadFile, BadParams
 
@@ -24,15 +24,18 @@ __all__ = [
     "MappingParams",
     "NetworkParams",
     "OracleParams",
+    "PaiNNParams",
     "Params",
     "PriorParams",
     "ReferenceParams",
+    "SchNetParams",
     "SelectionParams",
     "SimulationParams",
     "TrainingParams",
     "check_params",
     "load_params",
     "merged",
+    "section_models",
 ]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -116,13 +119,40 @@ class PriorParams(Section):
     )
 
 
-class NetworkParams(Section):
-    """SchNet: schnetpack's representation on C-alpha beads."""
+class SchNetParams(Section):
+    """SchNet: continuous filters between C-alpha beads, trained and simulated in compiled loops."""
 
+    architecture: Literal["schnet"] = "schnet"
     features: Count = 64
     blocks: Count = 2
-    radial_functions: Annotated[int, Field(ge=2)] = 24
+    radial_functions: int = Field(24, ge=2)
     cutoff_nm: Positive = 1.5
+
+
+class PaiNNParams(Section):
+    """PaiNN: vectors beside the scalars of a bead; by automatic differentiation alone, and so many times slower."""
+
+    architecture: Literal["painn"] = "painn"
+    features: Count = 32
+    blocks: Count = 2
+    radial_functions: int = Field(24, ge=2)
+    cutoff_nm: Positive = 1.5
+
+
+def _architecture(content: Any) -> str | None:
+    """Tag of a network's params; those from before there was a choice are SchNet's."""
+    if isinstance(content, Mapping):
+        return str(content.get("architecture", "schnet"))
+    return getattr(content, "architecture", None)
+
+
+NetworkParams = Annotated[
+    Annotated[SchNetParams, Tag("schnet")] | Annotated[PaiNNParams, Tag("painn")],
+    Discriminator(
+        _architecture, custom_error_type="architecture", custom_error_message="architecture must be schnet or painn"
+    ),
+]
+"""Params of the network of one architecture, told apart by `architecture`."""
 
 
 class TrainingParams(Section):
@@ -322,7 +352,7 @@ class Params(Section):
     force_field: ForceFieldParams = ForceFieldParams()
     mapping: MappingParams = MappingParams()
     prior: PriorParams = PriorParams()
-    network: NetworkParams = NetworkParams()
+    network: NetworkParams = SchNetParams()
     training: TrainingParams = TrainingParams()
     simulation: SimulationParams = SimulationParams()
     selection: SelectionParams = SelectionParams()
@@ -372,6 +402,8 @@ def check_params(content: Mapping[str, Any], path: Path) -> Params:
 
 def _explain(fault: Any) -> str:
     location = [str(part) for part in fault["loc"]]
+    if location[:1] == ["network"]:
+        del location[1:2]  # the architecture that pydantic took it for
     key = ".".join(location)
     if fault["type"] == "extra_forbidden":
         near = get_close_matches(location[-1], _known_keys(location[:-1]), n=1)
@@ -382,13 +414,17 @@ def _explain(fault: Any) -> str:
 
 
 def _known_keys(section: list[str]) -> list[str]:
-    model: type[BaseModel] = Params
+    models: tuple[type[Section], ...] = (Params,)
     for name in section:
-        annotation = model.model_fields[name].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        model = annotation
-    return list(model.model_fields)
+        models = section_models(models[0].model_fields[name].annotation)
+    return [key for model in models for key in model.model_fields]
+
+
+def section_models(annotation: Any) -> tuple[type[Section], ...]:
+    """Models that a key of `Params` may hold: one a section, one an architecture for `network`, none for a number."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return (annotation,)
+    return tuple(model for part in get_args(annotation) for model in section_models(part))
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

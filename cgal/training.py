@@ -8,7 +8,7 @@ of n beads:
 Errors along the CA-CA bonds count `bond_weight` times: their noise is the greatest, and the prior's springs are there.
 The prior is fixed, so its forces are taken off the labels once and the network alone is trained. The noise of the
 labels is part of chi^2: the held-out error of a perfect model is that noise, not zero. How the gradient of chi^2 along
-the weights is found is told in `cgal.schnet.force_matching`.
+the weights is found is told in `cgal.potential.force_matching`.
 """
 
 import csv
@@ -34,11 +34,13 @@ from cgal.errors import BadTrajectory, EmptyTrajectory, PreflightFailed
 from cgal.files import atomic_write, write_bytes, write_text
 from cgal.frames import LabelledFrames
 from cgal.params import TrainingParams
-from cgal.potential.checkpoint import Potential
+from cgal.potential.architectures import architecture_of
+from cgal.potential.force_matching import ForceMatching, ParallelMap, worker_threads
+from cgal.potential.network import Network, bead_types
+from cgal.potential.potential import Potential
 from cgal.potential.prior import Prior
 from cgal.progress import Progress, silent
-from cgal.schnet.force_matching import ForceMatching, Sharer, weigh_bonds, worker_threads
-from cgal.schnet.network import CGSchNet, bead_types
+from cgal.projection.bonds import weigh_bonds
 
 __all__ = [
     "EpochRecord",
@@ -124,9 +126,9 @@ def train(
     Raises BadTrajectory (a label is not finite, or a protein has no prior), EmptyTrajectory (nothing to train on or
     to hold out), PreflightFailed (held-out error not below the prior's, unless `params.preflight` is false).
     """
-    with _deterministic_algorithms(), worker_threads() as share:
+    with _deterministic_algorithms(), worker_threads() as parallel_map:
         training, held_out = _prepare(shards, {**(priors or {}), initial.sequence: initial.prior}, params)
-        run = Run(initial.network, training, held_out, params, seed, share)
+        run = Run(initial.network, training, held_out, params, seed, parallel_map)
         run.resume(scratch)
         while not run.finished:
             run.epoch()
@@ -256,17 +258,17 @@ class Run:
 
     def __init__(
         self,
-        network: CGSchNet,
+        network: Network,
         training: list[Frames],
         held_out: list[Frames],
         params: TrainingParams,
         seed: int,
-        share: Sharer,
+        parallel_map: ParallelMap,
     ) -> None:
         self.training, self.held_out, self.params = training, held_out, params
         self.fingerprint = _fingerprint(network, training, held_out, params, seed)
-        self.matching = ForceMatching(
-            network, [frames.positions for frames in [*training, *held_out]], share, params.bond_weight
+        self.matching = architecture_of(network.params).force_matching(
+            network, [frames.positions for frames in [*training, *held_out]], parallel_map, params.bond_weight
         )
         self.weights = self.matching.weights
         self.generator = torch.Generator().manual_seed(seed)
@@ -374,7 +376,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _fingerprint(
-    network: CGSchNet,
+    network: Network,
     training: Sequence[Frames],
     held_out: Sequence[Frames],
     params: TrainingParams,

@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
-from cgal.params import Params
+from cgal.params import Params, section_models
 from cgal.progress import Progress
 
 __all__ = ["METRICS", "SCALE", "campaign_table", "console", "describe", "next_lines", "params_table", "stage_bar"]
@@ -153,10 +153,10 @@ def params_table() -> Table:
 
 def _parameters(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
     for name, field in model.model_fields.items():
-        if isinstance(field.default, BaseModel):
-            yield f"[bold]{name}[/bold]", "", "", (type(field.default).__doc__ or "").strip()
-            yield from _parameters(f"{name}.", type(field.default))
-        else:
+        for section in section_models(field.annotation):
+            yield f"[bold]{name}[/bold]", "", "", (section.__doc__ or "").strip()
+            yield from _parameters(f"{name}.", section)
+        if not isinstance(field.default, BaseModel):
             bounds = ", ".join(str(bound).removeprefix("annotated_types.") for bound in field.metadata)
             yield f"{prefix}{name}", str(field.default), bounds or _choices(field.annotation), field.description or ""
 

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from cgal.frames import AtomFrames, LabelledFrames, alpha_carbons, sequence_of
-from cgal.params import NetworkParams, PriorParams
+from cgal.params import PriorParams, SchNetParams
 from cgal.potential.prior import Prior, fit_prior
 
 SEQUENCE = "YYDPETGTWY"
 TEMPERATURE_K = 350.0
-SMALL_NETWORK = NetworkParams(features=16, blocks=2, radial_functions=12, cutoff_nm=1.2)
+SMALL_NETWORK = SchNetParams(features=16, blocks=2, radial_functions=12, cutoff_nm=1.2)
 
 
 def real_beads() -> np.ndarray:

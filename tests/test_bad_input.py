@@ -14,8 +14,9 @@ import yaml
 
 from cgal.errors import BadFile
 from cgal.files import sha256, write_hdf5
-from cgal.params import NetworkParams, PriorParams
-from cgal.potential.checkpoint import initial_potential, save_checkpoint
+from cgal.params import PriorParams, SchNetParams
+from cgal.potential.architectures import initial_potential
+from cgal.potential.checkpoint import save_checkpoint
 from cgal.potential.prior import fit_prior
 
 Project = Callable[..., Path]
@@ -83,7 +84,7 @@ def test_a_checkpoint_of_another_protein_is_refused(make_project: Project) -> No
     positions = np.cumsum(np.full((20, 6, 3), 0.22), axis=1) + np.random.default_rng(0).normal(0, 0.02, (20, 6, 3))
     prior = fit_prior(positions.astype(np.float32), other, 350.0, PriorParams())
     (root / "round").mkdir()
-    save_checkpoint(root / "round" / "model.pt", initial_potential(prior, other, NetworkParams(), 1), {})
+    save_checkpoint(root / "round" / "model.pt", initial_potential(prior, other, SchNetParams(), 1), {})
     fails_clearly(cgal(root, "stage", "simulate"), "model.pt", other, "YYDPETGTWY")
     assert not (root / "round" / "trajectory.h5").exists()
 

@@ -13,6 +13,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from cgal.dataset import load_manifest
 from cgal.files import sha256
+from cgal.potential.checkpoint import load_checkpoint
 from flows.campaign.active_learning import active_learning
 from flows.campaign.records import campaign_rounds
 from flows.terminal import METRICS
@@ -73,15 +74,23 @@ def test_two_rounds_and_a_closing_one(make_project: Callable[..., Path], prefect
 
 
 @pytest.mark.slow
-def test_a_campaign_whose_last_labels_all_fail_comes_to_its_end(
+def test_a_painn_campaign_whose_last_labels_all_fail_comes_to_its_end(
     make_project: Callable[..., Path], prefect_server: None
 ) -> None:
-    """The rest of the budget pays for fewer labels than a round's, and none of them succeeds."""
-    root = make_project(campaign={"rounds": 1, "budget_steps": 400}, backmapping={"maximum_displacement_nm": 1e-6})
+    """PaiNN instead of SchNet. The rest of the budget pays for fewer labels than a round's, and none succeeds."""
+    root = make_project(
+        campaign={"rounds": 1, "budget_steps": 400},
+        backmapping={"maximum_displacement_nm": 1e-6},
+        network={"architecture": "painn", "features": 8},
+        training={"warm_start": False},
+        simulation={"replicas": 4, "steps": 100, "stride": 20},
+    )
     assert active_learning(root, "small") == 1
     before, after = campaign_rounds(Repository(root), "small")
     assert after["frames"] == before["frames"]
     assert after["oracle_failed"] == 2
+    network = load_checkpoint(root / "round" / "model.pt")[0].network
+    assert type(network).__name__ == "CGPaiNN"
 
 
 def _check_restore_and_replay(root: Path) -> None:

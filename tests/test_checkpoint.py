@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from cgal.errors import BadCheckpoint, BadFile
-from cgal.params import NetworkParams
-from cgal.potential.checkpoint import initial_potential, load_checkpoint, save_checkpoint
+from cgal.params import SchNetParams
+from cgal.potential.architectures import initial_potential
+from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
 from tests.beads import SEQUENCE, SMALL_NETWORK, real_beads, real_prior
 
 METADATA = {"seed": 7, "round": 2, "shards": ["ab12"], "rmse": 101.25}
@@ -44,7 +45,7 @@ def test_another_protein_is_refused(tmp_path, potential):
 def test_another_architecture_is_refused(tmp_path, potential):
     save_checkpoint(tmp_path / "model.pt", potential, METADATA)
     with pytest.raises(BadCheckpoint, match=r"features 16.*features 32.*warm_start: false"):
-        load_checkpoint(tmp_path / "model.pt", architecture=NetworkParams(features=32))
+        load_checkpoint(tmp_path / "model.pt", architecture=SchNetParams(features=32))
 
 
 def test_a_prior_of_another_protein_is_refused():

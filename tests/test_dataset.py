@@ -23,14 +23,15 @@ from cgal.errors import (
 from cgal.files import sha256
 from cgal.frames import AtomFrames, LabelledFrames, alpha_carbons
 from cgal.importing import structure_pdb
-from cgal.params import MappingParams, NetworkParams, Params, TrainingParams
-from cgal.potential.checkpoint import initial_potential, load_checkpoint, save_checkpoint
+from cgal.params import MappingParams, Params, SchNetParams, TrainingParams
+from cgal.potential.architectures import initial_potential
+from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
 from cgal.potential.prior import fit_prior
 from cgal.projection.mapping import ForceMap, coordinate_map
 from cgal.training import held_out_masks
 
 SMALL = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
-PARAMS = Params(network=NetworkParams(features=16, blocks=1, radial_functions=8))
+PARAMS = Params(network=SchNetParams(features=16, blocks=1, radial_functions=8))
 ORACLE = replace(SMALL.take(np.arange(30, 40)), provenance={"forces": "mean"})
 
 

@@ -3,8 +3,9 @@
 import schnetpack.properties as properties
 import torch
 
-from cgal.params import NetworkParams
-from cgal.schnet.network import bead_types, new_network
+from cgal.params import SchNetParams
+from cgal.potential.architectures import new_network
+from cgal.potential.network import bead_types
 from tests.beads import SEQUENCE, SMALL_NETWORK, real_beads
 
 
@@ -51,13 +52,13 @@ def test_one_network_takes_proteins_of_any_length():
 def test_fresh_network_is_zero_with_zero_forces_and_depends_on_its_seed_alone():
     positions = torch.from_numpy(real_beads()[:2]).requires_grad_()
     torch.manual_seed(1)
-    first = new_network(NetworkParams(features=16), 5)
+    first = new_network(SchNetParams(features=16), 5)
     state = torch.get_rng_state()
-    second = new_network(NetworkParams(features=16), 5)
+    second = new_network(SchNetParams(features=16), 5)
     assert torch.equal(state, torch.get_rng_state())
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name])
-    other = new_network(NetworkParams(features=16), 6)
+    other = new_network(SchNetParams(features=16), 6)
     assert not torch.equal(first.representation.embedding.weight, other.representation.embedding.weight)
     energies = first(positions, bead_types(SEQUENCE))
     assert torch.equal(energies, torch.zeros(2))

@@ -13,7 +13,8 @@ import torch
 from cgal.errors import BadTrajectory, EmptyTrajectory, PreflightFailed
 from cgal.frames import LabelledFrames
 from cgal.params import PriorParams, TrainingParams
-from cgal.potential.checkpoint import initial_potential, save_checkpoint
+from cgal.potential.architectures import initial_potential
+from cgal.potential.checkpoint import save_checkpoint
 from cgal.potential.prior import fit_prior
 from cgal.training import held_out_masks, plot_training, train, write_history_csv
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, labelled, real_beads, real_prior, shaken_beads

@@ -1,67 +1,27 @@
-"""The potential of a protein, prior plus network, and the file that holds it."""
+"""The file that holds a potential."""
 
 import json
-from copy import deepcopy
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import torch
-from jaxtyping import Float
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from cgal.errors import BadCheckpoint, BadFile
 from cgal.files import write_bytes
 from cgal.params import NetworkParams
+from cgal.potential.architectures import architecture_of
+from cgal.potential.potential import Potential
 from cgal.potential.prior import Prior
-from cgal.schnet.network import CGSchNet, bead_types, new_network
 
-__all__ = ["Potential", "initial_potential", "load_checkpoint", "save_checkpoint"]
+__all__ = ["load_checkpoint", "save_checkpoint"]
 
 FORMAT = "cgal-potential-1"
 
-
-class Potential(nn.Module):
-    """U(x) = prior + network for the beads of one protein, in float32 (a copy of the prior is cast to it)."""
-
-    types: Tensor
-
-    def __init__(self, prior: Prior, network: CGSchNet, sequence: str) -> None:
-        super().__init__()
-        if prior.sequence != sequence:
-            raise BadCheckpoint(
-                f"prior of {prior.sequence} does not fit the protein {sequence}; prepare its dataset again"
-            )
-        self.sequence = sequence
-        self.prior = deepcopy(prior).float()
-        self.network = network
-        self.register_buffer("types", bead_types(sequence), persistent=False)
-
-    def energy(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, " frames"]:
-        """Energy [kJ/mol] of each frame; positions in nm."""
-        energies: Tensor = self.prior.energy(positions) + self.network(positions, self.types)
-        return energies
-
-    def energy_and_forces(
-        self, positions: Float[Tensor, "frames beads 3"]
-    ) -> tuple[Float[Tensor, " frames"], Float[Tensor, "frames beads 3"]]:
-        """Energies [kJ/mol] and forces [kJ/mol/nm], minus their gradient; both detached."""
-        with torch.enable_grad():
-            at = positions.detach().requires_grad_()
-            energies = self.energy(at)
-            (gradient,) = torch.autograd.grad(energies.sum(), at)
-        return energies.detach(), -gradient
-
-    def forces(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, "frames beads 3"]:
-        """Give the forces [kJ/mol/nm], detached."""
-        return self.energy_and_forces(positions)[1]
-
-
-def initial_potential(prior: Prior, sequence: str, params: NetworkParams, seed: int) -> Potential:
-    """Potential before any training: its network is fresh and gives zero, so that it equals the prior."""
-    return Potential(prior, new_network(params, seed), sequence)
+NETWORK_PARAMS: TypeAdapter[NetworkParams] = TypeAdapter(NetworkParams)
 
 
 def save_checkpoint(path: Path, potential: Potential, metadata: dict[str, Any]) -> None:
@@ -106,13 +66,13 @@ def load_checkpoint(
             "to start from a fresh network"
         )
     try:
-        params = NetworkParams.model_validate_json(content["architecture"])
+        params = NETWORK_PARAMS.validate_json(content["architecture"])
         if architecture is not None and params != architecture:
             raise BadCheckpoint(
-                f"{path}: its network has {_words(params)}, params.yaml asks for {_words(architecture)}; restore "
+                f"{path}: its network is {_words(params)}, params.yaml asks for {_words(architecture)}; restore "
                 "section 'network', or set training.warm_start: false to start afresh"
             )
-        network = CGSchNet(params)
+        network = architecture_of(params).network(params)
         network.load_state_dict(content["network"])
         prior = Prior(found, content["temperature_K"], content["prior"])
         return Potential(prior, network, found), json.loads(content["metadata"])

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["along_bonds"]
+__all__ = ["along_bonds", "weigh_bonds"]
 
 
 def along_bonds(
@@ -27,3 +27,10 @@ def along_bonds(
     tensions = torch.linalg.solve(gram, stretch)[:, :, None] * bonds
     zero = torch.zeros_like(tensions[:, :1])
     return torch.cat([zero, tensions], 1) - torch.cat([tensions, zero], 1)
+
+
+def weigh_bonds(
+    positions: Float[Tensor, "frames beads 3"], errors: Float[Tensor, "frames beads 3"], weight: float
+) -> Float[Tensor, "frames beads 3"]:
+    """Force errors with their part along the bonds times a weight; their product with the errors is what is summed."""
+    return errors if weight == 1.0 else errors - (1.0 - weight) * along_bonds(positions, errors)

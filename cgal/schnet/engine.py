@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float32
+from torch import Tensor
 
 from cgal.params import SimulationParams
 from cgal.schnet import kernels
@@ -32,22 +32,22 @@ class FusedEngine:
     """
 
     def __init__(
-        self, integrator: BAOAB, home: Float32[np.ndarray, "replicas beads 3"], params: SimulationParams, seed: int
+        self, integrator: BAOAB, home: Float32[Tensor, "replicas beads 3"], params: SimulationParams, seed: int
     ) -> None:
         model = integrator.model
         assert isinstance(model, FusedEvaluator)
-        self.model, self.home, self.step = model, home, 0
+        self.model, self.home, self.step = model, home.numpy(), 0
         self.langevin = _constants(integrator, params)
         self.batches = [
             Batch(replicas, np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index]))))
             for index, replicas in enumerate(batches(*home.shape[:2]))
         ]
-        self.cause = diagnose(torch.from_numpy(home), params).numpy()
+        self.cause = diagnose(home, params).numpy()
         self.lost_at = np.zeros(len(home), dtype=np.int64)
-        self.positions = home.copy()
+        self.positions = self.home.copy()
         self.velocities = np.concatenate([_noise(batch, 1, home.shape[1])[0] for batch in self.batches])
         self.velocities *= np.float32(integrator.thermal_speed_nm_per_ps)
-        self.forces = model.energy_and_forces(torch.from_numpy(home))[1].numpy()
+        self.forces = model.energy_and_forces(home)[1].numpy()
 
     def advance(self, steps: int) -> None:
         """Take some steps."""

@@ -5,8 +5,9 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from cgal.potential.analytic import BendTerms, PairTerms
-from cgal.potential.checkpoint import Potential
 from cgal.potential.geometry import pairs
+from cgal.potential.potential import Potential
+from cgal.schnet.network import CGSchNet
 from cgal.schnet.tabulated import INTERVALS, TabulatedSchNet
 
 __all__ = ["Evaluator"]
@@ -27,6 +28,7 @@ class Evaluator(nn.Module):
 
     def __init__(self, potential: Potential, filter_intervals: int = INTERVALS) -> None:
         super().__init__()
+        assert isinstance(potential.network, CGSchNet)
         self.sequence = potential.sequence
         self.pair_terms = PairTerms(potential.prior)
         self.bend_terms = BendTerms(potential.prior)

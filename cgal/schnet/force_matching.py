@@ -21,9 +21,7 @@ Errors along bonds can be weighted (`bond_weight`): with the projector P onto th
 positions alone, L = mean e . (e - (1 - w) P e) for e = f - F, and v above takes the weighted error.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 from math import ceil
 from types import ModuleType
@@ -35,14 +33,15 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
+from cgal.potential.force_matching import ParallelMap
 from cgal.potential.geometry import pair_distances, pairs
-from cgal.projection.bonds import along_bonds
+from cgal.projection.bonds import weigh_bonds
 from cgal.schnet import pair_kernels, pair_sums
 from cgal.schnet.network import CGSchNet
 from cgal.schnet.pair_sums import Along, Beads, Grid, Points, Table
 from cgal.schnet.sweeps import FilterNetwork, Sweeps, Weights
 
-__all__ = ["ForceMatching", "Sharer", "weigh_bonds", "worker_threads"]
+__all__ = ["SchNetForceMatching"]
 
 POINTS = 8
 """Knots that a filter is interpolated from."""
@@ -53,22 +52,6 @@ KNOTS_PER_WIDTH = 8
 BEADS = 320
 """Beads, of as many whole frames, that are worked on at once: their layers stay in cache, and threads share out such
 batches."""
-
-type Sharer = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-"""`map`, or one that works on several items at once."""
-
-
-@contextmanager
-def worker_threads(threads: int | None = None) -> Iterator[Sharer]:
-    """Give each of so many threads (torch's own number) work of its own, instead of a part of every small product."""
-    before = torch.get_num_threads()
-    threads = threads or before
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            yield map if threads == 1 else pool.map
-    finally:
-        torch.set_num_threads(before)
 
 
 class Workspace:
@@ -96,22 +79,20 @@ class Workspace:
         self.along_tables += other.along_tables
 
 
-class ForceMatching:
-    """Force errors of a network on frames of any proteins, and the gradient of their mean square along its weights.
+class SchNetForceMatching:
+    """`ForceMatching` of a SchNet; `positions` [nm] are all that will ever be asked about, one tensor a protein.
 
-    `weights` is a copy of the network's as one vector, which an optimiser changes in place. `positions` [nm] are all
-    that will ever be asked about, one tensor a protein. What is summed together does not depend on the number of
-    threads behind `share`, so that no result does.
+    What is summed together does not depend on the number of threads behind `parallel_map`, so that no result does.
     """
 
     def __init__(
         self,
         network: CGSchNet,
         positions: Sequence[Float[Tensor, "_ _ 3"]],
-        share: Sharer = map,
+        parallel_map: ParallelMap = map,
         bond_weight: float = 1.0,
     ) -> None:
-        self.grid, self.share, self.bond_weight = _grid(network, positions), share, bond_weight
+        self.grid, self.parallel_map, self.bond_weight = _grid(network, positions), parallel_map, bond_weight
         self.radial = _radial_expansion(network, self.grid)
         self.shapes = [parameter.shape for parameter in network.parameters()]
         self.weights = parameters_to_vector(network.parameters()).detach()
@@ -132,7 +113,7 @@ class ForceMatching:
             self._idle.append(workspace)
             return forces
 
-        return torch.cat(list(self.share(forces_of, positions.split(self._frames(positions)))))
+        return torch.cat(list(self.parallel_map(forces_of, positions.split(self._frames(positions)))))
 
     def gradient(
         self,
@@ -154,18 +135,18 @@ class ForceMatching:
             return (errors.double() * weighted.double()).sum(), workspace
 
         size = self._frames(positions)
-        found = list(self.share(gradient_of, zip(positions.split(size), labels.split(size), strict=True)))
+        found = list(self.parallel_map(gradient_of, zip(positions.split(size), labels.split(size), strict=True)))
         (square, total), *others = found
         for other_square, other in others:
             square += other_square
             total.add(other)
         work = zip(networks, total.along_tables, total.parts.blocks, strict=True)
-        list(self.share(lambda part: part[0].back(*part[1:]), work))
+        list(self.parallel_map(lambda part: part[0].back(*part[1:]), work))
         self._idle += [workspace for _, workspace in reversed(found)]
         return square / labels.numel(), total.gradient.clone()
 
     def _filter_networks(self) -> list[FilterNetwork]:
-        return list(self.share(lambda block: FilterNetwork(block, self.radial), self._parts.blocks))
+        return list(self.parallel_map(lambda block: FilterNetwork(block, self.radial), self._parts.blocks))
 
     def _borrow(self, tables: Sequence[Table]) -> Workspace:
         try:
@@ -176,11 +157,6 @@ class ForceMatching:
     def _frames(self, positions: Tensor) -> int:
         """Frames to a batch: as many as fill a CPU's cache, or all of them for a GPU."""
         return max(1, BEADS // positions.shape[1] if self.sums is pair_kernels else len(positions))
-
-
-def weigh_bonds(positions: Beads, errors: Beads, weight: float) -> Beads:
-    """Force errors with their part along the bonds times a weight; their product with the errors is what is summed."""
-    return errors if weight == 1.0 else errors - (1.0 - weight) * along_bonds(positions, errors)
 
 
 def _forces(slopes: Along, points: Points, positions: Beads) -> Beads:

@@ -10,7 +10,7 @@ from jaxtyping import Float32
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from cgal.potential.checkpoint import Potential
+from cgal.potential.potential import Potential
 from cgal.schnet import kernels
 from cgal.schnet.evaluator import Evaluator
 from cgal.schnet.tabulated import INTERVALS

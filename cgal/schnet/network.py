@@ -3,59 +3,32 @@
 Schütt et al., J. Chem. Phys. 148, 241722 (2018); Husic et al., J. Chem. Phys. 153, 194101 (2020).
 """
 
-from functools import lru_cache
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from cgal.frames import RESIDUE_NAMES
-from cgal.params import NetworkParams
-from cgal.potential.geometry import pairs
+from cgal.params import SchNetParams
+from cgal.potential.network import (
+    AMINO_ACIDS,
+    ENERGY_SCALE_kJ_per_mol,
+    Network,
+    RADIAL_START_nm,
+    flat_pairs,
+    new_readout,
+)
 
-__all__ = ["CGSchNet", "bead_types", "new_network"]
-
-AMINO_ACIDS = "".join(sorted(RESIDUE_NAMES))
-"""Order of the bead types."""
-
-ENERGY_SCALE_kJ_per_mol = 10.0
-"""Energy of one unit of the readout: a few k_B T, so that weights stay of order one."""
-
-RADIAL_START_nm = 0.3
-"""Centre of the first radial function; no two beads of a protein come closer."""
+__all__ = ["CGSchNet"]
 
 
-def bead_types(sequence: str) -> Int64[Tensor, " beads"]:
-    """Amino-acid type of each bead, 0 to 19: what makes weights transferable between proteins."""
-    return torch.tensor([AMINO_ACIDS.index(letter) for letter in sequence])
-
-
-class FlatPairs(NamedTuple):
-    """Ordered bead pairs of a batch laid out flat (frame-major): each i-j once, then each once more as j-i."""
-
-    centre: Int64[Tensor, " both"]
-    neighbour: Int64[Tensor, " both"]
-
-
-@lru_cache(maxsize=64)
-def flat_pairs(frames: int, beads: int, device: torch.device) -> FlatPairs:
-    """Pairs of all frames; at these sizes a neighbour list costs more than it saves."""
-    first, second = pairs(beads, 1, device)
-    offsets = beads * torch.arange(frames, device=device)[:, None]
-    i, j = (first + offsets).flatten(), (second + offsets).flatten()
-    return FlatPairs(torch.cat([i, j]), torch.cat([j, i]))
-
-
-class CGSchNet(nn.Module):
+class CGSchNet(Network):
     """Energy of bead positions: schnetpack's SchNet, then a readout whose last layer starts at zero.
 
     The forward pass runs the layers of schnetpack's `SchNet` on half the pairs, since a filter depends on the distance
     alone and i-j and j-i share it: the same numbers as `SchNet.forward` (a test says so) in 60 % of the time.
     """
 
-    def __init__(self, params: NetworkParams) -> None:
-        from schnetpack.nn import CosineCutoff, Dense, GaussianRBF, shifted_softplus  # takes 10 s: only where needed
+    def __init__(self, params: SchNetParams) -> None:
+        from schnetpack.nn import CosineCutoff, GaussianRBF  # takes 10 s: only where needed
         from schnetpack.representation import SchNet
 
         super().__init__()
@@ -67,10 +40,7 @@ class CGSchNet(nn.Module):
             cutoff_fn=CosineCutoff(params.cutoff_nm),
             nuclear_embedding=nn.Embedding(len(AMINO_ACIDS), params.features),
         )
-        self.readout = nn.Sequential(
-            Dense(params.features, params.features, activation=shifted_softplus),
-            Dense(params.features, 1, bias=False, weight_init=nn.init.zeros_),
-        )
+        self.readout = new_readout(params.features)
 
     def forward(
         self, positions: Float[Tensor, "frames beads 3"], types: Int64[Tensor, " beads"]
@@ -95,10 +65,3 @@ class CGSchNet(nn.Module):
             messages = torch.cat([half_filters, half_filters]) * block.in2f(features).index_select(0, neighbour)
             features = features + block.f2out(torch.zeros_like(features).index_add(0, centre, messages))
         return features
-
-
-def new_network(params: NetworkParams, seed: int) -> CGSchNet:
-    """Fresh network whose energy is zero everywhere; its hidden weights are drawn from `seed`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return CGSchNet(params)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import linear
 
-from cgal.schnet.network import ENERGY_SCALE_kJ_per_mol
+from cgal.potential.network import ENERGY_SCALE_kJ_per_mol
 from cgal.schnet.pair_sums import Along, Beads, Points, Table
 
 __all__ = ["BlockWeights", "FilterNetwork", "Sweeps", "Weights"]

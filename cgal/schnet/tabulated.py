@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag, linear
 
 from cgal.potential.geometry import pairs
-from cgal.schnet.network import CGSchNet, ENERGY_SCALE_kJ_per_mol
+from cgal.potential.network import ENERGY_SCALE_kJ_per_mol
+from cgal.schnet.network import CGSchNet
 
 __all__ = ["TabulatedSchNet"]
 

@@ -10,8 +10,8 @@ from scipy.optimize import minimize
 from scipy.stats import spearmanr
 
 from cgal.errors import EmptyTrajectory
-from cgal.potential.checkpoint import Potential
-from cgal.schnet.fused import FusedEvaluator
+from cgal.potential.architectures import freeze
+from cgal.potential.potential import Potential
 
 __all__ = ["Calibration", "Committee", "fit_spread"]
 
@@ -62,7 +62,7 @@ class Committee:
         """
         if len(held_out) == 0:
             raise EmptyTrajectory("committee: no held-out frame to calibrate on; raise training.validation_fraction")
-        self.models = [FusedEvaluator(member) for member in members]
+        self.models = [freeze(member) for member in members]
         forces = self._forces(held_out)
         spread, error = _spread(forces), _rms(forces.mean(axis=0) - labels)
         self.calibration = Calibration(len(members), *fit_spread(spread, error, len(members)), spread, error)

@@ -5,8 +5,8 @@ is quarantined: its step and cause are recorded, the frames saved before are kep
 bit as if nothing had happened.
 """
 
+from cgal.potential.energy_model import EnergyModel
 from cgal.simulation.export import export_trajectory
-from cgal.simulation.langevin import EnergyModel
 from cgal.simulation.run import simulate
 
 __all__ = ["EnergyModel", "export_trajectory", "simulate"]

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -10,27 +10,15 @@ from jaxtyping import Bool, Float32, Int8, Int64
 from torch import Tensor
 
 from cgal.params import SimulationParams
+from cgal.potential.energy_model import EnergyModel
 
-__all__ = ["BAOAB", "CAUSES", "EnergyModel", "Engine", "GraphEngine", "Snapshot", "State", "TorchEngine", "diagnose"]
+__all__ = ["BAOAB", "CAUSES", "Engine", "GraphEngine", "Snapshot", "State", "TorchEngine", "diagnose"]
 
 CAUSES = ("completed", "exploded", "imploded", "not finite")
 """What `ReplicaFate.cause` may say; arrays of causes hold the index."""
 
 WARM_UP_STEPS = 3
 """Steps taken and thrown away before a step is captured: libraries choose and allocate in their first calls."""
-
-
-@runtime_checkable
-class EnergyModel(Protocol):
-    """What can be simulated: energies [kJ/mol] and forces [kJ/mol/nm] of a batch of chains, each on its own."""
-
-    sequence: str
-
-    def to(self, device: str, /) -> Any:
-        """Move parameters to a device, and give the model."""
-
-    def energy_and_forces(self, positions: Tensor, /) -> tuple[Tensor, Tensor]:
-        """Energies [replicas] and forces [replicas beads 3] at positions [replicas beads 3] in nm."""
 
 
 class Snapshot(NamedTuple):
@@ -153,7 +141,7 @@ def diagnose(positions: Float32[Tensor, "replicas beads 3"], params: SimulationP
 
 
 class TorchEngine:
-    """Steps one by one; the host waits for the device at a snapshot only."""
+    """Steps one by one, on the device of `home`; the host waits for the device at a snapshot only."""
 
     def __init__(
         self, integrator: BAOAB, home: Float32[Tensor, "replicas beads 3"], params: SimulationParams, seed: int
@@ -191,7 +179,7 @@ class GraphEngine(TorchEngine):
     """The same on CUDA, with the launches of a step captured once and replayed: the host only says "again".
 
     State, quarantine, step and the generator's offset stay in place in the device's memory from step to step. The
-    model must wait for nothing and keep its shapes, as an `Evaluator` does.
+    model must wait for nothing and keep its shapes.
     """
 
     def __init__(

@@ -10,9 +10,11 @@ from jaxtyping import Bool, Float32
 from cgal.errors import EmptyTrajectory
 from cgal.frames import CGTrajectory, ReplicaFate
 from cgal.params import SimulationParams
-from cgal.potential.checkpoint import Potential
+from cgal.potential.architectures import architecture_of, freeze
+from cgal.potential.energy_model import EnergyModel
+from cgal.potential.potential import Potential
 from cgal.progress import Progress, silent
-from cgal.simulation.langevin import BAOAB, CAUSES, EnergyModel, Engine, GraphEngine, Snapshot, TorchEngine
+from cgal.simulation.langevin import BAOAB, CAUSES, Engine, Snapshot, TorchEngine
 from cgal.units import thermal_energy_kJ_per_mol
 
 __all__ = ["simulate", "start_engine"]
@@ -43,8 +45,8 @@ def simulate(
     then time. A replica with a bond over `maximum_bond_nm` ("exploded"), two beads closer than `minimum_distance_nm`
     ("imploded") or a coordinate that is no number ("not finite") is quarantined at that very step. Every replica has
     its fate in `fates`. Start frames, velocities and noise depend on `seed` alone, so a lost replica changes nothing
-    for the others, nor does the number of threads. A `Potential` is frozen first: into compiled loops on a CPU, into a
-    captured step on CUDA.
+    for the others, nor does the number of threads. A `Potential` is run by the accelerators of its
+    architecture, where it has some.
 
     Raises EmptyTrajectory when there is no start frame, or when every replica is lost before its first saved frame.
     """
@@ -74,15 +76,12 @@ def start_engine(
     seed: int,
     device: str,
 ) -> Engine:
-    """Choose the fastest way to run a potential on a device."""
-    from cgal.schnet.engine import FusedEngine
-    from cgal.schnet.evaluator import Evaluator
-    from cgal.schnet.fused import FusedEvaluator
-
-    kind = torch.device(device).type
+    """Start replicas on a device by the fastest way that the potential's architecture has."""
+    make = TorchEngine
     if isinstance(potential, Potential):
-        frozen = FusedEvaluator if kind == "cpu" else Evaluator
-        potential = frozen(potential, params.filter_intervals)
+        accelerated = architecture_of(potential.network.params).engine
+        make = accelerated(torch.device(device).type) if accelerated else TorchEngine
+        potential = freeze(potential, device, params.filter_intervals)
     integrator = BAOAB(
         potential.to(device),
         params.timestep_ps,
@@ -90,10 +89,8 @@ def start_engine(
         params.friction_per_ps,
         thermal_energy_kJ_per_mol(temperature_K),
     )
-    if isinstance(integrator.model, FusedEvaluator):
-        return FusedEngine(integrator, home, params, seed)
-    engine = GraphEngine if kind == "cuda" and isinstance(integrator.model, Evaluator) else TorchEngine
-    return engine(integrator, torch.from_numpy(home).to(device), params, seed)
+    engine: Engine = make(integrator, torch.from_numpy(home).to(device), params, seed)
+    return engine
 
 
 def _run(engine: Engine, params: SimulationParams, progress: Progress) -> Record:

@@ -21,7 +21,9 @@ from cgal.benchmark import plot_benchmark
 from cgal.dataset import Manifest, append, load_manifest, load_shards, round_index
 from cgal.files import read_json, write_json
 from cgal.frames import AtomFrames, CGTrajectory, alpha_carbons, read_pdb_text
-from cgal.potential.checkpoint import Potential, initial_potential, load_checkpoint, save_checkpoint
+from cgal.potential.architectures import initial_potential
+from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
+from cgal.potential.potential import Potential
 from cgal.potential.prior import Prior, fit_prior, plot_prior
 from cgal.progress import Progress
 from cgal.randomness import derive_seed

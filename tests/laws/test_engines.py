@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from cgal.params import NetworkParams, SimulationParams
-from cgal.potential.checkpoint import Potential
+from cgal.params import SchNetParams, SimulationParams
+from cgal.potential.potential import Potential
 from cgal.schnet.engine import FusedEngine
 from cgal.schnet.evaluator import Evaluator
 from cgal.schnet.fused import FusedEvaluator
@@ -22,12 +22,12 @@ from tests.beads import TEMPERATURE_K, shaken_beads
 from .test_evaluator import trained
 
 kT = thermal_energy_kJ_per_mol(TEMPERATURE_K)
-NARROW = NetworkParams(features=16, blocks=2, radial_functions=12, cutoff_nm=0.9)
+NARROW = SchNetParams(features=16, blocks=2, radial_functions=12, cutoff_nm=0.9)
 """A cutoff that many pairs of a ten-bead chain cross."""
 RUN = SimulationParams(replicas=40, steps=30, stride=10)
 
 
-def gentle(params: NetworkParams = NARROW) -> Potential:
+def gentle(params: SchNetParams = NARROW) -> Potential:
     """Network forces like those of a trained model: near 100 kJ/mol/nm."""
     potential = trained(params)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def crossings(positions: np.ndarray, cutoff_nm: float) -> int:
 def test_the_two_engines_take_the_same_steps():
     """Same start, same noise; 20 steps let float32 differences grow, and 1e-5 nm is a thousandth of a step's move."""
     potential, home = gentle(), shaken_beads(20)
-    fused = FusedEngine(baoab(FusedEvaluator(potential), RUN), home, RUN, seed=1)
+    fused = FusedEngine(baoab(FusedEvaluator(potential), RUN), torch.from_numpy(home), RUN, seed=1)
     plain = baoab(Evaluator(potential), RUN)
     state = State(*(torch.from_numpy(array.copy()) for array in (home, fused.velocities, fused.forces)))
     draws = [np.random.Generator(type(batch.generator.bit_generator)()) for batch in fused.batches]
@@ -69,7 +69,7 @@ def test_both_engines_lose_the_same_replicas_for_the_same_cause_at_the_start():
     home[2, 9] = home[2, 8] + 0.05
     home[3, 4, 0] = np.nan
     potential = gentle()
-    fused = FusedEngine(baoab(FusedEvaluator(potential), RUN), home, RUN, seed=1)
+    fused = FusedEngine(baoab(FusedEvaluator(potential), RUN), torch.from_numpy(home), RUN, seed=1)
     plain = TorchEngine(baoab(Evaluator(potential), RUN), torch.from_numpy(home), RUN, seed=1)
     for engine in (fused, plain):
         engine.advance(3)
@@ -86,7 +86,7 @@ def test_a_replica_that_breaks_on_the_way_is_lost_at_once_and_the_others_go_on(p
     away = home[3, 9] - home[3, 0]
     speeds[3, 9] = (30.0 if pull == "bond" else -30.0) * away / np.linalg.norm(away)
     engines = [
-        FusedEngine(baoab(FusedEvaluator(potential), run), home, run, seed=1),
+        FusedEngine(baoab(FusedEvaluator(potential), run), torch.from_numpy(home), run, seed=1),
         TorchEngine(baoab(Evaluator(potential), run), torch.from_numpy(home), run, seed=1),
     ]
     fused, plain = engines
@@ -130,7 +130,7 @@ def test_energy_is_conserved_while_pairs_come_and_go():
 def test_kinetic_energy_per_degree_of_freedom_is_half_kT():
     """300 chains of 30 degrees of freedom, sampled over ten correlation times: 1e5 samples, so 0.5 % standard error."""
     run = SimulationParams(replicas=300, timestep_ps=0.002, friction_per_ps=20.0)
-    engine = FusedEngine(baoab(FusedEvaluator(gentle()), run), shaken_beads(300), run, seed=1)
+    engine = FusedEngine(baoab(FusedEvaluator(gentle()), run), torch.from_numpy(shaken_beads(300)), run, seed=1)
     energies = []
     for _ in range(40):
         engine.advance(12)

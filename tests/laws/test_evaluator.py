@@ -13,20 +13,21 @@ from hypothesis import strategies as st
 from schnetpack import properties
 from scipy.spatial.transform import Rotation
 
-from cgal.params import NetworkParams, PriorParams
-from cgal.potential.checkpoint import Potential, initial_potential
+from cgal.params import PriorParams, SchNetParams
+from cgal.potential.architectures import initial_potential, new_network
+from cgal.potential.network import ENERGY_SCALE_kJ_per_mol
+from cgal.potential.potential import Potential
 from cgal.potential.prior import fit_prior
 from cgal.schnet.evaluator import Evaluator
 from cgal.schnet.fused import FusedEvaluator
-from cgal.schnet.network import ENERGY_SCALE_kJ_per_mol, new_network
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, real_beads, real_prior, shaken_beads
 
 type AnyEvaluator = Evaluator | FusedEvaluator
 EVALUATORS = (Evaluator, FusedEvaluator)
-ARCHITECTURES = [NetworkParams(), NetworkParams(features=8, blocks=1, radial_functions=6, cutoff_nm=0.8)]
+ARCHITECTURES = [SchNetParams(), SchNetParams(features=8, blocks=1, radial_functions=6, cutoff_nm=0.8)]
 
 
-def trained(params: NetworkParams, sequence: str = SEQUENCE, seed: int = 0) -> Potential:
+def trained(params: SchNetParams, sequence: str = SEQUENCE, seed: int = 0) -> Potential:
     """Potential whose readout, biases and embedding are far from where a fresh network has them."""
     prior = real_prior() if sequence == SEQUENCE else fit_prior(chain(sequence), sequence, TEMPERATURE_K, PriorParams())
     network, generator = new_network(params, seed), torch.Generator().manual_seed(seed)
@@ -103,7 +104,7 @@ def test_forces_are_those_of_schnetpacks_own_module(potential, evaluator, scale)
 @pytest.mark.parametrize("kind", EVALUATORS)
 def test_the_table_errs_as_its_bound_says(kind):
     """Forces use the spline's slope, whose error falls as the third power of the interval: 8 times a halving."""
-    potential, positions = trained(NetworkParams()), torch.from_numpy(shaken_beads(12))
+    potential, positions = trained(SchNetParams()), torch.from_numpy(shaken_beads(12))
     exact = deepcopy(potential).double().energy_and_forces(positions.double())[1]
     evaluators = (kind(potential, intervals) for intervals in (32, 64))
     coarse, fine = (float((evaluator.energy_and_forces(positions)[1] - exact).abs().max()) for evaluator in evaluators)

@@ -3,16 +3,19 @@
 import pytest
 import torch
 
-from cgal.params import NetworkParams
+from cgal.params import SchNetParams
+from cgal.potential.architectures import new_network
+from cgal.potential.force_matching import worker_threads
+from cgal.potential.network import bead_types
 from cgal.projection.bonds import along_bonds
 from cgal.schnet import pair_kernels, pair_sums
-from cgal.schnet.force_matching import ForceMatching, worker_threads
-from cgal.schnet.network import CGSchNet, bead_types, new_network
+from cgal.schnet.force_matching import SchNetForceMatching
+from cgal.schnet.network import CGSchNet
 
 SEQUENCES = ("YYDPETGTWY", "AGT", "GG")
 
 
-def trained_like(params: NetworkParams, dtype: torch.dtype, seed: int = 0) -> CGSchNet:
+def trained_like(params: SchNetParams, dtype: torch.dtype, seed: int = 0) -> CGSchNet:
     """A network all of whose weights are far from where they start."""
     network, generator = new_network(params, seed), torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -55,9 +58,9 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_gradient_is_that_of_differentiating_twice(sequence, frames, blocks):
     """In float64 what is left is the interpolation: 1e-6 of a filter's slope. Every single layer must agree."""
-    network = trained_like(NetworkParams(features=12, blocks=blocks, radial_functions=24, cutoff_nm=1.2), torch.float64)
+    network = trained_like(SchNetParams(features=12, blocks=blocks, radial_functions=24, cutoff_nm=1.2), torch.float64)
     types, positions = bead_types(sequence), chains(frames, len(sequence), torch.float64)
-    matching = ForceMatching(network, [positions])
+    matching = SchNetForceMatching(network, [positions])
     mean_square, gradient = matching.gradient(types, positions, labels(positions))
     forces, loss, expected = by_autograd(network, types, positions, labels(positions))
     assert float(mean_square) == pytest.approx(float(loss), rel=1e-6)
@@ -69,9 +72,9 @@ def test_gradient_is_that_of_differentiating_twice(sequence, frames, blocks):
 
 @pytest.mark.parametrize("bond_weight", [0.0, 0.01, 0.5])
 def test_gradient_of_the_loss_with_weighted_bonds(bond_weight):
-    network = trained_like(NetworkParams(features=12, blocks=2, radial_functions=24, cutoff_nm=1.2), torch.float64)
+    network = trained_like(SchNetParams(features=12, blocks=2, radial_functions=24, cutoff_nm=1.2), torch.float64)
     types, positions = bead_types(SEQUENCES[0]), chains(40, 10, torch.float64)
-    matching = ForceMatching(network, [positions], bond_weight=bond_weight)
+    matching = SchNetForceMatching(network, [positions], bond_weight=bond_weight)
     mean_square, gradient = matching.gradient(types, positions, labels(positions))
     _, loss, expected = by_autograd(network, types, positions, labels(positions), bond_weight)
     assert float(mean_square) == pytest.approx(float(loss), rel=1e-6)
@@ -93,10 +96,10 @@ def test_forces_along_bonds_are_all_that_changes_bonds_to_first_order():
 @pytest.mark.parametrize(("features", "radial_functions"), [(64, 24), (128, 50)])
 def test_gradient_in_single_precision_is_as_good_as_that_of_differentiating_twice(features, radial_functions):
     """Both against float64; sums in another order, so that one may be luckier than the other by a small factor."""
-    params = NetworkParams(features=features, blocks=2, radial_functions=radial_functions)
+    params = SchNetParams(features=features, blocks=2, radial_functions=radial_functions)
     network, types = trained_like(params, torch.float32), bead_types(SEQUENCES[0])
     positions = chains(16, 10, torch.float32)
-    _, gradient = ForceMatching(network, [positions]).gradient(types, positions, labels(positions))
+    _, gradient = SchNetForceMatching(network, [positions]).gradient(types, positions, labels(positions))
     twice = torch.cat([part.flatten() for part in by_autograd(network, types, positions, labels(positions))[2]])
     exact = by_autograd(network.double(), types, positions.double(), labels(positions).double())[2]
     expected = torch.cat([part.flatten() for part in exact])
@@ -105,9 +108,9 @@ def test_gradient_in_single_precision_is_as_good_as_that_of_differentiating_twic
 
 def test_gradient_is_the_slope_of_the_loss_along_any_direction_of_the_weights():
     """Central differences of the very loss that is reported: no other derivative enters."""
-    network = trained_like(NetworkParams(features=8, blocks=2, radial_functions=12), torch.float64)
+    network = trained_like(SchNetParams(features=8, blocks=2, radial_functions=12), torch.float64)
     types, positions = bead_types(SEQUENCES[0]), chains(20, 10, torch.float64)
-    matching = ForceMatching(network, [positions])
+    matching = SchNetForceMatching(network, [positions])
     _, gradient = matching.gradient(types, positions, labels(positions))
     start, generator = matching.weights.clone(), torch.Generator().manual_seed(5)
     for _ in range(3):
@@ -121,9 +124,9 @@ def test_gradient_is_the_slope_of_the_loss_along_any_direction_of_the_weights():
 
 def test_two_proteins_share_one_grid():
     """The second protein's distances lie within those of both together, not within the first's."""
-    network = trained_like(NetworkParams(features=8, blocks=2, radial_functions=24), torch.float64)
+    network = trained_like(SchNetParams(features=8, blocks=2, radial_functions=24), torch.float64)
     first, second = chains(9, 3, torch.float64), chains(5, 10, torch.float64, seed=3)
-    matching = ForceMatching(network, [first, second])
+    matching = SchNetForceMatching(network, [first, second])
     for sequence, positions in (("AGT", first), (SEQUENCES[0], second)):
         types = bead_types(sequence)
         _, gradient = matching.gradient(types, positions, labels(positions))
@@ -132,13 +135,13 @@ def test_two_proteins_share_one_grid():
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
-    network = trained_like(NetworkParams(features=16, blocks=2, radial_functions=24), torch.float32)
+    network = trained_like(SchNetParams(features=16, blocks=2, radial_functions=24), torch.float32)
     types, positions = bead_types(SEQUENCES[0]), chains(70, 10, torch.float32)
     found, before = [], torch.get_num_threads()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         with worker_threads() as share:
-            matching = ForceMatching(network, [positions], share)
+            matching = SchNetForceMatching(network, [positions], share)
             found.append([*matching.gradient(types, positions, labels(positions)), matching.forces(types, positions)])
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == threads
@@ -150,9 +153,9 @@ def test_results_do_not_depend_on_the_number_of_threads():
 @pytest.mark.parametrize("beads", [2, 7])
 def test_kernels_do_what_their_definition_does(beads):
     """In float64 nothing but the order of sums differs."""
-    network = trained_like(NetworkParams(features=10, blocks=1, radial_functions=16), torch.float64)
+    network = trained_like(SchNetParams(features=10, blocks=1, radial_functions=16), torch.float64)
     positions, generator = chains(6, beads, torch.float64), torch.Generator().manual_seed(2)
-    matching = ForceMatching(network, [positions])
+    matching = SchNetForceMatching(network, [positions])
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -184,10 +187,10 @@ def test_kernels_do_what_their_definition_does(beads):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_cuda_gives_what_the_cpu_gives():
-    network = trained_like(NetworkParams(features=32, blocks=2, radial_functions=24), torch.float64)
+    network = trained_like(SchNetParams(features=32, blocks=2, radial_functions=24), torch.float64)
     types, positions = bead_types(SEQUENCES[0]), chains(40, 10, torch.float64)
-    expected = ForceMatching(network, [positions]).gradient(types, positions, labels(positions))
+    expected = SchNetForceMatching(network, [positions]).gradient(types, positions, labels(positions))
     there = [tensor.cuda() for tensor in (types, positions, labels(positions))]
-    found = ForceMatching(network.cuda(), [there[1]]).gradient(*there)
+    found = SchNetForceMatching(network.cuda(), [there[1]]).gradient(*there)
     for here, cuda in zip(expected, found, strict=True):
         torch.testing.assert_close(cuda.cpu(), here, rtol=1e-9, atol=1e-9 * float(here.abs().max()))

@@ -1,14 +1,12 @@
-"""Laws of physics that prior, network and their sum obey, in float64 so that no tolerance hides a sign."""
+"""Laws of the prior and of the sum of prior and SchNet; `test_conformance` has those of every potential."""
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.spatial.transform import Rotation
 
-from cgal.potential.checkpoint import Potential, initial_potential
+from cgal.potential.architectures import initial_potential
 from cgal.potential.geometry import internal_coordinates
+from cgal.potential.potential import Potential
 from tests.beads import SEQUENCE, SMALL_NETWORK, real_beads, real_prior
 
 
@@ -24,30 +22,6 @@ def potential() -> Potential:
 @pytest.fixture(scope="module")
 def positions() -> torch.Tensor:
     return torch.from_numpy(real_beads()[:6].astype(np.float64))
-
-
-def test_forces_are_minus_the_gradient(potential, positions):
-    """Central differences of step h err by h^2 |U'''| / 6: about 1e-4 of a 400 kJ/mol/nm force at h = 1e-5 nm."""
-    step = 1e-5
-    displacements = step * torch.eye(30, dtype=torch.float64).view(30, 10, 3)
-    for frame in positions[:2]:
-        rise = potential.energy(frame + displacements) - potential.energy(frame - displacements)
-        expected = -(rise / (2 * step)).view(10, 3).detach()
-        forces = potential.forces(frame[None])[0]
-        assert float(forces.abs().max()) > 100.0
-        torch.testing.assert_close(forces, expected, rtol=1e-5, atol=1e-3)
-
-
-@given(st.integers(0, 2**31 - 1))
-@settings(max_examples=10, deadline=None)
-def test_energy_is_invariant_and_forces_turn_along_under_rigid_motion(potential, positions, seed):
-    generator = np.random.default_rng(seed)
-    turn = torch.from_numpy(Rotation.random(rng=generator).as_matrix())
-    shift = torch.from_numpy(generator.normal(size=3))
-    energies, forces = potential.energy_and_forces(positions)
-    moved_energies, moved_forces = potential.energy_and_forces(positions @ turn.T + shift)
-    torch.testing.assert_close(moved_energies, energies, rtol=1e-9, atol=1e-8)
-    torch.testing.assert_close(moved_forces, forces @ turn.T, rtol=1e-8, atol=1e-7)
 
 
 def test_a_mirror_image_differs_in_the_sine_of_its_dihedrals_alone(potential, positions):

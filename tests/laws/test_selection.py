@@ -12,8 +12,8 @@ from scipy.spatial.transform import Rotation
 
 from cgal.errors import BadTrajectory, EmptyTrajectory
 from cgal.frames import CGTrajectory, rmsd_nm
-from cgal.params import NetworkParams, PriorParams, SelectionParams, TrainingParams
-from cgal.potential.checkpoint import initial_potential
+from cgal.params import PriorParams, SchNetParams, SelectionParams, TrainingParams
+from cgal.potential.architectures import initial_potential
 from cgal.potential.prior import fit_prior
 from cgal.selection import Committee, nearest_rmsd_nm, select
 from cgal.selection.batch import greedy_cover
@@ -59,7 +59,7 @@ def toy_committee(members=3, seeds=(1, 2, 3)):
     prior = fit_prior(frames, SEQUENCE, 350.0, PriorParams())
     potentials = []
     for member in range(members):
-        potential = initial_potential(prior, SEQUENCE, NetworkParams(features=8, blocks=1, radial_functions=8), 1)
+        potential = initial_potential(prior, SEQUENCE, SchNetParams(features=8, blocks=1, radial_functions=8), 1)
         generator = torch.Generator().manual_seed(seeds[member])
         for weights in potential.network.parameters():
             weights.data += 0.3 * torch.randn(weights.shape, generator=generator)

@@ -1,0 +1,52 @@
+"""The potential of a protein: prior plus network."""
+
+from copy import deepcopy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cgal.errors import BadCheckpoint
+from cgal.potential.network import Network, bead_types
+from cgal.potential.prior import Prior
+
+__all__ = ["Potential"]
+
+
+class Potential(nn.Module):
+    """U(x) = prior + network for the beads of one protein, in float32 (a copy of the prior is cast to it).
+
+    Energies and forces by automatic differentiation, whatever the network: the definition that accelerators agree with.
+    """
+
+    types: Tensor
+
+    def __init__(self, prior: Prior, network: Network, sequence: str) -> None:
+        super().__init__()
+        if prior.sequence != sequence:
+            raise BadCheckpoint(
+                f"prior of {prior.sequence} does not fit the protein {sequence}; prepare its dataset again"
+            )
+        self.sequence = sequence
+        self.prior = deepcopy(prior).float()
+        self.network = network
+        self.register_buffer("types", bead_types(sequence), persistent=False)
+
+    def energy(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, " frames"]:
+        """Energy [kJ/mol] of each frame; positions in nm."""
+        energies: Tensor = self.prior.energy(positions) + self.network(positions, self.types)
+        return energies
+
+    def energy_and_forces(
+        self, positions: Float[Tensor, "frames beads 3"]
+    ) -> tuple[Float[Tensor, " frames"], Float[Tensor, "frames beads 3"]]:
+        """Energies [kJ/mol] and forces [kJ/mol/nm], minus their gradient; both detached."""
+        with torch.enable_grad():
+            at = positions.detach().requires_grad_()
+            energies = self.energy(at)
+            (gradient,) = torch.autograd.grad(energies.sum(), at)
+        return energies.detach(), -gradient
+
+    def forces(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, "frames beads 3"]:
+        """Give the forces [kJ/mol/nm], detached."""
+        return self.energy_and_forces(positions)[1]
