@@ -15,7 +15,17 @@ from benchmarks.harness import Result
 from cgal.files import write_text
 
 HERE = Path(__file__).parent
-SUBJECTS = ("cg_md", "growth", "training", "oracle", "selection", "benchmark_stage", "versioning", "startup")
+SUBJECTS = (
+    "cg_md",
+    "growth",
+    "training",
+    "oracle",
+    "selection",
+    "benchmark_stage",
+    "numerics",
+    "versioning",
+    "startup",
+)
 PACKAGES = (
     "torch",
     "numba",

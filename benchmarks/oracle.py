@@ -11,8 +11,15 @@ import openmm
 from openmm import app
 
 from benchmarks.harness import Result, interleave
-from cgal.all_atom.backmapping.pulchra import backmap
-from cgal.all_atom.force_field import build_system, forces_of, hold_alpha_carbons_of, make_context, read_structure
+from cgal.all_atom.backmapping.backmap import backmap
+from cgal.all_atom.force_field import (
+    build_system,
+    choose_platform,
+    forces_of,
+    hold_alpha_carbons_of,
+    make_context,
+    read_structure,
+)
 from cgal.all_atom.oracle import OracleResult, label
 from cgal.frames import AtomFrames, alpha_carbons
 from cgal.params import BackmappingParams, ForceFieldParams, OracleParams
@@ -30,6 +37,7 @@ REPETITIONS = 2
 def results() -> Iterator[Result]:
     """Everything on the CPU platform with one thread a process, as the oracle runs."""
     yield _against_xml()
+    yield _against_native()
     yield from _labelling()
 
 
@@ -46,6 +54,26 @@ def _against_xml() -> Result:
         "openmm.app with amber14/protein.ff14SB.xml and implicit/obc2.xml, a CustomGBForce"
     )
     return timing.rates("oracle_vs_xml_gb", STEPS, "AA steps/s", note)
+
+
+def _against_native() -> Result:
+    """The OBC2 of `cgal.all_atom.born` against the force of OpenMM that it stands in for, all else the same."""
+    frames = _frames()
+    topology, _ = read_structure(frames.pdb)
+    system = build_system(topology, PHYSICS, hold_alpha_carbons=True)
+    ours, native = _context(system, frames), _placed(_native(system), frames)
+    timing = interleave(partial(_run, ours), partial(_run, native), repetitions=7)
+    note = (
+        f"CLN025, {topology.getNumAtoms()} atoms, as above; ours: OBC2 by cgal.all_atom.born; peer: the same "
+        "system with OpenMM's own GBSAOBCForce"
+    )
+    return timing.rates("born_vs_native", STEPS, "AA steps/s", note)
+
+
+def _native(system: openmm.System) -> openmm.Context:
+    integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE_K, PHYSICS.friction_per_ps, ORACLE.timestep_ps)
+    name, properties = choose_platform(PHYSICS.platform)
+    return openmm.Context(system, integrator, openmm.Platform.getPlatformByName(name), properties)
 
 
 def _ordinary(topology: app.Topology) -> openmm.System:
@@ -67,6 +95,10 @@ def _ordinary(topology: app.Topology) -> openmm.System:
 
 def _context(system: openmm.System, frames: AtomFrames) -> openmm.Context:
     context = make_context(system, PHYSICS, temperature_K=TEMPERATURE_K, timestep_ps=ORACLE.timestep_ps, seed=1)
+    return _placed(context, frames)
+
+
+def _placed(context: openmm.Context, frames: AtomFrames) -> openmm.Context:
     context.setPositions(frames.positions[0].astype(float))
     context.applyConstraints(1e-6)
     context.setVelocitiesToTemperature(TEMPERATURE_K, 1)

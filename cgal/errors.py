@@ -75,6 +75,10 @@ class BackmappingError(CgalError):
     steps: int = 0
 
 
+class Diverged(CgalError):
+    """An all-atom run whose numbers ran away; whoever runs it says what to do."""
+
+
 class OracleError(CgalError):
     """All-atom labelling of one frame failed, after so many molecular-dynamics `steps`."""
 

@@ -225,6 +225,7 @@ class SelectionParams(Section):
 class BackmappingParams(Section):
     """From C-alpha beads back to all atoms."""
 
+    method: Literal["pulchra"] = Field("pulchra", description="module of cgal.all_atom.backmapping")
     restraint_kJ_per_mol_nm2: Positive = Field(
         1e6, description="spring constant that holds each CA while the other atoms relax"
     )

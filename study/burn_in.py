@@ -18,7 +18,7 @@ import pandas as pd
 from jaxtyping import Float64
 
 from cgal.all_atom import oracle
-from cgal.all_atom.backmapping.pulchra import backmap
+from cgal.all_atom.backmapping.backmap import backmap
 from cgal.files import write_text
 from cgal.frames import AtomFrames
 from cgal.params import MappingParams, Params

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cgal.all_atom.backmapping.pulchra import backmap
+from cgal.all_atom.backmapping.backmap import backmap
 from cgal.all_atom.force_field import build_system, read_structure
 from cgal.all_atom.soundness import cis_peptide_bonds, clashes, faults, stretched_bonds, wrong_handed_centres
 from cgal.errors import BackmappingError

@@ -14,14 +14,13 @@ import numpy as np
 import openmm
 import pytest
 
+from cgal.all_atom.dynamics import run_plan
 from cgal.all_atom.force_field import build_system, make_context, positions_of, read_structure
+from cgal.all_atom.label_files import LabelFiles, LabelTask
 from cgal.all_atom.oracle import (
     Failure,
     OracleResult,
-    Recipe,
-    Task,
-    _load_label,
-    _mean_force,
+    _label,
     check_quorum,
     label,
     relabel,
@@ -108,7 +107,7 @@ def test_every_pick_is_labelled_in_order_with_held_alpha_carbons(undisturbed: Or
 
 
 def test_beads_go_through_backmapping_and_bad_ones_become_failures_with_files(tmp_path: Path) -> None:
-    from cgal.all_atom.backmapping.pulchra import backmap  # not above: workers of the other tests do without
+    from cgal.all_atom.backmapping.backmap import backmap  # not above: workers of the other tests do without
 
     beads = FRAMES.positions[:3, ALPHA].copy()
     beads[1] *= 0.2
@@ -286,20 +285,19 @@ def test_damaged_labels_are_made_again(tmp_path: Path, undisturbed: OracleResult
     "change",
     [
         {"temperature_K": 300.0},
-        {"oracle": SHORT.model_copy(update={"burn_in_steps": 11})},
+        {"plan": run_plan(SHORT.model_copy(update={"burn_in_steps": 11}), FORCE_FIELD)},
         {"force_field": FORCE_FIELD.model_copy(update={"name": "ff14SB"})},
         {"rebuild": slow},
         {"structure": FRAMES.pdb + "\n"},
     ],
 )
 def test_labels_of_other_inputs_are_not_taken(undisturbed: OracleResult, folder: Path, change: dict) -> None:
-    recipe = Recipe(FRAMES.pdb, recall, FORCE_FIELD, SHORT, 350.0, folder, WARM_UP_STEPS)
-    task = Task(0, FRAMES.positions[0, ALPHA], 1)
-    assert _load_label(task, recipe) is not None
-    assert _load_label(replace(task, seed=2), recipe) is None
-    assert _load_label(replace(task, start=FRAMES.positions[1, ALPHA]), recipe) is None
-    assert _load_label(task, replace(recipe, **change)) is None
-    assert _load_label(task, replace(recipe, oracle=SHORT.model_copy(update={"quorum": 0.9}))) is not None
+    files = LabelFiles(FRAMES.pdb, recall, WARM_UP_STEPS, FORCE_FIELD, run_plan(SHORT, FORCE_FIELD), 350.0, folder)
+    task = LabelTask(0, FRAMES.positions[0, ALPHA], 1)
+    assert files.load(task) is not None
+    assert files.load(replace(task, seed=2)) is None
+    assert files.load(replace(task, start=FRAMES.positions[1, ALPHA])) is None
+    assert replace(files, **change).load(task) is None
 
 
 def test_free_labels_are_frames_of_a_run_with_instantaneous_forces(tmp_path: Path) -> None:
@@ -329,8 +327,8 @@ def test_mean_force_labels_are_less_noisy_than_instantaneous_ones() -> None:
     """Noise: difference of two replicas. 60 samples in 0.9 ps, correlated: a factor of two is safe."""
 
     def noise(oracle: OracleParams) -> float:
-        recipe = Recipe(FRAMES.pdb, None, FORCE_FIELD, oracle, 350.0, Path())
-        pairs = [[_mean_force(FRAMES.positions[frame], recipe, seed).forces for seed in (1, 2)] for frame in (0, 20)]
+        files = LabelFiles(FRAMES.pdb, None, 0, FORCE_FIELD, run_plan(oracle, FORCE_FIELD), 350.0, Path())
+        pairs = [[_label(FRAMES.positions[frame], files, seed).forces for seed in (1, 2)] for frame in (0, 20)]
         return float(np.sqrt(np.mean([(first - second) ** 2 for first, second in pairs])))
 
     one_sample = OracleParams(burn_in_steps=100, average_steps=5, sample_stride=5)

@@ -24,7 +24,7 @@ from cgal.params import BenchmarkParams, ForceFieldParams, Params, ReferencePara
 from cgal.reference.figures import plot_floor
 from cgal.reference.floor import floors
 from cgal.reference.msm import thin
-from cgal.reference.sampling import Recipe, explore, load_swarm, relax, status, swarm
+from cgal.reference.sampling import SwarmRecipe, explore, load_swarm, relax, status, swarm
 from flows.cli.main import app
 from flows.protein.reference import run_reference
 from flows.protein.reference_folder import recipe_of, sampling_lock
@@ -53,7 +53,7 @@ TINY = ReferenceParams(
 )
 
 
-def sample(recipe: Recipe) -> tuple[str, ...]:
+def sample(recipe: SwarmRecipe) -> tuple[str, ...]:
     """All stages; gives what was lost."""
     losses = [loss for make in (explore, relax, swarm) for loss in make(recipe, workers=2)]
     return tuple(loss.reason for loss in losses)
@@ -69,20 +69,20 @@ def structure() -> str:
 
 
 @pytest.fixture(scope="module")
-def sampled(structure: str, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+def sampled(structure: str, tmp_path_factory: pytest.TempPathFactory) -> SwarmRecipe:
     """An undisturbed run."""
-    recipe = Recipe(structure, FORCE_FIELD, TINY, 350.0, 1, tmp_path_factory.mktemp("undisturbed"))
+    recipe = SwarmRecipe(structure, FORCE_FIELD, TINY, 350.0, 1, tmp_path_factory.mktemp("undisturbed"))
     assert sample(recipe) == ()
     return recipe
 
 
 @pytest.fixture
-def copy(sampled: Recipe, tmp_path: Path) -> Recipe:
+def copy(sampled: SwarmRecipe, tmp_path: Path) -> SwarmRecipe:
     shutil.copytree(sampled.folder, tmp_path / "copy")
     return replace(sampled, folder=tmp_path / "copy")
 
 
-def test_swarm_is_as_long_and_as_dense_as_asked(sampled: Recipe) -> None:
+def test_swarm_is_as_long_and_as_dense_as_asked(sampled: SwarmRecipe) -> None:
     found = load_swarm(sampled)
     assert found.sequence == "GASP"
     np.testing.assert_array_equal(found.replica, np.repeat([0, 1], 40))
@@ -93,7 +93,7 @@ def test_swarm_is_as_long_and_as_dense_as_asked(sampled: Recipe) -> None:
     assert (state.hot, state.starts, state.total_ns, state.asked_ns) == (2, 2, pytest.approx(0.016), 0.008)
 
 
-def test_segments_join_without_a_jump(sampled: Recipe) -> None:
+def test_segments_join_without_a_jump(sampled: SwarmRecipe) -> None:
     """Successive frames are 0.2 ps apart, also over the seam of two segments: C-alphas move by some 0.02 nm."""
     positions = load_swarm(sampled).positions[:40].astype(np.float64)
     steps_nm = np.linalg.norm(np.diff(positions, axis=0), axis=2).mean(axis=1)
@@ -101,12 +101,12 @@ def test_segments_join_without_a_jump(sampled: Recipe) -> None:
     assert steps_nm.max() < 0.1
 
 
-def test_trajectories_differ(sampled: Recipe) -> None:
+def test_trajectories_differ(sampled: SwarmRecipe) -> None:
     positions = load_swarm(sampled).positions
     assert np.abs(positions[:40] - positions[40:]).max() > 0.05
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(sampled: Recipe, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(sampled: SwarmRecipe, tmp_path: Path) -> None:
     """Killed (with its workers, by themselves) when the first segment is there."""
     folder = tmp_path / "killed"
     (tmp_path / "structure.pdb").write_text(sampled.structure)
@@ -114,9 +114,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(sampled: Recipe, tmp_
 import json
 from pathlib import Path
 from cgal.params import BenchmarkParams, ForceFieldParams, ReferenceParams
-from cgal.reference.sampling import Recipe, explore, relax, swarm
+from cgal.reference.sampling import SwarmRecipe, explore, relax, swarm
 if __name__ == "__main__":
-    recipe = Recipe(Path({str(tmp_path / "structure.pdb")!r}).read_text(), ForceFieldParams(platform="CPU"),
+    recipe = SwarmRecipe(Path({str(tmp_path / "structure.pdb")!r}).read_text(), ForceFieldParams(platform="CPU"),
                     ReferenceParams.model_validate_json({TINY.model_dump_json()!r}), 350.0, 1, Path({str(folder)!r}))
     for make in (explore, relax, swarm):
         make(recipe, workers=1)
@@ -135,7 +135,7 @@ if __name__ == "__main__":
     assert {name: content for name, content in contents(folder).items() if name in made} == made
 
 
-def test_asking_for_more_adds_to_what_is_there(copy: Recipe) -> None:
+def test_asking_for_more_adds_to_what_is_there(copy: SwarmRecipe) -> None:
     """A third trajectory, and a third segment of each; all that was there keeps its bytes."""
     before = contents(copy.folder)
     params = copy.params.model_copy(update={"trajectories": 3, "trajectory_ns": 0.012})
@@ -147,7 +147,7 @@ def test_asking_for_more_adds_to_what_is_there(copy: Recipe) -> None:
     assert status(more).swarm_ns == (0.012, 0.012, 0.012)
 
 
-def test_a_damaged_segment_is_made_again(copy: Recipe) -> None:
+def test_a_damaged_segment_is_made_again(copy: SwarmRecipe) -> None:
     before = contents(copy.folder)
     path = copy.segment(1, 1)
     path.write_bytes(path.read_bytes()[:1000])
@@ -156,7 +156,7 @@ def test_a_damaged_segment_is_made_again(copy: Recipe) -> None:
     assert contents(copy.folder) == before
 
 
-def test_another_recipe_is_refused(copy: Recipe) -> None:
+def test_another_recipe_is_refused(copy: SwarmRecipe) -> None:
     with pytest.raises(BadParams, match=r"sampled with temperature_K 350.0, which is now 340.0; set it back, or move"):
         swarm(replace(copy, temperature_K=340.0), workers=1)
     other = copy.params.model_copy(update={"segment_ps": 2.0})
@@ -168,7 +168,7 @@ def test_an_unsound_structure_is_lost_with_its_reason(structure: str, tmp_path: 
     """The mirror image: every residue has the wrong hand."""
     topology, positions = read_structure(structure)
     params = TINY.model_copy(update={"hot_trajectories": 1})
-    recipe = Recipe(write_structure(topology, -positions), FORCE_FIELD, params, 350.0, 1, tmp_path)
+    recipe = SwarmRecipe(write_structure(topology, -positions), FORCE_FIELD, params, 350.0, 1, tmp_path)
     (loss,) = explore(recipe, workers=1)
     assert loss.piece == "hot trajectory 0"
     assert "wrong handedness at CA of ALA 2" in loss.reason
@@ -215,7 +215,7 @@ def prefect_server() -> Iterator[None]:
 
 
 @pytest.fixture
-def project(make_project: Callable[..., Path], sampled: Recipe) -> Path:
+def project(make_project: Callable[..., Path], sampled: SwarmRecipe) -> Path:
     """A working copy with a second protein, whose sampling is done but for a segment."""
     root = make_project(
         temperature_K=350.0,

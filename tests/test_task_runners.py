@@ -26,7 +26,7 @@ from cgal.dataset import load_manifest, load_shards, prepare
 from cgal.errors import BadFile, BadParams
 from cgal.frames import CGTrajectory
 from cgal.progress import Progress, silent
-from cgal.reference.sampling import Recipe, explore, relax, swarm
+from cgal.reference.sampling import SwarmRecipe, explore, relax, swarm
 from cgal.selection import select
 from flows.campaign.opening import change_params
 from flows.campaign.stages import label
@@ -173,7 +173,7 @@ def one_after_another(work: Any, tasks: Sequence[Any], *, workers: int) -> Itera
 
 def test_reference_trajectories_on_a_dask_scheduler_have_the_same_bytes(tmp_path: Path) -> None:
     structure = structure_from_sequence("GASP", FORCE_FIELD, temperature_K=350.0, seed=1)
-    here, there = (Recipe(structure, FORCE_FIELD, TINY, 350.0, 1, tmp_path / name) for name in ("here", "there"))
+    here, there = (SwarmRecipe(structure, FORCE_FIELD, TINY, 350.0, 1, tmp_path / name) for name in ("here", "there"))
 
     @flow(name="sampling")
     def run() -> None:

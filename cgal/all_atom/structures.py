@@ -22,9 +22,10 @@ from jaxtyping import Float64
 from openmm import app, unit
 from pdbfixer import PDBFixer
 
-from cgal.all_atom.force_field import build_system, make_context, positions_of, read_structure, write_structure
+from cgal.all_atom.dynamics import AtomRun, restrain
+from cgal.all_atom.force_field import build_system, read_structure, write_structure
 from cgal.all_atom.soundness import cis_peptide_bonds, faults, heavy_atoms
-from cgal.errors import BadFile, BadStructure
+from cgal.errors import BadFile, BadStructure, Diverged
 from cgal.frames import RESIDUE_NAMES, check_sequence, read_pdb_text, sequence_of
 from cgal.params import ForceFieldParams
 
@@ -108,7 +109,7 @@ def _prepare(text: str, source: str, params: ForceFieldParams, temperature_K: fl
         relaxed = _relax(topology, positions, params, temperature_K, seed, relax_ps)
     except BadStructure as error:
         raise BadStructure(f"{source}: {error}") from None
-    except openmm.OpenMMException as error:
+    except Diverged as error:
         raise BadStructure(f"{source}: relaxation failed ({error}); look at the structure for overlaps") from error
     pdb = write_structure(topology, relaxed)
     _check(pdb, source, params)
@@ -183,24 +184,18 @@ def _relax(
 ) -> Float64[np.ndarray, "atoms 3"]:
     """Restrained, then free minimisation under H-bond constraints; then dynamics at ever longer steps."""
     system = build_system(topology, params)
-    restraint = openmm.CustomExternalForce("0.5*k*((x-x0)^2+(y-y0)^2+(z-z0)^2)")
-    restraint.addGlobalParameter("k", RESTRAINT_kJ_per_mol_nm2)
-    for name in ("x0", "y0", "z0"):
-        restraint.addPerParticleParameter(name)
-    for atom in np.flatnonzero(heavy_atoms(topology)):
-        restraint.addParticle(int(atom), positions[atom].tolist())
-    system.addForce(restraint)
-    context = make_context(system, params, temperature_K=temperature_K, timestep_ps=0.0005, seed=seed)
-    context.setPositions(positions)
-    openmm.LocalEnergyMinimizer.minimize(context)
-    context.setParameter("k", 0.0)
-    openmm.LocalEnergyMinimizer.minimize(context)
-    context.setVelocitiesToTemperature(temperature_K, seed)
-    integrator = context.getIntegrator()
+    restrained = np.flatnonzero(heavy_atoms(topology))
+    restrain(system, restrained, positions[restrained], RESTRAINT_kJ_per_mol_nm2)
+    run = AtomRun(system, params, temperature_K=temperature_K, timestep_ps=0.0005, seed=seed)
+    run.place(positions)
+    run.minimise()
+    run.context.setParameter("k", 0.0)
+    run.minimise()
+    run.draw_velocities()
     for timestep_ps in (0.0005, 0.001, params.timestep_ps):
-        integrator.setStepSize(timestep_ps)
-        integrator.step(round(relax_ps / 3 / timestep_ps))
-    return positions_of(context)
+        run.integrator.setStepSize(timestep_ps)
+        run.advance(round(relax_ps / 3 / timestep_ps))
+    return run.positions()
 
 
 def _check(pdb: str, source: str, params: ForceFieldParams) -> None:

@@ -22,7 +22,7 @@ from cgal.frames import CGTrajectory
 from cgal.params import ReferenceParams
 from cgal.progress import Progress, silent
 from cgal.randomness import derive_generator, derive_seed
-from cgal.reference.sampling import pair_distances
+from cgal.reference.sampling import bead_distances
 
 __all__ = [
     "ChapmanKolmogorov",
@@ -152,7 +152,7 @@ def discretise(trajectory: CGTrajectory, params: ReferenceParams, *, seed: int) 
         np.zeros(len(trajectory), dtype=np.int64), trajectory.replica, _spacing_ps(trajectory), 1
     )
     lag = undivided.frames(params.tica_lag_ps)
-    distances = pair_distances(trajectory.positions)
+    distances = bead_distances(trajectory.positions)
     pieces = [distances[trajectory.replica == replica] for replica in np.unique(trajectory.replica)]
     tica = TICA(lagtime=lag, dim=params.tica_dimensions).fit([piece for piece in pieces if len(piece) > lag])
     slow = np.asarray(tica.fetch_model().transform(distances), dtype=np.float64)
@@ -369,11 +369,21 @@ def _posterior(discrete: DiscreteTrajectories, lag_ps: float, samples: int, seed
     counts = TransitionCountEstimator(lag, "effective", n_states=discrete.count).fit(long, n_jobs=1).fetch_model()
     connected = counts.submodel_largest()
     model = MaximumLikelihoodMSM(reversible=True).fit(connected).fetch_model()
-    sampler = SamplerRev(connected.count_matrix, P0=model.transition_matrix, seed=seed)
+    sampler = posterior_sampler(connected.count_matrix, model.transition_matrix, seed)
     active = np.asarray(connected.state_symbols, dtype=np.int64)
     for _ in range(samples):
-        matrix, stationary = sampler.sample(N=max(1, round(np.sqrt(len(active)))), return_statdist=True)
+        matrix, stationary = sampler.sample(max(1, round(np.sqrt(len(active)))), return_statdist=True)
         yield MarkovModel(lag * discrete.spacing_ps, active, np.array(matrix), np.array(stationary))
+
+
+def posterior_sampler(
+    counts: Float64[np.ndarray, "states states"], start: Float64[np.ndarray, "states states"], seed: int
+) -> SamplerRev:
+    """Gibbs sampler of reversible transition matrices, from `start`; same seed, same draws.
+
+    A private class of deeptime, since its public `tmatrix_sampler` takes no seed (`make bench`: msm_posterior_repeats).
+    """
+    return SamplerRev(counts, P0=start, seed=seed)
 
 
 def _moved(

@@ -22,38 +22,40 @@ from typing import Any
 import numpy as np
 import openmm
 from jaxtyping import Float32, Float64, Int64, Shaped
-from openmm import unit
 
-from cgal.all_atom.force_field import build_system, choose_platform, make_context, positions_of, read_structure
+from cgal.all_atom.dynamics import AtomRun, Moment
+from cgal.all_atom.force_field import build_system, choose_platform, read_structure
 from cgal.all_atom.soundness import cis_peptide_bonds, faults
 from cgal.all_atom.workers import Announce, FanOut, run_in_processes
-from cgal.errors import BadFile, BadParams, SamplingError
+from cgal.errors import BadFile, BadParams, Diverged, SamplingError
 from cgal.files import read_hdf5, read_json, write_hdf5, write_json
-from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text, sequence_of
+from cgal.frames import AtomFrames, CGTrajectory, LabelledFrames, alpha_carbons, read_pdb_text, sequence_of
 from cgal.params import ForceFieldParams, ReferenceParams
 from cgal.progress import Progress, silent
+from cgal.projection.local_frames import project_in_local_frames
+from cgal.projection.mapping import constrained_clusters
 from cgal.randomness import derive_seed
 
 __all__ = [
     "Loss",
-    "Recipe",
     "Status",
+    "SwarmRecipe",
+    "bead_distances",
     "explore",
     "k_centres",
     "load_swarm",
-    "pair_distances",
+    "load_swarm_labels",
     "relax",
     "status",
     "swarm",
 ]
 
 CLASH_nm = 0.08
-FURTHEST_nm = 1e3
 MINIMISE_STEPS = 500
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SwarmRecipe:
     """What the trajectories are made from, and the folder they go to.
 
     `structure` is PDB text: the start of the exploration and of trajectory 0.
@@ -140,7 +142,7 @@ class Status:
 
 
 @dataclass(frozen=True, eq=False)
-class State:
+class PhasePoint:
     """All that a trajectory needs to go on: positions [nm] and velocities [nm/ps]."""
 
     positions: Float64[np.ndarray, "atoms 3"]
@@ -153,7 +155,7 @@ class State:
 
 
 def explore(
-    recipe: Recipe, *, workers: int, progress: Progress = silent, fan_out: FanOut = run_in_processes
+    recipe: SwarmRecipe, *, workers: int, progress: Progress = silent, fan_out: FanOut = run_in_processes
 ) -> tuple[Loss, ...]:
     """Run the trajectories of the exploration that are not there yet, all from the structure, at `hot_temperature_K`.
 
@@ -168,7 +170,7 @@ def explore(
 
 
 def relax(
-    recipe: Recipe, *, workers: int, progress: Progress = silent, fan_out: FanOut = run_in_processes
+    recipe: SwarmRecipe, *, workers: int, progress: Progress = silent, fan_out: FanOut = run_in_processes
 ) -> tuple[Loss, ...]:
     """Bring the starts that are not there yet to the target temperature: minimised, then `equilibration_ps` each.
 
@@ -187,7 +189,7 @@ def relax(
 
 
 def swarm(
-    recipe: Recipe, *, workers: int, progress: Progress = silent, fan_out: FanOut = run_in_processes
+    recipe: SwarmRecipe, *, workers: int, progress: Progress = silent, fan_out: FanOut = run_in_processes
 ) -> tuple[Loss, ...]:
     """Run the segments of the swarm that are not there yet, one of every trajectory at a time.
 
@@ -208,7 +210,7 @@ def swarm(
     return tuple(lost)
 
 
-def status(recipe: Recipe) -> Status:
+def status(recipe: SwarmRecipe) -> Status:
     """Count what is there."""
     count = recipe.params.trajectories
     return Status(
@@ -220,7 +222,7 @@ def status(recipe: Recipe) -> Status:
     )
 
 
-def load_swarm(recipe: Recipe) -> CGTrajectory:
+def load_swarm(recipe: SwarmRecipe) -> CGTrajectory:
     """All C-alpha frames of the swarm, a replica a trajectory, with equal weights.
 
     Time counts from the start of each trajectory [ps]. Raises SamplingError when there is no frame.
@@ -238,7 +240,34 @@ def load_swarm(recipe: Recipe) -> CGTrajectory:
     )
 
 
-def pair_distances(positions: Float32[np.ndarray, "frames beads 3"]) -> Float64[np.ndarray, "frames pairs"]:
+def load_swarm_labels(recipe: SwarmRecipe) -> LabelledFrames:
+    """C-alpha frames of the swarm with bead forces by local frames, for force matching on plain dynamics.
+
+    Segments from before forces were kept have none, and are left out. Raises SamplingError when there is no frame.
+    """
+    chains = [_chain(recipe, index) for index in range(recipe.params.trajectories)]
+    found = [
+        (trajectory, number, segment)
+        for trajectory, chain in enumerate(chains)
+        for number, segment in enumerate(chain)
+        if segment.forces is not None
+    ]
+    if not found:
+        raise SamplingError(f"{recipe.folder}: the swarm has no frame with forces yet; run 'cgal reference'")
+    spacing_ps, segment_ps = recipe.params.spacing_ps, recipe.params.segment_ps
+    return LabelledFrames(
+        sequence_of(read_pdb_text(recipe.structure).topology),
+        np.concatenate([segment.positions for _, _, segment in found]),
+        np.concatenate([segment.forces for _, _, segment in found if segment.forces is not None]),
+        np.concatenate([np.full(len(piece.positions), trajectory, dtype=np.int32) for trajectory, _, piece in found]),
+        np.concatenate(
+            [segment_ps * number + spacing_ps * np.arange(1, len(piece.positions) + 1) for _, number, piece in found]
+        ),
+        {"origin": "swarm", "force_map": "local_frames", "temperature_K": recipe.temperature_K},
+    )
+
+
+def bead_distances(positions: Float32[np.ndarray, "frames beads 3"]) -> Float64[np.ndarray, "frames pairs"]:
     """Distance of every two beads [nm]."""
     first, second = np.triu_indices(positions.shape[1], 1)
     beads = positions.astype(np.float64)
@@ -288,7 +317,7 @@ def _segment_name(task: tuple[int, int]) -> str:
     return f"segment {task[1]} of trajectory {task[0]}"
 
 
-def _starting_frames(recipe: Recipe, count: int) -> Float32[np.ndarray, "starts atoms 3"]:
+def _starting_frames(recipe: SwarmRecipe, count: int) -> Float32[np.ndarray, "starts atoms 3"]:
     """All-atom frames: the structure, then the k-centres of the hot frames on C-alpha distances."""
     _, native = read_structure(recipe.structure)
     frames = [native[None].astype(np.float32)]
@@ -298,7 +327,7 @@ def _starting_frames(recipe: Recipe, count: int) -> Float32[np.ndarray, "starts 
                 frames.append(handle["positions"][:])
     pooled = np.concatenate(frames)
     beads = alpha_carbons(read_pdb_text(recipe.structure).topology)
-    return np.asarray(pooled[k_centres(pair_distances(pooled[:, beads]), count)])
+    return np.asarray(pooled[k_centres(bead_distances(pooled[:, beads]), count)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,11 +335,12 @@ class _Segment:
     """A segment of the swarm as it lies in its file."""
 
     positions: Float32[np.ndarray, "frames beads 3"]
-    end: State
+    forces: Float32[np.ndarray, "frames beads 3"] | None
+    end: PhasePoint
     begin: str
 
 
-def _chain(recipe: Recipe, trajectory: int) -> list[_Segment]:
+def _chain(recipe: SwarmRecipe, trajectory: int) -> list[_Segment]:
     """Segments of a trajectory up to the first that is missing, damaged, or does not continue the one before."""
     chain: list[_Segment] = []
     try:
@@ -331,67 +361,76 @@ def _join(chain: Sequence[_Segment]) -> Float32[np.ndarray, "frames beads 3"]:
     return np.concatenate([segment.positions for segment in chain])
 
 
-def _load_start(recipe: Recipe, index: int) -> State:
+def _load_start(recipe: SwarmRecipe, index: int) -> PhasePoint:
     with read_hdf5(recipe.start(index), "reference-start") as handle:
-        return State(handle["end_positions"][:], handle["end_velocities"][:])
+        return PhasePoint(handle["end_positions"][:], handle["end_velocities"][:])
 
 
 def _load_segment(path: Path) -> _Segment:
     with read_hdf5(path, "reference-segment") as handle:
-        end = State(handle["end_positions"][:], handle["end_velocities"][:])
-        return _Segment(handle["positions"][:], end, str(handle.attrs["begin"]))
+        end = PhasePoint(handle["end_positions"][:], handle["end_velocities"][:])
+        forces = handle["forces"][:] if "forces" in handle else None
+        return _Segment(handle["positions"][:], forces, end, str(handle.attrs["begin"]))
 
 
 # ------------------------------------------------------------------------------------- inside a worker process
 
 
-def _run_hot(index: int, attempt: int, announce: Announce, *, recipe: Recipe) -> None:
+def _run_hot(index: int, attempt: int, announce: Announce, *, recipe: SwarmRecipe) -> None:
     """One trajectory of the exploration, all atoms kept."""
     params = recipe.params
     seed = derive_seed(recipe.seed, index, "reference hot", attempt)
     _, positions = read_structure(recipe.structure)
     announce("minimising")
-    context = _relaxed_context(recipe, positions, params.hot_temperature_K, seed)
+    run = _relaxed_run(recipe, positions, params.hot_temperature_K, seed)
     announce("exploring")
     stride = recipe.steps(params.hot_spacing_ps)
-    frames = list(_frames(context, round(params.hot_ps / params.hot_spacing_ps), stride))
+    frames = [moment.positions for moment in _moments(run, round(params.hot_ps / params.hot_spacing_ps), stride)]
     content = {"positions": np.array(frames, dtype=np.float32)}
     write_hdf5(recipe.hot(index), content, {"cgal_kind": "reference-hot"})
 
 
 def _run_relax(
-    task: tuple[int, Float32[np.ndarray, "atoms 3"]], attempt: int, announce: Announce, *, recipe: Recipe
+    task: tuple[int, Float32[np.ndarray, "atoms 3"]], attempt: int, announce: Announce, *, recipe: SwarmRecipe
 ) -> None:
     """One start at the target temperature."""
     index, frame = task
     seed = derive_seed(recipe.seed, index, "reference start", attempt)
     announce("minimising")
-    context = _relaxed_context(recipe, frame.astype(np.float64), recipe.temperature_K, seed)
+    run = _relaxed_run(recipe, frame.astype(np.float64), recipe.temperature_K, seed)
     announce("equilibrating")
-    steps = recipe.steps(recipe.params.equilibration_ps)
-    list(_frames(context, 1, steps))
-    state = _state_of(context)
-    content = {"end_positions": state.positions, "end_velocities": state.velocities}
+    (end,) = _moments(run, 1, recipe.steps(recipe.params.equilibration_ps))
+    content = {"end_positions": end.positions, "end_velocities": end.velocities}
     write_hdf5(recipe.start(index), content, {"cgal_kind": "reference-start"})
 
 
-def _run_segment(task: tuple[int, int], attempt: int, announce: Announce, *, recipe: Recipe) -> None:
+def _run_segment(task: tuple[int, int], attempt: int, announce: Announce, *, recipe: SwarmRecipe) -> None:
     """One segment of a trajectory, from where the one before ended."""
     trajectory, index = task
     begin = _load_segment(recipe.segment(trajectory, index - 1)).end if index else _load_start(recipe, trajectory)
     seed = derive_seed(recipe.seed, trajectory, f"reference segment {index}", attempt)
-    context = _context(recipe, recipe.temperature_K, seed)
-    context.setPositions(begin.positions)
-    context.setVelocities(begin.velocities)
+    run = _new_run(recipe, recipe.temperature_K, seed)
+    run.place(begin.positions, begin.velocities)
     announce("sampling")
     params = recipe.params
-    beads = alpha_carbons(read_pdb_text(recipe.structure).topology)
-    frames = _frames(context, round(params.segment_ps / params.spacing_ps), recipe.steps(params.spacing_ps))
-    positions = np.array([frame[beads] for frame in frames], dtype=np.float32)
-    end = _state_of(context)
+    count, stride = round(params.segment_ps / params.spacing_ps), recipe.steps(params.spacing_ps)
+    moments = list(_moments(run, count, stride))
+    frames = AtomFrames(
+        recipe.structure,
+        np.array([moment.positions for moment in moments], dtype=np.float32),
+        np.array([moment.forces for moment in moments], dtype=np.float32),
+        np.full(count, trajectory, dtype=np.int32),
+        params.spacing_ps * np.arange(1, count + 1),
+        {"forces": "instantaneous"},
+    )
     write_hdf5(
         recipe.segment(trajectory, index),
-        {"positions": positions, "end_positions": end.positions, "end_velocities": end.velocities},
+        {
+            "positions": frames.positions[:, alpha_carbons(frames.topology)],
+            "forces": project_in_local_frames(frames, constrained_clusters(frames.topology)),
+            "end_positions": moments[-1].positions,
+            "end_velocities": moments[-1].velocities,
+        },
         {"cgal_kind": "reference-segment", "begin": begin.digest},
     )
 
@@ -402,44 +441,31 @@ def _system(structure: str, force_field: ForceFieldParams) -> openmm.System:
     return build_system(topology, force_field)
 
 
-def _context(recipe: Recipe, temperature_K: float, seed: int) -> openmm.Context:
+def _new_run(recipe: SwarmRecipe, temperature_K: float, seed: int) -> AtomRun:
     system, timestep_ps = _system(recipe.structure, recipe.force_field), recipe.force_field.timestep_ps
-    return make_context(system, recipe.force_field, temperature_K=temperature_K, timestep_ps=timestep_ps, seed=seed)
+    return AtomRun(system, recipe.force_field, temperature_K=temperature_K, timestep_ps=timestep_ps, seed=seed)
 
 
-def _relaxed_context(
-    recipe: Recipe, positions: Float64[np.ndarray, "atoms 3"], temperature_K: float, seed: int
-) -> openmm.Context:
-    """Context at a minimised and sound structure, with velocities; raises SamplingError when it is not sound."""
-    context = _context(recipe, temperature_K, seed)
-    context.setPositions(positions)
-    openmm.LocalEnergyMinimizer.minimize(context, maxIterations=MINIMISE_STEPS)
+def _relaxed_run(
+    recipe: SwarmRecipe, positions: Float64[np.ndarray, "atoms 3"], temperature_K: float, seed: int
+) -> AtomRun:
+    """Run from a minimised and sound structure, with velocities; raises SamplingError when it is not sound."""
+    run = _new_run(recipe, temperature_K, seed)
+    run.place(positions)
+    run.minimise(max_steps=MINIMISE_STEPS)
     topology, _ = read_structure(recipe.structure)
-    minimised = positions_of(context)
-    found = faults(topology, context.getSystem(), minimised, clash_nm=CLASH_nm)
+    minimised = run.positions()
+    found = faults(topology, run.context.getSystem(), minimised, clash_nm=CLASH_nm)
     found += tuple(bond for bond in cis_peptide_bonds(topology, minimised) if "PRO" not in bond)
     if found:
         raise SamplingError(f"the minimised structure has {'; '.join(found[:3])}; lower reference.hot_temperature_K")
-    context.setVelocitiesToTemperature(temperature_K, seed)
-    return context
+    run.draw_velocities()
+    return run
 
 
-def _frames(context: openmm.Context, count: int, stride: int) -> Iterator[Float64[np.ndarray, "atoms 3"]]:
-    """Positions [nm] of all atoms every `stride` steps; raises SamplingError when the run has diverged."""
-    for _ in range(count):
-        try:
-            context.getIntegrator().step(stride)
-            positions = positions_of(context)
-        except openmm.OpenMMException as error:
-            raise SamplingError(f"the all-atom run diverged ({error}); lower force_field.timestep_ps") from error
-        if not np.abs(positions).max() < FURTHEST_nm:
-            raise SamplingError("the all-atom run diverged (an atom flew off); lower force_field.timestep_ps")
-        yield positions
-
-
-def _state_of(context: openmm.Context) -> State:
-    state = context.getState(positions=True, velocities=True)
-    return State(
-        np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)),
-        np.array(state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond)),
-    )
+def _moments(run: AtomRun, count: int, stride: int) -> Iterator[Moment]:
+    """Look at all atoms every `stride` steps; raises SamplingError when the run has diverged."""
+    try:
+        yield from run.moments(count, stride)
+    except Diverged as error:
+        raise SamplingError(f"the all-atom run diverged ({error}); lower force_field.timestep_ps") from error

@@ -15,7 +15,8 @@ import torch
 
 from cgal import training
 from cgal.all_atom import oracle
-from cgal.all_atom.backmapping.pulchra import backmap
+from cgal.all_atom.backmapping.backmap import backmap
+from cgal.all_atom.dynamics import run_plan
 from cgal.benchmark import benchmark as run_benchmark
 from cgal.benchmark import plot_benchmark
 from cgal.dataset import Manifest, append, load_manifest, load_shards, round_index
@@ -166,7 +167,7 @@ def _affordable_picks(workspace: Workspace, manifest: Manifest) -> int:
         params.campaign,
         params.selection.frames,
         spent_steps=sum(shard.oracle_steps for shard in manifest.shards[1:]),
-        steps_per_pick=oracle.steps_per_pick(params.oracle, params.backmapping.steps),
+        steps_per_pick=params.backmapping.steps + run_plan(params.oracle, params.force_field).steps,
     )
 
 
@@ -223,7 +224,6 @@ def continue_seed(workspace: Workspace, progress: Progress) -> int:
         steps=steps,
         stride=params.oracle.free_stride,
         force_field=params.force_field,
-        oracle=params.oracle,
         temperature_K=params.temperature_K,
         seeds=[derive_seed(params.seed, 0, "continue")],
         workers=1,

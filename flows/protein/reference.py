@@ -18,7 +18,7 @@ from cgal.reference.analysis import Analysis, analyse, summarise
 from cgal.reference.figures import plot_floor, plot_reference
 from cgal.reference.floor import floors
 from cgal.reference.msm import thin
-from cgal.reference.sampling import Loss, Recipe, explore, load_swarm, relax, swarm
+from cgal.reference.sampling import Loss, SwarmRecipe, explore, load_swarm, relax, swarm
 from flows.campaign.steps import worth_retrying
 from flows.protein.reference_folder import recipe_of, sampling_lock
 from flows.serving.orphans import close_dead_runs, project_tag
@@ -78,8 +78,8 @@ def _step(name: str, function: Callable[..., Any], workspace: Workspace) -> Call
 
 def _sampling(
     name: str, make: Callable[..., tuple[Loss, ...]], workspace: Workspace
-) -> Callable[[Recipe, int], tuple[Loss, ...]]:
-    def run(recipe: Recipe, workers: int) -> tuple[Loss, ...]:
+) -> Callable[[SwarmRecipe, int], tuple[Loss, ...]]:
+    def run(recipe: SwarmRecipe, workers: int) -> tuple[Loss, ...]:
         started = monotonic()
         with stage_bar(name) as progress, fanning_out(workspace, workers) as fan_out:
             losses = make(recipe, workers=workers, progress=progress, fan_out=fan_out)
@@ -91,7 +91,7 @@ def _sampling(
     return run
 
 
-def _weigh(workspace: Workspace, recipe: Recipe, losses: Sequence[Loss], preview: bool) -> dict[str, Any]:
+def _weigh(workspace: Workspace, recipe: SwarmRecipe, losses: Sequence[Loss], preview: bool) -> dict[str, Any]:
     params = workspace.params
     figures = workspace.root / "report" / "reference" / workspace.data.name
     with stage_bar("weigh") as progress:
@@ -110,7 +110,7 @@ def _weigh(workspace: Workspace, recipe: Recipe, losses: Sequence[Loss], preview
     return summary
 
 
-def _native(recipe: Recipe) -> Any:
+def _native(recipe: SwarmRecipe) -> Any:
     structure = read_pdb_text(recipe.structure)
     return np.asarray(structure.xyz[0, alpha_carbons(structure.topology)], dtype=np.float32)
 

@@ -8,21 +8,23 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from cgal.errors import CampaignLocked
-from cgal.reference.sampling import Recipe, status
+from cgal.reference.sampling import SwarmRecipe, status
 from flows.workspace import Workspace
 
 __all__ = ["recipe_of", "sampling_lock", "status_table"]
 
 
-def recipe_of(workspace: Workspace) -> Recipe:
+def recipe_of(workspace: Workspace) -> SwarmRecipe:
     """What the protein's sampling is made from, and the folder that it goes to; raises BadFile without a structure."""
     params = workspace.params
     folder = workspace.root / ".cgal" / "reference" / workspace.data.name
-    return Recipe(workspace.structure, params.force_field, params.reference, params.temperature_K, params.seed, folder)
+    return SwarmRecipe(
+        workspace.structure, params.force_field, params.reference, params.temperature_K, params.seed, folder
+    )
 
 
 @contextmanager
-def sampling_lock(recipe: Recipe) -> Iterator[None]:
+def sampling_lock(recipe: SwarmRecipe) -> Iterator[None]:
     """Hold the sampling's folder; raises CampaignLocked when another process samples there."""
     recipe.folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -34,7 +36,7 @@ def sampling_lock(recipe: Recipe) -> Iterator[None]:
         ) from None
 
 
-def status_table(recipe: Recipe, protein: str) -> Table:
+def status_table(recipe: SwarmRecipe, protein: str) -> Table:
     """How far the sampling has got."""
     state = status(recipe)
     table = Table(title=f"reference of {protein}", box=SIMPLE_HEAD)

@@ -55,7 +55,6 @@ def make_seed(workspace: Workspace, plan: SeedRuns, mean_force: bool | None = No
             stride=round(plan.spacing_ps / timestep_ps),
             equilibration_steps=round(plan.equilibration_ps / timestep_ps),
             force_field=params.force_field,
-            oracle=params.oracle,
             temperature_K=params.temperature_K,
             seeds=[derive_seed(params.seed, 0, "seed run", run) for run in range(plan.runs)],
             workers=params.execution.oracle_workers,

@@ -1,0 +1,252 @@
+"""From C-alpha beads back to a sound, warm all-atom structure, by any of the ways in this package.
+
+A way (`backmapping.method` names its module) rebuilds heavy atoms from the C-alpha trace. Common to all: hydrogens
+and what else the way does not know are set by the local geometry of the protein's own structure; then the C-alpha are
+restrained to the beads while the rest relaxes, and held while it warms up. Peptide planes that were set wrongly do not
+turn over at the temperature of the simulation; annealing (`anneal_steps`) lets them.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+
+import numpy as np
+import openmm
+from jaxtyping import Bool, Float32, Float64, Int, Shaped
+from openmm import app
+from scipy.spatial.transform import Rotation
+
+from cgal.all_atom.dynamics import AtomRun, restrain
+from cgal.all_atom.force_field import build_system, read_structure
+from cgal.all_atom.soundness import cis_peptide_bonds, faults
+from cgal.errors import BackmappingError, Diverged
+from cgal.frames import read_pdb_text, sequence_of
+from cgal.params import BackmappingParams, ForceFieldParams
+
+__all__ = ["HeavyAtoms", "backmap"]
+
+type HeavyAtoms = dict[tuple[int, str], Float64[np.ndarray, "3"]]
+"""Positions [nm] of a rebuilt chain, by number of the residue (from 0) and name of the atom.
+
+Each module of this package has a `rebuild(beads, sequence)` that gives them: beads [nm], float64, one a residue, and
+one-letter codes. Hydrogens and atoms that the structure has not are left out of account; missing ones are grown.
+"""
+
+MAXIMUM_ENERGY_kJ_per_mol_atom = 1e3
+"""More energy per atom than this after minimisation is no molecule (thermal energy is of the order of 10)."""
+
+
+MINIMISED_FORCE_kJ_per_mol_nm = 50.0
+"""Root-mean-square force at which minimisation ends: a fraction of the thermal one, which the warm-up brings back."""
+
+COOLING_STAGES = 20
+"""Temperatures of an annealing on its way down."""
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """What is known of a protein: sequence, atoms, their geometry, bonds and physics, C-alpha free or held."""
+
+    topology: app.Topology
+    sequence: str
+    positions: Float64[np.ndarray, "atoms 3"]
+    alpha_carbons: Int[np.ndarray, " beads"]
+    index: dict[tuple[int, str], int]
+    bonded: tuple[tuple[int, ...], ...]
+    cis: tuple[str, ...]
+    free: openmm.System
+    held: openmm.System
+
+
+def backmap(
+    beads: Float32[np.ndarray, "beads 3"],
+    structure: str,
+    params: BackmappingParams,
+    force_field: ForceFieldParams,
+    *,
+    temperature_K: float,
+    seed: int,
+) -> Float32[np.ndarray, "atoms 3"]:
+    """All-atom positions [nm], in the atom order of `structure` (PDB text), whose C-alpha are at the beads.
+
+    The C-alpha may be off by what the restrained minimisation needs, `maximum_displacement_nm` at most. Same seed,
+    same positions. Raises BackmappingError, with the structure as far as it came in its `positions`, when the beads
+    cannot be rebuilt, or when the result clashes, is torn, has a wrong handedness, a new cis peptide bond, or too
+    much energy; `hopeless` unless that came of the warm-up, since nothing before it depends on the seed.
+    """
+    template = _template(structure, force_field)
+    if len(beads) != len(template.alpha_carbons):
+        raise BackmappingError(
+            f"{len(beads)} beads, but the structure has {len(template.alpha_carbons)} residues; "
+            "give the structure of the protein that was simulated"
+        )
+    if not np.isfinite(beads).all():
+        raise _failure("beads that are not finite", template, np.full_like(template.positions, np.nan))
+    rebuilt = _complete(template, *_heavy_atoms(template, beads, params.method))
+    relaxed = _minimise(template, rebuilt, beads, params, force_field)
+    _check(template, relaxed, beads, params)
+    try:
+        warm = _warm_up(template, relaxed, params, force_field, temperature_K, seed)
+        _check(template, warm, beads, params)
+    except BackmappingError as error:  # the only part that chance plays a part in
+        error.hopeless, error.steps = False, params.steps
+        raise
+    return warm.astype(np.float32)
+
+
+@lru_cache(maxsize=4)
+def _template(structure: str, force_field: ForceFieldParams) -> Template:
+    topology, positions = read_structure(structure)
+    neighbours: list[list[int]] = [[] for _ in range(topology.getNumAtoms())]
+    for first, second in topology.bonds():
+        neighbours[first.index].append(second.index)
+        neighbours[second.index].append(first.index)
+    index = {(atom.residue.index, atom.name): atom.index for atom in topology.atoms()}
+    return Template(
+        topology,
+        sequence_of(read_pdb_text(structure).topology),
+        positions,
+        np.array([index[residue.index, "CA"] for residue in topology.residues()]),
+        index,
+        tuple(tuple(sorted(atoms)) for atoms in neighbours),
+        cis_peptide_bonds(topology, positions),
+        build_system(topology, force_field),
+        build_system(topology, force_field, hold_alpha_carbons=True),
+    )
+
+
+def _heavy_atoms(
+    template: Template, beads: Float32[np.ndarray, "beads 3"], method: str
+) -> tuple[Float64[np.ndarray, "atoms 3"], Bool[np.ndarray, " atoms"]]:
+    """Positions of the atoms that the method knows, not a number for the others, and which they are."""
+    positions = np.full_like(template.positions, np.nan)
+    rebuild = import_module(f"cgal.all_atom.backmapping.{method}").rebuild
+    try:
+        found: HeavyAtoms = rebuild(beads.astype(np.float64), template.sequence)
+    except BackmappingError as error:
+        raise _failure(str(error), template, positions) from error
+    for atom, position in found.items():
+        if atom in template.index:
+            positions[template.index[atom]] = position
+    positions[template.alpha_carbons] = beads
+    known = np.isfinite(positions).all(axis=1)
+    if not known[template.alpha_carbons].all() or known.sum() <= len(beads):
+        raise _failure(f"{method} cannot rebuild the beads (positions are not finite)", template, positions)
+    return positions, known
+
+
+def _complete(
+    template: Template, positions: Float64[np.ndarray, "atoms 3"], known: Bool[np.ndarray, " atoms"]
+) -> Float64[np.ndarray, "atoms 3"]:
+    """Set each missing atom by superposing the structure's surroundings of its bond partner on the known atoms."""
+    while not known.all():
+        grown = positions.copy()
+        for parent in np.flatnonzero(known):
+            missing = [atom for atom in template.bonded[parent] if not known[atom]]
+            if missing:
+                grown[missing] = _place(template, positions, known, int(parent), missing)
+        if not np.isfinite(grown[~known]).any():
+            raise _failure("the chain cannot be rebuilt from the beads (positions are not finite)", template, positions)
+        positions, known = grown, np.isfinite(grown).all(axis=1)
+    return positions
+
+
+def _place(
+    template: Template,
+    positions: Float64[np.ndarray, "atoms 3"],
+    known: Bool[np.ndarray, " atoms"],
+    parent: int,
+    missing: list[int],
+) -> Float64[np.ndarray, "missing 3"]:
+    anchors = [atom for atom in template.bonded[parent] if known[atom]]
+    if len(anchors) < 2:
+        anchors += [
+            second for first in anchors for second in template.bonded[first] if known[second] and second != parent
+        ]
+    origin = template.positions[parent]
+    rotation, _ = Rotation.align_vectors(positions[anchors] - positions[parent], template.positions[anchors] - origin)
+    placed: Float64[np.ndarray, "missing 3"] = rotation.apply(template.positions[missing] - origin) + positions[parent]
+    return placed
+
+
+def _minimise(
+    template: Template,
+    positions: Float64[np.ndarray, "atoms 3"],
+    beads: Float32[np.ndarray, "beads 3"],
+    params: BackmappingParams,
+    force_field: ForceFieldParams,
+) -> Float64[np.ndarray, "atoms 3"]:
+    system = deepcopy(template.free)
+    restrain(system, template.alpha_carbons, beads, params.restraint_kJ_per_mol_nm2)
+    run = AtomRun(system, force_field, temperature_K=0.0, timestep_ps=params.warm_up_timestep_ps, seed=1)
+    run.place(positions)
+    try:
+        energy_kJ_per_mol = run.minimise(MINIMISED_FORCE_kJ_per_mol_nm, params.minimise_steps)
+    except Diverged as error:
+        raise _failure(f"minimisation failed ({error})", template, positions) from error
+    relaxed = run.positions()
+    if not energy_kJ_per_mol < MAXIMUM_ENERGY_kJ_per_mol_atom * len(relaxed):
+        reason = f"energy of {energy_kJ_per_mol:.2g} kJ/mol after {params.minimise_steps} minimisation steps"
+        raise _failure(reason, template, relaxed)
+    return relaxed
+
+
+def _warm_up(
+    template: Template,
+    positions: Float64[np.ndarray, "atoms 3"],
+    params: BackmappingParams,
+    force_field: ForceFieldParams,
+    temperature_K: float,
+    seed: int,
+) -> Float64[np.ndarray, "atoms 3"]:
+    timestep_ps = params.warm_up_timestep_ps
+    run = AtomRun(template.held, force_field, temperature_K=temperature_K, timestep_ps=timestep_ps, seed=seed)
+    run.place(positions)
+    try:
+        run.draw_velocities()
+        run.advance(params.warm_up_steps)
+        _anneal(run, params)
+    except Diverged as error:
+        raise _failure(f"warm-up diverged ({error})", template, positions) from error
+    return run.positions()
+
+
+def _anneal(run: AtomRun, params: BackmappingParams) -> None:
+    """Half of the steps hot, the other half cooling geometrically back to the run's temperature."""
+    run.integrator.setStepSize(params.anneal_timestep_ps)
+    hot = params.anneal_steps // 2
+    run.integrator.setTemperature(params.anneal_temperature_K)
+    run.advance(hot)
+    cooling = params.anneal_steps - hot
+    stages = np.array_split(np.arange(cooling), min(COOLING_STAGES, max(cooling, 1)))
+    ladder_K = np.geomspace(params.anneal_temperature_K, run.temperature_K, len(stages) + 1)[1:]
+    for stage, stage_K in zip(stages, ladder_K, strict=True):
+        run.integrator.setTemperature(stage_K)
+        run.advance(len(stage))
+
+
+def _check(
+    template: Template,
+    positions: Float64[np.ndarray, "atoms 3"],
+    beads: Float32[np.ndarray, "beads 3"],
+    params: BackmappingParams,
+) -> None:
+    found = faults(template.topology, template.free, positions, clash_nm=params.clash_nm)
+    if not found:
+        found = tuple(fault for fault in cis_peptide_bonds(template.topology, positions) if fault not in template.cis)
+    if found:
+        others = f" and {len(found) - 1} more faults" if len(found) > 1 else ""
+        raise _failure(f"{found[0]}{others}", template, positions)
+    moved = np.linalg.norm(positions[template.alpha_carbons] - beads, axis=1)
+    if moved.max() > params.maximum_displacement_nm:
+        reason = f"C-alpha of residue {int(moved.argmax()) + 1} moved {moved.max():.3f} nm from its bead"
+        raise _failure(reason, template, positions)
+
+
+def _failure(reason: str, template: Template, positions: Shaped[np.ndarray, "atoms 3"]) -> BackmappingError:
+    error = BackmappingError(
+        f"{reason}; raise backmapping.minimise_steps, or drop such frames with a lower selection.cutoff_nm"
+    )
+    error.positions, error.hopeless = positions, True
+    return error

@@ -1,0 +1,202 @@
+"""All-atom dynamics, and what is read off a run: the one driver of reference, oracle, relaxation and warm-up."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import openmm
+from jaxtyping import Float32, Float64, Int, Shaped
+from openmm import unit
+
+from cgal.all_atom.force_field import FORCE_UNIT, make_context
+from cgal.errors import Diverged
+from cgal.params import ForceFieldParams, OracleParams
+
+__all__ = ["AtomRun", "Label", "Moment", "RunPlan", "restrain", "run_plan"]
+
+DIVERGED_kJ_per_mol_nm = 1e5
+"""A force on one atom beyond this (thermal ones stay below 1e4) means that the run has diverged."""
+
+CONSTRAINT_TOLERANCE = 1e-6
+
+
+class Moment(NamedTuple):
+    """Positions [nm], velocities [nm/ps] and forces [kJ/mol/nm] of all atoms at one time, without constraint forces."""
+
+    positions: Float64[np.ndarray, "atoms 3"]
+    velocities: Float64[np.ndarray, "atoms 3"]
+    forces: Float64[np.ndarray, "atoms 3"]
+
+
+class AtomRun:
+    """One Langevin run of a system at a temperature; same seed, same run. `place` it before anything else."""
+
+    def __init__(
+        self,
+        system: openmm.System,
+        force_field: ForceFieldParams,
+        *,
+        temperature_K: float,
+        timestep_ps: float,
+        seed: int,
+    ) -> None:
+        self.context = make_context(
+            system, force_field, temperature_K=temperature_K, timestep_ps=timestep_ps, seed=seed
+        )
+        self.integrator: openmm.LangevinMiddleIntegrator = self.context.getIntegrator()
+        self.temperature_K, self.seed = temperature_K, seed
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+        return int(self.context.getStepCount())
+
+    def place(
+        self,
+        positions: Shaped[np.ndarray, "atoms 3"],
+        velocities: Float64[np.ndarray, "atoms 3"] | None = None,
+        *,
+        constrain: bool = False,
+    ) -> None:
+        """Put the atoms there [nm]; with `constrain` moved by what the constraints on bonds ask for."""
+        self.context.setPositions(np.asarray(positions, dtype=np.float64))
+        if constrain:
+            self.context.applyConstraints(CONSTRAINT_TOLERANCE)
+        if velocities is not None:
+            self.context.setVelocities(velocities)
+
+    def minimise(self, rms_force_kJ_per_mol_nm: float = 10.0, max_steps: int = 0) -> float:
+        """Go down in energy until forces are small, or for so many steps (0: no limit); gives the energy [kJ/mol]."""
+        with _diverging():
+            openmm.LocalEnergyMinimizer.minimize(self.context, rms_force_kJ_per_mol_nm, max_steps)
+            energy = self.context.getState(energy=True).getPotentialEnergy()
+        return float(energy.value_in_unit(unit.kilojoule_per_mole))
+
+    def draw_velocities(self) -> None:
+        """Draw velocities of the run's temperature from its seed."""
+        self.context.setVelocitiesToTemperature(self.temperature_K, self.seed)
+
+    def advance(self, steps: int) -> None:
+        """Take some steps; raises Diverged when OpenMM cannot."""
+        with _diverging():
+            self.integrator.step(steps)
+
+    def moments(self, count: int, stride: int) -> Iterator[Moment]:
+        """Go on for `count` times `stride` steps and look each time; raises Diverged when a force is out of bounds."""
+        for _ in range(count):
+            self.advance(stride)
+            yield self.moment()
+
+    def moment(self) -> Moment:
+        """Look at all atoms; raises Diverged when a force is out of bounds."""
+        with _diverging():
+            state = self.context.getState(positions=True, velocities=True, forces=True)
+        found = Moment(
+            np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)),
+            np.array(state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond)),
+            np.array(state.getForces(asNumpy=True).value_in_unit(FORCE_UNIT)),
+        )
+        if not np.abs(found.forces).max() < DIVERGED_kJ_per_mol_nm:
+            raise Diverged("a force is out of bounds")
+        return found
+
+    def positions(self) -> Float64[np.ndarray, "atoms 3"]:
+        """Give the positions [nm], whatever they are."""
+        state = self.context.getState(positions=True)
+        return np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
+
+
+@contextmanager
+def _diverging() -> Iterator[None]:
+    """Say Diverged for what OpenMM raises when numbers run away."""
+    try:
+        yield
+    except openmm.OpenMMException as error:
+        raise Diverged(str(error)) from error
+
+
+def restrain(
+    system: openmm.System,
+    atoms: Int[np.ndarray, " restrained"],
+    targets: Shaped[np.ndarray, "restrained 3"],
+    stiffness_kJ_per_mol_nm2: float,
+) -> None:
+    """Tie atoms to targets [nm] by springs; the context's parameter `k` is their stiffness."""
+    springs = openmm.CustomExternalForce("0.5*k*((x-x0)^2+(y-y0)^2+(z-z0)^2)")
+    springs.addGlobalParameter("k", stiffness_kJ_per_mol_nm2)
+    for name in ("x0", "y0", "z0"):
+        springs.addPerParticleParameter(name)
+    for atom, target in zip(atoms, np.asarray(targets, dtype=np.float64), strict=True):
+        springs.addParticle(int(atom), target.tolist())
+    system.addForce(springs)
+
+
+@dataclass(frozen=True, eq=False)
+class Label:
+    """What one run brought: one frame with a mean force, or several with instantaneous ones, and at what cost."""
+
+    positions: Float32[np.ndarray, "frames atoms 3"]
+    forces: Float32[np.ndarray, "frames atoms 3"]
+    time_ps: Float64[np.ndarray, " frames"]
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run that labels: a burn-in, then a look every `stride` steps.
+
+    With `mean_force` the C-alpha are held, the label is the last frame with the forces averaged over all looks;
+    without, nothing is held and each look is a frame with its instantaneous forces.
+    """
+
+    burn_in_steps: int
+    run_steps: int
+    stride: int
+    timestep_ps: float
+    mean_force: bool
+
+    @property
+    def looks(self) -> int:
+        """How often it looks."""
+        return self.run_steps // self.stride
+
+    @property
+    def steps(self) -> int:
+        """Steps that it takes."""
+        return self.burn_in_steps + self.looks * self.stride
+
+    def label(self, run: AtomRun) -> Label:
+        """Label by a run that is placed; times count from the end of the burn-in. Raises Diverged."""
+        run.advance(self.burn_in_steps)
+        run.moment()
+        moments = run.moments(self.looks, self.stride)
+        return self._mean(moments) if self.mean_force else self._frames(moments)
+
+    def _mean(self, moments: Iterator[Moment]) -> Label:
+        last = next(moments)
+        total = last.forces
+        for last in moments:
+            total = total + last.forces
+        frame, mean = last.positions[np.newaxis], (total / self.looks)[np.newaxis]
+        return Label(frame.astype(np.float32), mean.astype(np.float32), np.zeros(1))
+
+    def _frames(self, moments: Iterator[Moment]) -> Label:
+        found = list(moments)
+        return Label(
+            np.array([moment.positions for moment in found], dtype=np.float32),
+            np.array([moment.forces for moment in found], dtype=np.float32),
+            np.arange(1, self.looks + 1) * (self.stride * self.timestep_ps),
+        )
+
+
+def run_plan(oracle: OracleParams, force_field: ForceFieldParams) -> RunPlan:
+    """Plan of the run that labels a picked frame."""
+    if oracle.mode == "mean_force":
+        return RunPlan(
+            oracle.burn_in_steps, oracle.average_steps, oracle.sample_stride, oracle.timestep_ps, mean_force=True
+        )
+    return RunPlan(
+        oracle.burn_in_steps, oracle.average_steps, oracle.free_stride, force_field.timestep_ps, mean_force=False
+    )
