@@ -24,7 +24,11 @@ SEQUENCE = "YYDPETGTWY"
 STAGE = """
 import sys, time
 from pathlib import Path
-from cgal.benchmark import benchmark, plot_benchmark
+try:
+    from cgal.benchmark.figures import plot_benchmark
+    from cgal.benchmark.suite import benchmark
+except ImportError:
+    from cgal.benchmark import benchmark, plot_benchmark
 from cgal.frames import CGTrajectory
 from cgal.params import BenchmarkParams
 folder = Path(sys.argv[1])

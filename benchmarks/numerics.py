@@ -59,7 +59,7 @@ def _posterior() -> Result:
     most_likely = transition_matrix(counts, reversible=True)
 
     def ours() -> Float64[np.ndarray, "3 3"]:
-        return posterior_sampler(counts, most_likely, seed=1).sample(10)[0]
+        return np.asarray(posterior_sampler(counts, most_likely, seed=1).sample(10)[0])
 
     def public() -> Float64[np.ndarray, "3 3"]:
         matrix: Float64[np.ndarray, "3 3"] = tmatrix_sampler(counts, reversible=True, nsteps=10).sample()

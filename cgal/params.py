@@ -276,7 +276,9 @@ class BenchmarkParams(Section):
     mode: Literal["exact", "paper"] = Field(
         "exact", description="definition of the W1 that is shown; both are computed"
     )
-    tica_lag_ps: Positive = 100.0
+    tica_lag_ps: Positive = Field(
+        100.0, description="rounded to whole frames of the reference; metrics.json says what was used"
+    )
     discard_fraction: float = Field(
         0.1, ge=0, lt=1, description="fraction of each replica that is dropped at its start"
     )

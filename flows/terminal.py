@@ -8,6 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,29 +17,16 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
 from cgal.params import Params, section_models
 from cgal.progress import Progress
 
-__all__ = ["METRICS", "SCALE", "campaign_table", "console", "describe", "next_lines", "params_table", "stage_bar"]
+__all__ = ["campaign_table", "console", "describe", "next_lines", "params_table", "stage_bar"]
 
 console = Console(highlight=False)
 if not console.is_terminal:
     console.width = 120
-
-METRICS = {
-    "tica": "TICA",
-    "reaction_coordinate": "RC [nm]",
-    "bond": "bond [pm]",
-    "angle": "angle [rad]",
-    "dihedral": "dihedral [rad]",
-}
-"""The five Wasserstein-1 distances, in the order of the paper's Table 1, with what heads their columns."""
-
-SCALE = {"bond": 1000.0}
-"""What a metric is multiplied by for its column: a W1 over bonds is a fraction of a picometre."""
 
 PLAIN_INTERVAL_S = 15.0
 
@@ -93,15 +81,26 @@ def describe(summary: Mapping[str, float | int | str]) -> str:
 
 
 def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a round: the five W1 with 95 % intervals, then what they cost; and the floor in the last row."""
+    """One row a round: each W1 with 95 % intervals, then what they cost; and the floor in the last row."""
+    from cgal.benchmark.observables import in_records
+
+    shown = in_records(name for entry in rounds for name in entry["w1"])
     title = f"campaign {campaign}: Wasserstein-1 to the reference, with 95 % intervals"
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("round", *METRICS.values(), "frames", "AA steps", "lost", "failed", "wall"):
-        table.add_column(heading, justify="right", overflow="fold")
+    for heading in (
+        "round",
+        *(observable.heading for observable in shown.values()),
+        "frames",
+        "AA steps",
+        "lost",
+        "failed",
+        "wall",
+    ):
+        table.add_column(escape(heading), justify="right", overflow="fold")
     for entry in rounds:
         table.add_row(
             str(entry["round"]),
-            *(_interval(entry["w1"][name], SCALE.get(name, 1.0)) for name in METRICS),
+            *(_interval(entry["w1"].get(name), observable.scale) for name, observable in shown.items()),
             str(entry["frames"]),
             f"{entry['oracle_steps'] / 1000:.0f}k",
             f"{entry['lost_replicas']}/{entry['replicas']}",
@@ -111,7 +110,8 @@ def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
     if rounds:
         table.add_section()
         floor = rounds[-1]["floor"]
-        table.add_row("floor", *(f"{floor[name] * SCALE.get(name, 1.0):.2g}" for name in METRICS), *[""] * 5)
+        cells = (f"{floor[name] * each.scale:.2g}" if name in floor else "–" for name, each in shown.items())
+        table.add_row("floor", *cells, *[""] * 5)
     table.caption = (
         "frames: training set; AA steps: all-atom MD steps of the oracle so far; lost: replicas that exploded, "
         "imploded or went NaN; failed: frames the oracle could not label; wall: in brackets all that is no science, "
@@ -121,7 +121,9 @@ def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _interval(score: Mapping[str, float], scale: float) -> str:
+def _interval(score: Mapping[str, float] | None, scale: float) -> str:
+    if score is None:
+        return "–"
     value, low, high = (f"{score[name] * scale:.2g}" for name in ("value", "low", "high"))
     return f"{value}\n{low}-{high}"
 

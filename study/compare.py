@@ -20,7 +20,7 @@ from cgal.files import write_text
 from flows.campaign.opening import campaign_closing, change_params
 from flows.campaign.records import campaign_rounds
 from flows.serving.orphans import close_dead_runs, project_tag
-from flows.terminal import METRICS, console, stage_bar
+from flows.terminal import console, stage_bar
 from flows.tracking.runs import open_experiment, tracking_uri
 from flows.versioning import Repository
 from flows.versioning.work_trees import make_work_tree
@@ -135,8 +135,8 @@ def write_records(comparison: Comparison, arms: Sequence[str], seeds: int) -> Pa
 
 def _rows(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     shared = {name: entry[name] for name in SHARED}
-    for mode, metric in product(MODES, METRICS):
-        score = entry[f"w1_{mode}"][metric]
+    scores = [(mode, metric, score) for mode in MODES for metric, score in entry[f"w1_{mode}"].items()]
+    for mode, metric, score in scores:
         floor = entry[f"floor_{mode}"][metric]
         yield {"metric": metric, "mode": mode, "w1": score["value"], "low": score["low"], "high": score["high"],
                "floor": floor, "oracle_steps": entry["acquisition_steps"]} | shared  # fmt: skip

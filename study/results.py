@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from cgal.benchmark.observables import OBSERVABLES, in_records
 from cgal.errors import BadFile
 from cgal.files import atomic_write, write_json, write_text
-from flows.terminal import METRICS, SCALE
 from study.burn_in import RECORDS as BURN_IN
 from study.figures import plot_burn_in, plot_changes, plot_curves
 from study.statistics import BASE, Interval, change, curve, final, rounds, steps_to_reach, summarise
@@ -47,9 +47,9 @@ def write_results(folder: Path, page: Path, preface: Path) -> None:
     write_json(folder / "summary.json", summarise(records))
     write_text(folder / "rounds.csv", rounds(records).to_csv(index=False, float_format="%.6g"))
     shown = in_shown_units(records)
-    figures = {f"w1_{mode}.png": plot_curves(shown, arms, METRICS, mode) for mode in ("exact", "paper")}
+    figures = {f"w1_{mode}.png": plot_curves(shown, arms, headings(records), mode) for mode in ("exact", "paper")}
     others = [arm for arm in arms if arm != BASE]
-    figures["changes.png"] = plot_changes(records, others, METRICS, "exact")
+    figures["changes.png"] = plot_changes(records, others, headings(records), "exact")
     for name, figure in figures.items():
         _save(figure, folder / name)
     parts = [
@@ -63,7 +63,7 @@ def write_results(folder: Path, page: Path, preface: Path) -> None:
     if (folder / ABLATIONS).is_file():
         ablations = load_records(folder / ABLATIONS, DEFAULT)
         changed = [str(arm) for arm in ablations["arm"].unique() if arm != DEFAULT]
-        _save(plot_changes(ablations, changed, METRICS, "exact", DEFAULT), folder / "ablations.png")
+        _save(plot_changes(ablations, changed, headings(ablations), "exact", DEFAULT), folder / "ablations.png")
         parts.append(_ablations(ablations, changed))
     if (folder / BURN_IN).is_file():
         burn_in = pd.read_csv(folder / BURN_IN)
@@ -82,9 +82,14 @@ def load_records(path: Path, base: str = BASE) -> pd.DataFrame:
     return records
 
 
+def headings(records: pd.DataFrame) -> dict[str, str]:
+    """Headings of the metrics that the records have."""
+    return {name: observable.heading for name, observable in in_records(records["metric"]).items()}
+
+
 def in_shown_units(records: pd.DataFrame) -> pd.DataFrame:
-    """The records with W1 in the units of the headings (`METRICS`)."""
-    scale = records["metric"].map(SCALE).fillna(1.0)
+    """The records with W1 in the units of the headings."""
+    scale = records["metric"].map({name: observable.scale for name, observable in OBSERVABLES.items()})
     return records.assign(**{name: records[name] * scale for name in ("w1", "low", "high", "floor")})
 
 
@@ -99,11 +104,11 @@ def _changes(records: pd.DataFrame, arms: Sequence[str]) -> str:
         lines += [
             f"Mode `{mode}`:",
             "",
-            f"| arm | seeds | {' | '.join(METRICS)} |",
-            f"|---|---|{'---|' * len(METRICS)}",
+            f"| arm | seeds | {' | '.join(headings(records))} |",
+            f"|---|---|{'---|' * len(headings(records))}",
         ]
         for arm in arms:
-            cells = [_percent(change(records, arm, BASE, metric, mode)) for metric in METRICS]
+            cells = [_percent(change(records, arm, BASE, metric, mode)) for metric in headings(records)]
             seeds = records.loc[records["arm"] == arm, "seed"].nunique()
             lines.append(f"| `{arm}` | {seeds} | {' | '.join(cells)} |")
         if mode == "paper":
@@ -145,12 +150,15 @@ def _verdicts(records: pd.DataFrame, arms: Sequence[str]) -> str:
     lines = ["## What got better, and what did not", ""]
     pairs = [(arm, to) for to in (BASE, PAPER_ARM) if to in {BASE, *arms} for arm in arms if arm != to]
     for arm, to in pairs:
-        words = {metric: _word(change(records, arm, to, metric, "exact")) for metric in METRICS}
+        words = {metric: _word(change(records, arm, to, metric, "exact")) for metric in headings(records)}
         groups = {word: [m for m, w in words.items() if w == word] for word in ("better", "worse", "undecided")}
         said = "; ".join(f"{word}: {', '.join(metrics)}" for word, metrics in groups.items() if metrics)
         lines.append(f"- `{arm}` against `{to}`: {said}.")
     floor = final(records).query("mode == 'exact'").groupby("metric")["floor"].mean()
-    shown = ", ".join(f"{name} {floor[metric] * SCALE.get(metric, 1.0):.3g}" for metric, name in METRICS.items())
+    shown = ", ".join(
+        f"{observable.heading} {floor[name] * observable.scale:.3g}"
+        for name, observable in in_records(records["metric"]).items()
+    )
     return "\n".join([*lines, "", f"Floor, one half of the reference against the other: {shown}."])
 
 
@@ -185,7 +193,7 @@ def _targets(records: pd.DataFrame, arms: Sequence[str]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for arm in arms:
-        shifts = {metric: change(records, arm, BASE, metric, "exact") for metric in METRICS}
+        shifts = {metric: change(records, arm, BASE, metric, "exact") for metric in headings(records)}
         worse = [name if shift.low <= 0 else f"({name})" for name, shift in shifts.items() if shift.value > 0]
         cells = [
             "yes" if shifts["tica"].value <= TARGET_CHANGE else "no",
@@ -216,12 +224,12 @@ def _ablations(records: pd.DataFrame, arms: Sequence[str]) -> str:
         "[ablations.yaml](results/ablations.yaml); what follows from it is in "
         "[decision 17](decisions/17-what-labels-can-teach.md).",
         "",
-        f"| arm | seeds | oracle steps | frames | {' | '.join(METRICS)} |",
-        f"|---|---|---|---|{'---|' * len(METRICS)}",
+        f"| arm | seeds | oracle steps | frames | {' | '.join(headings(records))} |",
+        f"|---|---|---|---|{'---|' * len(headings(records))}",
     ]
     for arm in arms:
         rows = last[(last["arm"] == arm) & (last["metric"] == "tica")]
-        cells = [_percent(change(records, arm, DEFAULT, metric, "exact")) for metric in METRICS]
+        cells = [_percent(change(records, arm, DEFAULT, metric, "exact")) for metric in headings(records)]
         lines.append(
             f"| `{arm}` | {len(rows)} | {rows['oracle_steps'].mean():.0f} | {rows['frames'].mean():.0f} | "
             f"{' | '.join(cells)} |"

@@ -3,16 +3,20 @@
 import json
 from dataclasses import replace
 
+import mdtraj
 import numpy as np
 import pytest
+from rich.console import Console
 
-from cgal.benchmark import benchmark, plot_benchmark, plot_rmsd_rounds, plot_rounds
+from cgal.benchmark.figures import plot_benchmark, plot_rmsd_rounds, plot_rounds
+from cgal.benchmark.observables import OBSERVABLES, Observable
+from cgal.benchmark.suite import benchmark
 from cgal.benchmark.tica import fit_tica, frame_spacing_ps, lag_frames, project
-from cgal.benchmark.wasserstein import METRICS
 from cgal.errors import BadParams, BadTrajectory, EmptyTrajectory
 from cgal.files import write_json
 from cgal.frames import CGTrajectory, ReplicaFate
 from cgal.params import BenchmarkParams
+from flows.terminal import campaign_table
 
 SEQUENCE = "YYDPETGTWY"
 SPACING_PS = 2.0
@@ -29,6 +33,15 @@ def two_shapes() -> np.ndarray:
     return np.stack([zigzag, folded])
 
 
+COSTS = {
+    "frames": 1,
+    "oracle_steps": 0,
+    "lost_replicas": 0,
+    "replicas": 1,
+    "oracle_failed": 0,
+    "wall_s": 1.0,
+    "overhead_s": 0.5,
+}
 NATIVE = two_shapes()[1].astype(np.float32)
 
 
@@ -93,6 +106,12 @@ def test_tica_frames_weigh_as_much_as_their_weights_say(reference):
     assert np.abs(one) == pytest.approx(np.abs(other), rel=1e-5, abs=1e-6)
 
 
+def test_metrics_tell_the_lag_that_was_used(simulation, reference):
+    """Frames are 2 ps apart: 21 ps are not a whole number of them."""
+    found = run(simulation, reference, PARAMS.model_copy(update={"tica_lag_ps": 21.0}))
+    assert found.metrics["tica_lag_ps"] == 20.0
+
+
 def test_lag_is_counted_in_frames_of_the_reference(reference):
     assert frame_spacing_ps(reference) == pytest.approx(SPACING_PS)
     assert lag_frames(reference, 20.0) == 10
@@ -130,8 +149,8 @@ def test_reference_that_does_not_move_says_so(reference):
 
 def test_metrics_hold_value_interval_and_floor_of_all_five_in_both_modes(result):
     for mode in ("exact", "paper"):
-        assert set(result.metrics[f"w1_{mode}"]) == set(result.metrics[f"floor_{mode}"]) == set(METRICS)
-        for metric in METRICS:
+        assert set(result.metrics[f"w1_{mode}"]) == set(result.metrics[f"floor_{mode}"]) == set(OBSERVABLES)
+        for metric in OBSERVABLES:
             found = result.metrics[f"w1_{mode}"][metric]
             assert 0 <= found["low"] <= found["value"] <= found["high"]
             assert result.metrics[f"floor_{mode}"][metric] > 0
@@ -159,7 +178,7 @@ def test_same_seed_gives_the_same_numbers(simulation, reference, result):
 def test_reference_against_itself_is_at_zero(reference):
     metrics = run(reference, reference, PARAMS.model_copy(update={"discard_fraction": 0.0})).metrics
     for mode in ("exact", "paper"):
-        assert [metrics[f"w1_{mode}"][metric]["value"] for metric in METRICS] == pytest.approx([0] * 5, abs=1e-9)
+        assert [metrics[f"w1_{mode}"][metric]["value"] for metric in OBSERVABLES] == pytest.approx([0] * 5, abs=1e-9)
 
 
 def test_model_stuck_in_one_state_is_further_off_than_a_fair_one(reference, result):
@@ -198,7 +217,7 @@ def test_frames_that_are_not_finite_are_left_out_and_show_in_the_count(simulatio
     holed[-3:] = np.nan
     metrics = run(replace(simulation, positions=holed), reference).metrics
     assert (metrics["simulation"]["frames"], metrics["simulation"]["frames_not_finite"]) == (6 * 45 - 3, 3)
-    assert all(np.isfinite(metrics["w1"][metric]["value"]) for metric in METRICS)
+    assert all(np.isfinite(metrics["w1"][metric]["value"]) for metric in OBSERVABLES)
 
 
 def test_folded_fraction_is_the_share_near_the_native_frame():
@@ -279,3 +298,32 @@ def test_figures_over_rounds_take_any_number_of_rounds(result, tmp_path, count):
     paths += plot_rmsd_rounds([result.histograms] * count, tmp_path)
     assert [path.name for path in paths] == ["w1_rounds.png", "rmsd_rounds.png"]
     assert all(is_png(path) for path in paths)
+
+
+# A sixth metric
+
+
+def gyration(trajectory: CGTrajectory, tica: object) -> np.ndarray:
+    return np.asarray(mdtraj.compute_rg(trajectory.to_mdtraj()), dtype=np.float64)[:, None]
+
+
+def test_a_sixth_metric_is_one_record_and_rounds_from_before_it_still_show(
+    simulation, reference, result, tmp_path, monkeypatch
+):
+    record = Observable("gyration", "Radius of gyration", "Rg [nm]", "nm", "radius of gyration / nm", "line", gyration)
+    monkeypatch.setitem(OBSERVABLES, record.name, record)
+    now = run(simulation, reference)
+    for mode in ("exact", "paper"):
+        score = now.metrics[f"w1_{mode}"]["gyration"]
+        assert 0 <= score["low"] <= score["value"] <= score["high"]
+        assert now.metrics[f"floor_{mode}"]["gyration"] >= 0
+    assert "gyration" not in result.metrics["w1"]
+    plot_benchmark(now, tmp_path)
+    plot_rounds([result.metrics, now.metrics], tmp_path)
+    rounds = [metrics | {"round": number} | COSTS for number, metrics in enumerate((result.metrics, now.metrics))]
+    text = Console(width=200)
+    with text.capture() as shown:
+        text.print(campaign_table("demo", rounds))
+    before = next(line for line in shown.get().splitlines() if line.split()[:1] == ["0"])
+    assert {"Rg", "[nm]", "[pm]"} <= set(shown.get().split())  # a heading may be broken over two lines
+    assert "–" in before

@@ -11,12 +11,12 @@ import pytest
 import yaml
 from prefect.testing.utilities import prefect_test_harness
 
+from cgal.benchmark.observables import OBSERVABLES
 from cgal.dataset import load_manifest
 from cgal.files import sha256
 from cgal.potential.checkpoint import load_checkpoint
 from flows.campaign.active_learning import active_learning
 from flows.campaign.records import campaign_rounds
-from flows.terminal import METRICS
 from flows.versioning import Repository
 from tests.conftest import REPOSITORY
 
@@ -61,7 +61,7 @@ def test_two_rounds_and_a_closing_one(make_project: Callable[..., Path], prefect
     assert rounds[2]["frames"] == sum(shard.frames for shard in manifest.shards)
     assert rounds[2]["oracle_steps"] > rounds[1]["oracle_steps"] > rounds[0]["oracle_steps"]
     for entry in rounds:
-        for name in METRICS:
+        for name in OBSERVABLES:
             assert entry["w1"][name]["low"] <= entry["w1"][name]["value"] <= entry["w1"][name]["high"]
 
     # the trajectory is one that the field's tools open

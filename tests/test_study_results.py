@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cgal.benchmark.observables import OBSERVABLES
 from cgal.errors import BadFile
-from flows.terminal import METRICS
 from study.burn_in import ANNEAL_STEPS, OWN
 from study.results import in_shown_units, write_results
 from study.statistics import change, curve, final, mean_interval, rounds, steps_to_reach, summarise
@@ -25,7 +25,9 @@ FACTORS = {"base": 1.0, "paper": 0.7, "random": 0.8, "coverage": 0.4}
 def records(noise: float = 0.0, seeds: int = 5, rounds: int = 3) -> pd.DataFrame:
     generator = np.random.default_rng(1)
     rows = []
-    for (arm, factor), seed, mode, metric in product(FACTORS.items(), range(1, seeds + 1), ("exact", "paper"), METRICS):
+    for (arm, factor), seed, mode, metric in product(
+        FACTORS.items(), range(1, seeds + 1), ("exact", "paper"), OBSERVABLES
+    ):
         last = 0 if arm == "base" else rounds
         for k in range(last + 1):
             share = 1.0 if last == 0 else k / last
@@ -168,7 +170,7 @@ def test_figures_are_in_the_units_of_their_headings() -> None:
     table = records()
     shown = in_shown_units(table)
     np.testing.assert_allclose(shown["w1"] / table["w1"], np.where(table["metric"] == "bond", 1000.0, 1.0))
-    assert METRICS["bond"].endswith("[pm]")
+    assert OBSERVABLES["bond"].heading.endswith("[pm]")
 
 
 def test_what_the_study_computes_needs_no_workflow_tool() -> None:

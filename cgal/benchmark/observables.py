@@ -1,9 +1,12 @@
-"""What is compared: bonds, angles, dihedrals, reaction coordinate, pair distances and RMSD of C-alpha beads.
+"""What is compared with the reference: the table of observables, each with all that tables and figures need of it.
 
-All in nm and rad, never across a periodic box: beads have none.
+Observables are of C-alpha beads, in nm and rad, never across a periodic box: beads have none. A new one is a line of
+`OBSERVABLES`; rounds that were published before it show a dash for it.
 """
 
-from itertools import combinations
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import mdtraj
 import numpy as np
@@ -11,7 +14,47 @@ from jaxtyping import Float64
 
 from cgal.frames import CGTrajectory
 
-__all__ = ["angles", "bonds", "dihedrals", "local_observables", "pair_distances", "reaction_coordinate"]
+__all__ = ["OBSERVABLES", "Observable", "angles", "bonds", "dihedrals", "in_records", "reaction_coordinate"]
+
+
+@dataclass(frozen=True)
+class Observable:
+    """One observable, whose Wasserstein-1 distance to the reference is a metric of each round.
+
+    Attributes
+    ----------
+    name:
+        Key in `metrics.json` and in MLflow (`w1/<name>`).
+    title, heading:
+        Of figures, and of columns in tables.
+    unit, axis:
+        Of its values, and the label of their axis; both empty for a plane without unit.
+    geometry:
+        What its values lie on, which decides how W1 is estimated (`cgal.benchmark.wasserstein.estimators`): on a line,
+        on a circle [rad] if it is periodic, or in a plane, all columns together.
+    values:
+        `values(trajectory, tica)`: a row a frame, a column a term. `tica` is the model fitted to the reference.
+    scale:
+        What W1 is multiplied by for its column in tables.
+    """
+
+    name: str
+    title: str
+    heading: str
+    unit: str
+    axis: str
+    geometry: Literal["line", "circle", "plane"]
+    values: Callable[[CGTrajectory, Any], Float64[np.ndarray, "frames terms"]]
+    scale: float = 1.0
+
+    @property
+    def periodic(self) -> bool:
+        """Whether values a turn apart are the same."""
+        return self.geometry == "circle"
+
+    def with_unit(self, text: str) -> str:
+        """A label with the unit, where there is one."""
+        return f"{text} / {self.unit}" if self.unit else text
 
 
 def bonds(beads: mdtraj.Trajectory) -> Float64[np.ndarray, "frames bonds"]:
@@ -34,20 +77,41 @@ def reaction_coordinate(beads: mdtraj.Trajectory) -> Float64[np.ndarray, "frames
     return _distances(beads, [(0, beads.n_atoms - 1)])
 
 
-def pair_distances(beads: mdtraj.Trajectory) -> Float64[np.ndarray, "frames pairs"]:
-    """Distance of every two beads [nm]: 45 columns for ten beads."""
-    return _distances(beads, list(combinations(range(beads.n_atoms), 2)))
+def _slow(trajectory: CGTrajectory, tica: Any) -> Float64[np.ndarray, "frames 2"]:
+    from cgal.benchmark.tica import project  # deeptime takes seconds: not to print a table
+
+    return project(tica, trajectory)
 
 
-def local_observables(trajectory: CGTrajectory) -> dict[str, Float64[np.ndarray, "frames _"]]:
-    """Give the four observables that need no fit, one column a term: reaction coordinate, bond, angle, dihedral."""
-    beads = trajectory.to_mdtraj()
-    return {
-        "reaction_coordinate": reaction_coordinate(beads),
-        "bond": bonds(beads),
-        "angle": angles(beads),
-        "dihedral": dihedrals(beads),
-    }
+def _of_beads(compute: Callable[[mdtraj.Trajectory], Any]) -> Callable[[CGTrajectory, Any], Any]:
+    return lambda trajectory, tica: compute(trajectory.to_mdtraj())
+
+
+OBSERVABLES = {
+    observable.name: observable
+    for observable in (
+        Observable("tica", "TICA", "TICA", "", "", "plane", _slow),
+        Observable(
+            "reaction_coordinate", "Reaction coordinate", "RC [nm]", "nm", "distance of first and last CA / nm",
+            "line", _of_beads(reaction_coordinate),
+        ),
+        Observable(
+            "bond", "CA-CA bond", "bond [pm]", "nm", "CA-CA bond / nm", "line", _of_beads(bonds), scale=1000.0
+        ),
+        Observable(
+            "angle", "CA-CA-CA angle", "angle [rad]", "rad", "CA-CA-CA angle / rad", "line", _of_beads(angles)
+        ),
+        Observable(
+            "dihedral", "CA dihedral", "dihedral [rad]", "rad", "CA dihedral / rad", "circle", _of_beads(dihedrals)
+        ),
+    )
+}  # fmt: skip
+"""The five of the paper, in the order of its Table 1."""
+
+
+def in_records(names: Any) -> dict[str, Observable]:
+    """Those of the observables that records have, by name and in the order of the table."""
+    return {name: observable for name, observable in OBSERVABLES.items() if name in set(names)}
 
 
 def _runs(beads: mdtraj.Trajectory, length: int) -> list[tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""The benchmark of one round: five Wasserstein-1 distances to the reference, and what became of the simulation."""
+"""The benchmark of one round: Wasserstein-1 distances to the reference, and what became of the simulation."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,18 +9,17 @@ import numpy as np
 from deeptime.decomposition import CovarianceKoopmanModel
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from cgal.benchmark.observables import local_observables
-from cgal.benchmark.tica import fit_tica, project
-from cgal.benchmark.wasserstein import METRICS, Resamples, Sample, estimate, estimators
+from cgal.benchmark.observables import OBSERVABLES
+from cgal.benchmark.tica import fit_tica, frame_spacing_ps
+from cgal.benchmark.wasserstein import MODES, Resamples, Sample, estimate, estimators
 from cgal.errors import BadTrajectory, EmptyTrajectory
 from cgal.frames import CGTrajectory, rmsd_nm
 from cgal.params import BenchmarkParams
 from cgal.progress import Progress, silent
 from cgal.randomness import derive_generator
 
-__all__ = ["BenchmarkResult", "benchmark"]
+__all__ = ["BenchmarkResult", "benchmark", "observe"]
 
-MODES = ("exact", "paper")
 MINIMUM_FRAMES = 3
 
 
@@ -53,10 +52,11 @@ def benchmark(
     The first `discard_fraction` of each replica is dropped. Replicas that exploded, imploded or went NaN are counted
     from `trajectory.fates`; the sound frames that they left count like all others. `native` [nm] is the folded frame.
 
-    Metrics: `w1` (headline mode), `w1_exact` and `w1_paper` give value, low and high for each of the five observables
-    (nm, rad, TICA dimensionless); `floor`, `floor_exact` and `floor_paper` W1 between two halves of the reference, by
-    trajectory (contiguous, if it is only one); `simulation` the losses and frames; `folded_fraction` of model and
-    reference. Histograms: `rmsd`, to the native frame [nm], of simulation, training and reference, each summing to one.
+    Metrics: `w1` (headline mode), `w1_exact` and `w1_paper` give value, low and high for each observable in its unit;
+    `floor`, `floor_exact` and `floor_paper` W1 between two halves of the reference, by trajectory (contiguous, if it is
+    only one); `tica_lag_ps` the lag in whole frames of the reference; `simulation` the losses and frames;
+    `folded_fraction` of model and reference. Histograms: `rmsd`, to the native frame [nm], of simulation, training and
+    reference, each summing to one.
 
     Raises EmptyTrajectory when too few usable frames are left, BadTrajectory when the reference is of another protein
     or too short for the TICA lag, BadParams when the lag is below its frame spacing.
@@ -64,19 +64,20 @@ def benchmark(
     _check_same_protein(trajectory, reference)
     production = _production(trajectory, params.discard_fraction)
     tica = fit_tica(reference, params.tica_lag_ps)
-    model, truth = (_observe(side, tica, params.blocks) for side in (production, reference))
+    model, truth = (observe(side, tica, _blocks(side, params.blocks)) for side in (production, reference))
     resamples = Resamples.draw(model["tica"], truth["tica"], params.bootstrap, derive_generator(seed, 0, "bootstrap"))
     halves = _halves(reference)
 
     table = estimators(params.maximum_frames)
     w1: dict[str, dict[str, dict[str, float]]] = {mode: {} for mode in MODES}
     floor: dict[str, dict[str, float]] = {mode: {} for mode in MODES}
-    for done, (mode, metric) in enumerate(product(MODES, METRICS)):
-        progress(done, len(MODES) * len(METRICS), f"W1 of {metric.replace('_', ' ')}, {mode} mode")
-        estimator = table[mode][metric]
+    todo = list(product(MODES, OBSERVABLES.values()))
+    for done, (mode, observable) in enumerate(todo):
+        progress(done, len(todo), f"W1 of {observable.title}, {mode} mode")
+        metric, estimator = observable.name, table[mode][observable.geometry]
         w1[mode][metric] = estimate(estimator, model[metric], truth[metric], resamples)
         floor[mode][metric] = estimator.value(*(truth[metric].take(half) for half in halves))
-    progress(len(MODES) * len(METRICS), len(MODES) * len(METRICS), "W1 done")
+    progress(len(todo), len(todo), "W1 done")
 
     deviations_nm = {
         "simulation": (rmsd_nm(production.positions, native), production.weights),
@@ -88,6 +89,7 @@ def benchmark(
         "floor": floor[params.mode],
         **{f"w1_{mode}": w1[mode] for mode in MODES},
         **{f"floor_{mode}": floor[mode] for mode in MODES},
+        "tica_lag_ps": tica.lagtime * frame_spacing_ps(reference),
         "simulation": _fates(trajectory, production),
         "folded_fraction": {
             "model": _share_below(*deviations_nm["simulation"], params.folded_rmsd_nm),
@@ -126,10 +128,14 @@ def _finite(trajectory: CGTrajectory) -> Bool[np.ndarray, " frames"]:
     return np.asarray(np.isfinite(trajectory.positions).all(axis=(1, 2)))
 
 
-def _observe(trajectory: CGTrajectory, tica: CovarianceKoopmanModel, blocks: int) -> dict[str, Sample]:
-    block = _blocks(trajectory, blocks)
-    values = {"tica": project(tica, trajectory), **local_observables(trajectory)}
-    return {metric: Sample(values[metric], trajectory.weights, block) for metric in METRICS}
+def observe(
+    trajectory: CGTrajectory, tica: CovarianceKoopmanModel, block: Int64[np.ndarray, " frames"]
+) -> dict[str, Sample]:
+    """Samples of all observables; `block` numbers the frames that stay together in the bootstrap."""
+    return {
+        name: Sample(observable.values(trajectory, tica), trajectory.weights, block)
+        for name, observable in OBSERVABLES.items()
+    }
 
 
 def _blocks(trajectory: CGTrajectory, count: int) -> Int64[np.ndarray, " frames"]:

@@ -5,16 +5,18 @@ Fitted on the reference alone; reference and model are then projected by the sam
 is a kinetic distance (Noe and Clementi 2015) and W1 in it has one meaning for both axes. They have no unit.
 """
 
+from itertools import combinations
+
+import mdtraj
 import numpy as np
 from deeptime.decomposition import TICA, CovarianceKoopmanModel
 from deeptime.numeric import ZeroRankError
 from jaxtyping import Float64
 
-from cgal.benchmark.observables import pair_distances
 from cgal.errors import BadParams, BadTrajectory
 from cgal.frames import CGTrajectory
 
-__all__ = ["fit_tica", "frame_spacing_ps", "lag_frames", "project"]
+__all__ = ["fit_tica", "frame_spacing_ps", "lag_frames", "pair_distances_of", "project"]
 
 COMPONENTS = 2
 
@@ -27,7 +29,7 @@ def fit_tica(reference: CGTrajectory, lag_ps: float) -> CovarianceKoopmanModel:
     two directions; BadParams when the lag is below the frame spacing.
     """
     lag = lag_frames(reference, lag_ps)
-    distances = pair_distances(reference.to_mdtraj())
+    distances = pair_distances_of(reference)
     first = np.concatenate([frames[:-lag] for frames in _trajectories(reference)])
     second = np.concatenate([frames[lag:] for frames in _trajectories(reference)])
     weights = reference.weights[first] * len(reference)
@@ -47,7 +49,14 @@ def fit_tica(reference: CGTrajectory, lag_ps: float) -> CovarianceKoopmanModel:
 
 def project(model: CovarianceKoopmanModel, trajectory: CGTrajectory) -> Float64[np.ndarray, "frames 2"]:
     """Two TICA components of each frame, dimensionless."""
-    return np.asarray(model.transform(pair_distances(trajectory.to_mdtraj())), dtype=np.float64)
+    return np.asarray(model.transform(pair_distances_of(trajectory)), dtype=np.float64)
+
+
+def pair_distances_of(trajectory: CGTrajectory) -> Float64[np.ndarray, "frames pairs"]:
+    """Distance of every two beads [nm]: 45 columns for ten beads."""
+    pairs = list(combinations(range(len(trajectory.sequence)), 2))
+    distances = mdtraj.compute_distances(trajectory.to_mdtraj(), pairs, periodic=False)
+    return np.asarray(distances, dtype=np.float64)
 
 
 def lag_frames(reference: CGTrajectory, lag_ps: float) -> int:

@@ -1,6 +1,6 @@
 r"""Wasserstein-1 distance between a model's and the reference's observables, with block-bootstrap intervals.
 
-Two modes, each a table from observable to estimator (`estimators`):
+Two modes, each with an estimator for what an observable lies on (`estimators`):
 
 `exact`
     From the samples, nothing smoothed. Bond, angle and dihedral: W1 of each term, averaged over terms (pooled terms
@@ -35,9 +35,9 @@ from scipy.spatial.distance import cdist
 from cgal.benchmark.kernels import add_kernels
 from cgal.benchmark.transport import transport_costs
 
-__all__ = ["METRICS", "Estimator", "Resamples", "Sample", "estimate", "estimators"]
+__all__ = ["MODES", "Estimator", "Resamples", "Sample", "estimate", "estimators"]
 
-METRICS = ("tica", "reaction_coordinate", "bond", "angle", "dihedral")
+MODES = ("exact", "paper")
 
 GRID_POINTS = 100
 PLANE_GRID_POINTS = 25
@@ -165,20 +165,18 @@ def estimate(estimator: Estimator, model: Sample, reference: Sample, resamples: 
 
 
 def estimators(maximum_frames: int) -> Mapping[str, Mapping[str, Estimator]]:
-    """Estimator of each observable, for both modes; `maximum_frames` bounds the exact problem in the TICA plane."""
-    exact_line = Estimator(line_cells, line_transport, line_value)
-    paper_line = Estimator(grid_line_masses, line_transport)
+    """Estimators of both modes, by geometry; `maximum_frames` bounds the exact problem in a plane."""
+    plane = partial(plane_value, maximum_frames=maximum_frames)
     return {
         "exact": {
-            "tica": Estimator(plane_cells, plane_transport, partial(plane_value, maximum_frames=maximum_frames)),
-            "reaction_coordinate": exact_line,
-            "bond": exact_line,
-            "angle": exact_line,
-            "dihedral": Estimator(circle_cells, circle_transport, circle_value),
+            "line": Estimator(line_cells, line_transport, line_value),
+            "circle": Estimator(circle_cells, circle_transport, circle_value),
+            "plane": Estimator(plane_cells, plane_transport, plane),
         },
         "paper": {
-            "tica": Estimator(grid_plane_masses, plane_transport),
-            **dict.fromkeys(METRICS[1:], paper_line),
+            "line": Estimator(grid_line_masses, line_transport),
+            "circle": Estimator(grid_line_masses, line_transport),
+            "plane": Estimator(grid_plane_masses, plane_transport),
         },
     }
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from cgal.benchmark.observables import in_records
 from cgal.files import atomic_write
 from cgal.params import ReferenceParams
 from cgal.reference.analysis import Analysis
@@ -18,7 +19,6 @@ REFERENCE, MODEL, TRAINING, GAP = "#222222", "#d1495b", "#00798c", "#edae49"
 COLOURS = (REFERENCE, TRAINING, MODEL, GAP)
 RMSD_BINS = 80
 COLUMNS = 8
-UNITS = {"tica": "", "reaction_coordinate": "nm", "bond": "nm", "angle": "rad", "dihedral": "rad"}
 
 
 def plot_reference(analysis: Analysis, params: ReferenceParams, folder: Path) -> list[Path]:
@@ -36,20 +36,24 @@ def plot_floor(floors: Sequence[Mapping[str, Any]], mode: str, folder: Path) -> 
 
     Each mapping: `sampled_ns` of both halves together, and for each mode and metric `mean`, `low` and `high`.
     """
-    metrics = list(UNITS)
-    figure = Figure(figsize=(10, 5.6), layout="constrained")
-    panels = list(figure.subplots(2, 3).flat)
+    drawn = list(in_records(floors[-1][mode] if floors else ()).values())
+    rows = -(-(len(drawn) + 1) // 3)
+    figure = Figure(figsize=(10, 2.8 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, 3, squeeze=False).flat)
     total_ns = np.array([floor["sampled_ns"] for floor in floors])
-    for panel, metric in zip(panels, metrics, strict=False):
-        mean, low, high = (np.array([floor[mode][metric][key] for floor in floors]) for key in ("mean", "low", "high"))
+    for panel, observable in zip(panels, drawn, strict=False):
+        mean, low, high = (
+            np.array([floor[mode][observable.name][key] for floor in floors]) for key in ("mean", "low", "high")
+        )
         panel.fill_between(total_ns, low, high, color=REFERENCE, alpha=0.15, label="all splits")
         panel.plot(total_ns, mean, color=REFERENCE, marker="o", label="mean over splits")
         panel.plot(total_ns, mean[-1] * np.sqrt(total_ns[-1] / total_ns), color=TRAINING, ls=":", label="1/√time")
-        panel.set_title(metric.replace("_", " "), fontsize=10)
-        panel.set_ylabel(f"W$_1$ / {UNITS[metric]}".removesuffix(" / "))
+        panel.set_title(observable.title, fontsize=10)
+        panel.set_ylabel(observable.with_unit("W$_1$"))
         panel.set_xlabel("both halves together / ns")
         panel.set_ylim(bottom=0)
-    panels[-1].axis("off")
+    for empty in panels[len(drawn) :]:
+        empty.axis("off")
     panels[-1].legend(*panels[0].get_legend_handles_labels(), loc="center", frameon=False)
     figure.suptitle(f"Reference against itself, halves by trajectory ({mode} W$_1$)", fontsize=11)
     return [_save(figure, folder / "floor.png")]

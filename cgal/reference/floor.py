@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from deeptime.decomposition import CovarianceKoopmanModel
 
-from cgal.benchmark.observables import local_observables
-from cgal.benchmark.tica import fit_tica, project
-from cgal.benchmark.wasserstein import METRICS, Sample, estimators
+from cgal.benchmark.observables import OBSERVABLES
+from cgal.benchmark.suite import observe
+from cgal.benchmark.tica import fit_tica
+from cgal.benchmark.wasserstein import MODES, estimators
 from cgal.errors import SamplingError
 from cgal.frames import CGTrajectory
 from cgal.params import BenchmarkParams, Params
@@ -19,7 +20,6 @@ from cgal.reference.msm import prefix, thin, weigh
 __all__ = ["floors"]
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
-MODES = ("exact", "paper")
 
 
 def floors(
@@ -64,15 +64,14 @@ def _distances(
     one: CGTrajectory, other: CGTrajectory, tica: CovarianceKoopmanModel, params: BenchmarkParams
 ) -> dict[str, dict[str, float]]:
     """W1 between two weighted trajectories, by mode and metric; raises SamplingError when there are too few frames."""
-    sides = [{"tica": project(tica, side), **local_observables(side)} for side in (one, other)]
-    samples = [
-        {metric: Sample(values[metric], side.weights, np.zeros(len(side), dtype=np.int64)) for metric in METRICS}
-        for values, side in zip(sides, (one, other), strict=True)
-    ]
+    mine, theirs = (observe(side, tica, np.zeros(len(side), dtype=np.int64)) for side in (one, other))
     table = estimators(params.maximum_frames)
     try:
         found = {
-            mode: {metric: table[mode][metric].value(samples[0][metric], samples[1][metric]) for metric in METRICS}
+            mode: {
+                name: table[mode][observable.geometry].value(mine[name], theirs[name])
+                for name, observable in OBSERVABLES.items()
+            }
             for mode in MODES
         }
     except np.linalg.LinAlgError:  # two frames, say, span no plane
@@ -87,4 +86,4 @@ def _spread(values: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
         found = [value[mode][metric] for value in values]
         return {"mean": float(np.mean(found)), "low": min(found), "high": max(found)}
 
-    return {mode: {metric: over(mode, metric) for metric in METRICS} for mode in MODES}
+    return {mode: {metric: over(mode, metric) for metric in OBSERVABLES} for mode in MODES}

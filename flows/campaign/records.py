@@ -83,7 +83,7 @@ def round_record(workspace: Workspace, repository: Repository, round_index: int)
 
 def draw_campaign(repository: Repository, campaign: str, folder: Path) -> Path:
     """Draw W1 and RMSD histograms over the rounds of a campaign into `folder`."""
-    from cgal.benchmark import plot_rmsd_rounds, plot_rounds
+    from cgal.benchmark.figures import plot_rmsd_rounds, plot_rounds
 
     tags = [published.tag for published in repository.published(campaign)]
     plot_rounds(_read_json(repository, tags, "round/metrics.json"), folder)

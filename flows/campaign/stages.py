@@ -17,8 +17,8 @@ from cgal import training
 from cgal.all_atom import oracle
 from cgal.all_atom.backmapping.backmap import backmap
 from cgal.all_atom.dynamics import run_plan
-from cgal.benchmark import benchmark as run_benchmark
-from cgal.benchmark import plot_benchmark
+from cgal.benchmark.figures import plot_benchmark
+from cgal.benchmark.suite import benchmark as run_benchmark
 from cgal.dataset import Manifest, append, load_manifest, load_shards, round_index
 from cgal.files import read_json, write_json
 from cgal.frames import AtomFrames, CGTrajectory, alpha_carbons, read_pdb_text

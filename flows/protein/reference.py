@@ -10,8 +10,10 @@ from prefect import flow, tags, task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
+from cgal.benchmark.observables import in_records
 from cgal.files import sha256, write_json
 from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.reference.analysis import Analysis, analyse, summarise
@@ -23,8 +25,7 @@ from flows.campaign.steps import worth_retrying
 from flows.protein.reference_folder import recipe_of, sampling_lock
 from flows.serving.orphans import close_dead_runs, project_tag
 from flows.serving.task_runners import fanning_out
-from flows.terminal import METRICS as HEADINGS
-from flows.terminal import SCALE, console, stage_bar
+from flows.terminal import console, stage_bar
 from flows.versioning import CampaignLock, Repository
 from flows.workspace import Workspace
 
@@ -145,10 +146,11 @@ def _record(workspace: Workspace, truth: CGTrajectory, summary: dict[str, Any]) 
 def reference_table(summary: dict[str, Any], mode: str) -> Table:
     """The floor of each metric as sampling grows, and the numbers of the Markov model below."""
     table = Table(title=f"reference of {summary['protein']}: one half against the other ({mode} W1)", box=SIMPLE_HEAD)
-    for heading in ("sampled [ns]", *HEADINGS.values()):
-        table.add_column(heading, justify="right")
+    shown = in_records(name for floor in summary["floor"] for name in floor[mode])
+    for heading in ("sampled [ns]", *(observable.heading for observable in shown.values())):
+        table.add_column(escape(heading), justify="right")
     for floor in summary["floor"]:
-        means = (floor[mode][metric]["mean"] * SCALE.get(metric, 1.0) for metric in HEADINGS)
+        means = (floor[mode][name]["mean"] * observable.scale for name, observable in shown.items())
         table.add_row(f"{floor['sampled_ns']:.1f}", *(f"{mean:.3g}" for mean in means))
     folded, model, events = summary["folded"], summary["markov_model"], summary["events"]
     slowest = model["slowest_ps"]

@@ -6,13 +6,13 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from cgal.benchmark.observables import (
+    OBSERVABLES,
     angles,
     bonds,
     dihedrals,
-    local_observables,
-    pair_distances,
     reaction_coordinate,
 )
+from cgal.benchmark.tica import fit_tica, pair_distances_of
 from cgal.frames import CGTrajectory, bead_topology, rmsd_nm
 
 FLOAT32 = 1e-6
@@ -51,27 +51,39 @@ def test_straight_chain_has_angles_of_pi():
 
 
 def test_ten_beads_have_forty_five_pairs_and_the_reaction_coordinate_is_the_first_with_the_last():
-    positions = np.random.default_rng(0).normal(size=(3, 10, 3)).tolist()
-    chain = beads(*positions)
-    assert pair_distances(chain).shape == (3, 45)
-    assert reaction_coordinate(chain)[:, 0] == pytest.approx(pair_distances(chain)[:, 8])
-    by_hand = np.linalg.norm(np.array(positions)[:, 0] - np.array(positions)[:, 9], axis=1)
+    positions = np.random.default_rng(0).normal(size=(3, 10, 3))
+    chain = beads(*positions.tolist())
+    distances = pair_distances_of(CGTrajectory.from_positions("A" * 10, positions, np.arange(3), np.zeros(3)))
+    assert distances.shape == (3, 45)
+    assert reaction_coordinate(chain)[:, 0] == pytest.approx(distances[:, 8])
+    by_hand = np.linalg.norm(positions[:, 0] - positions[:, 9], axis=1)
     assert reaction_coordinate(chain)[:, 0] == pytest.approx(by_hand, abs=FLOAT32)
 
 
 def test_observables_ignore_a_periodic_box():
     chain = beads([[0, 0, 0], [0.9, 0, 0], [1.8, 0.1, 0], [2.7, 0, 0.1]])
-    free = [function(chain) for function in (bonds, angles, dihedrals, pair_distances)]
+    free = [function(chain) for function in (bonds, angles, dihedrals, reaction_coordinate)]
     chain.unitcell_lengths, chain.unitcell_angles = np.ones((1, 3)), np.full((1, 3), 90.0)
-    boxed = [function(chain) for function in (bonds, angles, dihedrals, pair_distances)]
+    boxed = [function(chain) for function in (bonds, angles, dihedrals, reaction_coordinate)]
     assert all(np.array_equal(one, other) for one, other in zip(free, boxed, strict=True))
 
 
-def test_local_observables_have_one_column_a_term():
-    positions = np.random.default_rng(0).normal(size=(5, 10, 3))
-    trajectory = CGTrajectory.from_positions("YYDPETGTWY", positions, np.arange(5), np.zeros(5))
-    shapes = {name: values.shape for name, values in local_observables(trajectory).items()}
-    assert shapes == {"reaction_coordinate": (5, 1), "bond": (5, 9), "angle": (5, 8), "dihedral": (5, 7)}
+def test_observables_have_one_column_a_term():
+    positions = np.random.default_rng(0).normal(size=(50, 10, 3))
+    trajectory = CGTrajectory.from_positions("YYDPETGTWY", positions, np.arange(50), np.zeros(50))
+    tica = fit_tica(trajectory, 1.0)
+    shapes = {name: each.values(trajectory, tica).shape for name, each in OBSERVABLES.items()}
+    columns = {"tica": 2, "reaction_coordinate": 1, "bond": 9, "angle": 8, "dihedral": 7}
+    assert shapes == {name: (50, count) for name, count in columns.items()}
+
+
+@pytest.mark.parametrize("observable", OBSERVABLES.values(), ids=lambda observable: observable.name)
+def test_the_record_of_an_observable_is_complete(observable):
+    assert observable.title
+    assert observable.heading
+    assert bool(observable.axis) == (observable.geometry != "plane")
+    assert not observable.unit or observable.axis.endswith(f"/ {observable.unit}")
+    assert observable.periodic == (observable.name == "dihedral")
 
 
 def test_rmsd_is_blind_to_rigid_motion_and_sees_mirror_images():

@@ -1,5 +1,7 @@
 """Wasserstein-1 distances whose answer is known beforehand, and intervals that cover it."""
 
+from itertools import product
+
 import numpy as np
 import ot
 import pytest
@@ -7,8 +9,9 @@ from scipy.spatial.distance import cdist
 from scipy.stats import gaussian_kde
 
 from cgal.benchmark import wasserstein
-from cgal.benchmark.wasserstein import METRICS, Resamples, Sample, estimate, estimators
+from cgal.benchmark.wasserstein import MODES, Resamples, Sample, estimate, estimators
 
+GEOMETRIES = ("line", "circle", "plane")
 FRAMES = 2000
 SHIFT_ERROR = 4 * np.sqrt(2 / FRAMES)
 """Four standard errors of the difference of two means of unit Gaussians."""
@@ -21,88 +24,88 @@ def sample(values: np.ndarray, weights: np.ndarray | None = None, blocks: int = 
     return Sample(values, weights, np.arange(frames) * blocks // frames)
 
 
-def shape_of(metric: str) -> tuple[int, int]:
-    return (FRAMES, {"tica": 2, "reaction_coordinate": 1}.get(metric, 3))
+def shape_of(geometry: str) -> tuple[int, int]:
+    return (FRAMES, {"plane": 2}.get(geometry, 3))
 
 
-def w1(mode: str, metric: str, model: Sample, reference: Sample) -> float:
-    return estimators(FRAMES)[mode][metric].value(model, reference)
+def w1(mode: str, geometry: str, model: Sample, reference: Sample) -> float:
+    return estimators(FRAMES)[mode][geometry].value(model, reference)
 
 
-every_estimator = pytest.mark.parametrize(("mode", "metric"), [(m, k) for m in ("exact", "paper") for k in METRICS])
-
-
-@every_estimator
-def test_identical_samples_are_at_distance_zero(mode, metric):
-    side = sample(np.random.default_rng(0).normal(size=(400, shape_of(metric)[1])))
-    assert w1(mode, metric, side, side) == pytest.approx(0, abs=1e-12)
+every_estimator = pytest.mark.parametrize(("mode", "geometry"), list(product(MODES, GEOMETRIES)))
 
 
 @every_estimator
-def test_shifted_gaussians_are_at_the_distance_of_the_shift(mode, metric):
+def test_identical_samples_are_at_distance_zero(mode, geometry):
+    side = sample(np.random.default_rng(0).normal(size=(400, shape_of(geometry)[1])))
+    assert w1(mode, geometry, side, side) == pytest.approx(0, abs=1e-12)
+
+
+@every_estimator
+def test_shifted_gaussians_are_at_the_distance_of_the_shift(mode, geometry):
     """W1 of a distribution and its translate is the length of the translation; paper mode adds half a grid cell."""
     generator = np.random.default_rng(1)
-    shape = (1000, shape_of(metric)[1])
-    shift = np.full(shape[1], 0.7) if metric != "tica" else np.array([0.42, 0.56])
+    shape = (1000, shape_of(geometry)[1])
+    shift = np.full(shape[1], 0.7) if geometry != "plane" else np.array([0.42, 0.56])
     model, reference = sample(generator.normal(size=shape) + shift), sample(generator.normal(size=shape))
-    tolerance = 0.2 if metric == "tica" else 1.5 * SHIFT_ERROR + 0.03 * (mode == "paper")
-    assert w1(mode, metric, model, reference) == pytest.approx(0.7, abs=tolerance)
+    tolerance = 0.2 if geometry == "plane" else 1.5 * SHIFT_ERROR + 0.03 * (mode == "paper")
+    assert w1(mode, geometry, model, reference) == pytest.approx(0.7, abs=tolerance)
 
 
 def test_a_cloud_and_its_translate_are_exactly_the_translation_apart():
     cloud = np.random.default_rng(2).normal(size=(300, 2))
-    assert w1("exact", "tica", sample(cloud + np.array([0.3, 0.4])), sample(cloud)) == pytest.approx(0.5, abs=1e-10)
+    assert w1("exact", "plane", sample(cloud + np.array([0.3, 0.4])), sample(cloud)) == pytest.approx(0.5, abs=1e-10)
 
 
 @every_estimator
-def test_distance_is_symmetric(mode, metric):
+def test_distance_is_symmetric(mode, geometry):
     generator = np.random.default_rng(3)
-    one, other = (sample(generator.normal(k, 1 + k, size=(150 + 50 * k, shape_of(metric)[1]))) for k in range(2))
-    assert w1(mode, metric, one, other) == pytest.approx(w1(mode, metric, other, one), rel=1e-9)
+    one, other = (sample(generator.normal(k, 1 + k, size=(150 + 50 * k, shape_of(geometry)[1]))) for k in range(2))
+    assert w1(mode, geometry, one, other) == pytest.approx(w1(mode, geometry, other, one), rel=1e-9)
 
 
 def test_angles_on_both_sides_of_pi_are_close_on_the_circle_and_far_on_the_line():
     """Means 0.2 rad apart through pi: W1 is 0.2 on the circle, but 2 pi - 0.2 for the paper's line."""
     generator = np.random.default_rng(4)
     below, above = (sample(generator.normal(mean, 0.02, size=FRAMES)) for mean in (np.pi - 0.1, -np.pi + 0.1))
-    assert w1("exact", "dihedral", below, above) == pytest.approx(0.2, abs=0.005)
-    assert w1("paper", "dihedral", below, above) == pytest.approx(2 * np.pi - 0.2, abs=0.07)
+    assert w1("exact", "circle", below, above) == pytest.approx(0.2, abs=0.005)
+    assert w1("paper", "circle", below, above) == pytest.approx(2 * np.pi - 0.2, abs=0.07)
 
 
 def test_circular_distance_is_blind_to_a_common_rotation_and_to_whole_turns():
     generator = np.random.default_rng(5)
     one, other = generator.vonmises(0.5, 2, size=500), generator.vonmises(-1, 4, size=400)
-    plain = w1("exact", "dihedral", sample(one), sample(other))
+    plain = w1("exact", "circle", sample(one), sample(other))
     for turn in (1.0, 2.5, np.pi):
-        assert w1("exact", "dihedral", sample(one + turn), sample(other + turn)) == pytest.approx(plain, rel=1e-6)
-    assert w1("exact", "dihedral", sample(one + 2 * np.pi), sample(other)) == pytest.approx(plain, rel=1e-6)
+        assert w1("exact", "circle", sample(one + turn), sample(other + turn)) == pytest.approx(plain, rel=1e-6)
+    assert w1("exact", "circle", sample(one + 2 * np.pi), sample(other)) == pytest.approx(plain, rel=1e-6)
 
 
 def test_opposite_points_on_the_circle_are_half_a_turn_apart():
-    assert w1("exact", "dihedral", sample(np.zeros(5)), sample(np.full(5, np.pi))) == pytest.approx(np.pi)
+    assert w1("exact", "circle", sample(np.zeros(5)), sample(np.full(5, np.pi))) == pytest.approx(np.pi)
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_an_integer_weight_equals_repetition(metric):
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_an_integer_weight_equals_repetition(geometry):
     """In exact mode only: a kernel bandwidth depends on the number of frames that a weight stands for."""
     generator = np.random.default_rng(6)
-    values, other = generator.normal(size=(2, 120, shape_of(metric)[1]))
+    values, other = generator.normal(size=(2, 120, shape_of(geometry)[1]))
     counts = generator.integers(1, 4, size=120)
     weighted = sample(values, counts / counts.sum())
     repeated = sample(np.repeat(values, counts, axis=0))
-    assert w1("exact", metric, weighted, sample(other)) == pytest.approx(
-        w1("exact", metric, repeated, sample(other)), rel=1e-6
+    assert w1("exact", geometry, weighted, sample(other)) == pytest.approx(
+        w1("exact", geometry, repeated, sample(other)), rel=1e-6
     )
 
 
 @every_estimator
-def test_a_frame_of_weight_zero_is_no_frame(mode, metric):
+def test_a_frame_of_weight_zero_is_no_frame(mode, geometry):
     generator = np.random.default_rng(7)
-    values, other = generator.normal(size=(2, 100, shape_of(metric)[1]))
+    values, other = generator.normal(size=(2, 100, shape_of(geometry)[1]))
     duplicated = np.concatenate([values, values[::-1]])
     weights = np.concatenate([np.full(100, 0.01), np.zeros(100)])
-    assert w1(mode, metric, sample(duplicated, weights), sample(other)) == pytest.approx(
-        w1(mode, metric, sample(values), sample(other)), rel=1e-6
+    assert w1(mode, geometry, sample(duplicated, weights), sample(other)) == pytest.approx(
+        w1(mode, geometry, sample(values), sample(other)), rel=1e-6
     )
 
 
@@ -110,8 +113,8 @@ def test_swapped_terms_show_in_exact_mode_and_hide_in_the_papers_pool():
     generator = np.random.default_rng(8)
     reference = generator.normal([0.0, 5.0], 0.1, size=(FRAMES, 2))
     swapped = reference[:, ::-1]
-    assert w1("exact", "bond", sample(swapped), sample(reference)) == pytest.approx(5, abs=0.05)
-    assert w1("paper", "bond", sample(swapped), sample(reference)) < 0.01
+    assert w1("exact", "line", sample(swapped), sample(reference)) == pytest.approx(5, abs=0.05)
+    assert w1("paper", "line", sample(swapped), sample(reference)) < 0.01
 
 
 def test_paper_mode_counts_mass_outside_the_references_range():
@@ -119,16 +122,16 @@ def test_paper_mode_counts_mass_outside_the_references_range():
     generator = np.random.default_rng(9)
     reference = generator.normal(size=FRAMES)
     model = reference + 10 * (np.arange(FRAMES) % 10 == 0)
-    assert w1("paper", "bond", sample(model), sample(reference)) == pytest.approx(1.0, abs=0.15)
+    assert w1("paper", "line", sample(model), sample(reference)) == pytest.approx(1.0, abs=0.15)
 
 
 @every_estimator
-def test_one_frame_far_out_leaves_the_distance_finite_and_small(mode, metric):
+def test_one_frame_far_out_leaves_the_distance_finite_and_small(mode, geometry):
     """Grid cells become far wider than a kernel; an unwidened kernel would fall between points and give 0 / 0."""
-    values = np.random.default_rng(10).normal(0, 1e-3, size=shape_of(metric))
+    values = np.random.default_rng(10).normal(0, 1e-3, size=shape_of(geometry))
     outlier = values.copy()
     outlier[0] = 100.0
-    distance = w1(mode, metric, sample(outlier), sample(values))
+    distance = w1(mode, geometry, sample(outlier), sample(values))
     assert 0 < distance < 1.0
 
 
@@ -173,7 +176,7 @@ def test_circular_distance_of_samples_is_pots():
     model, reference = (sample(generator.vonmises(k, 1 + k, size=(300 + 100 * k, 2))) for k in range(2))
     turns = [(side.values / (2 * np.pi)) % 1 for side in (model, reference)]
     pot = 2 * np.pi * np.mean(ot.wasserstein_circle(*turns, p=1))
-    assert w1("exact", "dihedral", model, reference) == pytest.approx(pot, abs=1e-5)
+    assert w1("exact", "circle", model, reference) == pytest.approx(pot, abs=1e-5)
 
 
 def lattice_masses(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -215,11 +218,11 @@ def test_plane_transport_of_surplus_alone_is_that_of_all_mass(common_masses):
     assert wasserstein.plane_transport(points, p, q) == pytest.approx(pot)
 
 
-@pytest.mark.parametrize("metric", ["tica", "bond", "dihedral"])
-def test_resampling_on_cells_is_resampling_on_frames(metric):
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_resampling_on_cells_is_resampling_on_frames(geometry):
     """The cells only tell how W1 changes in a resample: that must be right to a small part of its spread."""
     generator = np.random.default_rng(14)
-    dims = 2 if metric == "tica" else 1
+    dims = 2 if geometry == "plane" else 1
     blocks, frames = 12, 50
     model, reference = (
         sample(
@@ -230,7 +233,7 @@ def test_resampling_on_cells_is_resampling_on_frames(metric):
         )
         for k in range(2)
     )
-    estimator = estimators(FRAMES)["exact"][metric]
+    estimator = estimators(FRAMES)["exact"][geometry]
     resamples = Resamples.draw(model, reference, 25, np.random.default_rng(0))
     full = [
         estimator.value(sample(model.values, a[model.block]), sample(reference.values, b[reference.block]))
@@ -249,7 +252,7 @@ def replicas(generator: np.random.Generator, count: int, frames: int, mean: floa
 
 def interval(model: Sample, reference: Sample, seed: int = 0) -> dict[str, float]:
     resamples = Resamples.draw(model, reference, 200, np.random.default_rng(seed))
-    return estimate(estimators(FRAMES)["exact"]["reaction_coordinate"], model, reference, resamples)
+    return estimate(estimators(FRAMES)["exact"]["line"], model, reference, resamples)
 
 
 def test_interval_covers_the_true_shift_and_is_no_wider_than_it_must():
@@ -274,10 +277,10 @@ def test_interval_knows_that_frames_of_a_replica_are_correlated():
 
 
 @every_estimator
-def test_interval_holds_the_value_and_stays_above_zero_even_at_the_floor(mode, metric):
-    model, reference = (sample(side) for side in np.random.default_rng(17).normal(size=(2, 200, shape_of(metric)[1])))
+def test_interval_holds_the_value_and_stays_above_zero_even_at_the_floor(mode, geometry):
+    model, reference = (sample(side) for side in np.random.default_rng(17).normal(size=(2, 200, shape_of(geometry)[1])))
     resamples = Resamples.draw(model, reference, 20, np.random.default_rng(0))
-    found = estimate(estimators(FRAMES)[mode][metric], model, reference, resamples)
+    found = estimate(estimators(FRAMES)[mode][geometry], model, reference, resamples)
     assert 0 <= found["low"] <= found["value"] <= found["high"]
     assert all(isinstance(each, float) for each in found.values())
 
@@ -290,15 +293,15 @@ def test_interval_is_the_same_for_the_same_seed_and_another_for_another():
 
 
 @pytest.mark.parametrize("mode", ["exact", "paper"])
-@pytest.mark.parametrize("metric", ["tica", "bond", "dihedral"])
-def test_floor_falls_with_sample_size(mode, metric):
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_floor_falls_with_sample_size(mode, geometry):
     """W1 of two samples of one distribution is noise: eight times the frames, 1 / sqrt(8) = 0.35 of it."""
     generator = np.random.default_rng(19)
-    dims = shape_of(metric)[1]
+    dims = shape_of(geometry)[1]
 
     def floor(frames: int) -> float:
         pairs = generator.normal(size=(12, 2, frames, dims))
-        return float(np.mean([w1(mode, metric, sample(one), sample(other)) for one, other in pairs]))
+        return float(np.mean([w1(mode, geometry, sample(one), sample(other)) for one, other in pairs]))
 
     assert floor(480) < 0.6 * floor(60)
 

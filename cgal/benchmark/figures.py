@@ -11,28 +11,14 @@ from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 
+from cgal.benchmark.observables import OBSERVABLES, Observable
 from cgal.benchmark.suite import BenchmarkResult
-from cgal.benchmark.wasserstein import METRICS, Sample
+from cgal.benchmark.wasserstein import Sample
 from cgal.files import atomic_write
 
 __all__ = ["plot_benchmark", "plot_rmsd_rounds", "plot_rounds"]
 
 REFERENCE, MODEL, TRAINING, GAP = "#222222", "#d1495b", "#00798c", "#edae49"
-
-NAMES = {
-    "tica": "TICA",
-    "reaction_coordinate": "Reaction coordinate",
-    "bond": "CA-CA bond",
-    "angle": "CA-CA-CA angle",
-    "dihedral": "CA dihedral",
-}
-UNITS = {"tica": "", "reaction_coordinate": "nm", "bond": "nm", "angle": "rad", "dihedral": "rad"}
-AXES = {
-    "reaction_coordinate": "distance of first and last CA / nm",
-    "bond": "CA-CA bond / nm",
-    "angle": "CA-CA-CA angle / rad",
-    "dihedral": "CA dihedral / rad",
-}
 
 MAP_BINS = 50
 MAP_SMOOTHING_BINS = 1.0
@@ -41,21 +27,20 @@ DENSITY_BINS = 80
 
 
 def plot_benchmark(result: BenchmarkResult, folder: Path) -> list[Path]:
-    """Draw TICA free-energy maps (`tica.png`) and the densities of the four other observables (`densities.png`)."""
+    """Draw TICA free-energy maps (`tica.png`) and the densities of all other observables (`densities.png`)."""
     return [_save(_tica_maps(result), folder / "tica.png"), _save(_densities(result), folder / "densities.png")]
 
 
 def plot_rounds(rounds: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Draw the five W1 over rounds with intervals and floor, and folded and lost fractions (`w1_rounds.png`).
+    """Draw each W1 over rounds with intervals and floor, and folded and lost fractions (`w1_rounds.png`).
 
     Each mapping is the metrics of one round, as `benchmark` gives them, with its number as `round` (else its place).
     """
-    figure = Figure(figsize=(10, 5.8), layout="constrained")
-    panels = list(figure.subplots(2, 3).flat)
+    figure, panels = _grid(len(OBSERVABLES) + 1, columns=3, panel=(10 / 3, 2.9))
     numbers = [int(metrics.get("round", place)) for place, metrics in enumerate(rounds)]
-    for panel, metric in zip(panels, METRICS, strict=False):
-        _draw_w1(panel, metric, numbers, rounds)
-    _draw_fractions(panels[len(METRICS)], numbers, rounds)
+    for panel, observable in zip(panels, OBSERVABLES.values(), strict=False):
+        _draw_w1(panel, observable, numbers, rounds)
+    _draw_fractions(panels[-1], numbers, rounds)
     for panel in panels:
         panel.set_xlabel("round")
         panel.set_xticks(numbers)
@@ -96,7 +81,7 @@ def _tica_maps(result: BenchmarkResult) -> Figure:
         panel.set_xlabel("TIC 1")
     panels[0].set_ylabel("TIC 2")
     figure.colorbar(contours, ax=panels, label="free energy / kT")
-    figure.suptitle(_w1_title("tica", result.metrics), fontsize=11)
+    figure.suptitle(_w1_title(OBSERVABLES["tica"], result.metrics), fontsize=11)
     return figure
 
 
@@ -119,25 +104,26 @@ def _draw_map(panel: Axes, side: Sample, edges: Sequence[Float64[np.ndarray, " e
 
 
 def _densities(result: BenchmarkResult) -> Figure:
-    figure = Figure(figsize=(9, 6.4), layout="constrained")
-    for panel, metric in zip(figure.subplots(2, 2).flat, METRICS[1:], strict=True):
-        sides = (result.reference[metric], result.model[metric])
-        edges = _density_edges(metric, sides)
+    drawn = [observable for observable in OBSERVABLES.values() if observable.geometry != "plane"]
+    figure, panels = _grid(len(drawn), columns=2, panel=(4.5, 3.2))
+    for panel, observable in zip(panels, drawn, strict=True):
+        sides = (result.reference[observable.name], result.model[observable.name])
+        edges = _density_edges(observable, sides)
         reference, model = (_density(side.pooled(), edges) for side in sides)
         panel.stairs(reference, edges, color=REFERENCE, alpha=0.15, fill=True)
         panel.stairs(reference, edges, color=REFERENCE, linewidth=1.4, label="reference")
         panel.stairs(model, edges, color=MODEL, linewidth=1.4, label="model")
-        panel.set_xlabel(AXES[metric])
-        panel.set_ylabel(f"density / {UNITS[metric]}$^{{-1}}$")
+        panel.set_xlabel(observable.axis)
+        panel.set_ylabel(f"density / {observable.unit}$^{{-1}}$" if observable.unit else "density")
         panel.set_ylim(bottom=0)
-        panel.set_title(_w1_title(metric, result.metrics), fontsize=10)
+        panel.set_title(_w1_title(observable, result.metrics), fontsize=10)
         panel.legend(frameon=False)
     return figure
 
 
-def _density_edges(metric: str, sides: Sequence[Sample]) -> Float64[np.ndarray, " edges"]:
-    """Bin edges over the joint range; the whole circle for dihedrals."""
-    if metric == "dihedral":
+def _density_edges(observable: Observable, sides: Sequence[Sample]) -> Float64[np.ndarray, " edges"]:
+    """Bin edges over the joint range, or the whole circle."""
+    if observable.periodic:
         return np.linspace(-np.pi, np.pi, DENSITY_BINS + 1)
     low, high = min(side.values.min() for side in sides), max(side.values.max() for side in sides)
     room = 0.02 * (high - low) + 1e-9
@@ -148,18 +134,19 @@ def _density(side: Sample, edges: Float64[np.ndarray, " edges"]) -> Float64[np.n
     return np.asarray(np.histogram(side.values[:, 0], edges, weights=side.weights, density=True)[0])
 
 
-def _w1_title(metric: str, metrics: Mapping[str, Any]) -> str:
-    w1, floor = metrics["w1"][metric], metrics["floor"][metric]
+def _w1_title(observable: Observable, metrics: Mapping[str, Any]) -> str:
+    w1, floor = metrics["w1"][observable.name], metrics["floor"][observable.name]
     return (
-        f"{NAMES[metric]}\nW$_1$ = {w1['value']:.3g} [{w1['low']:.3g}, {w1['high']:.3g}] {UNITS[metric]}".rstrip()
+        f"{observable.title}\nW$_1$ = {w1['value']:.3g} [{w1['low']:.3g}, {w1['high']:.3g}] {observable.unit}".rstrip()
         + f", floor {floor:.3g}"
     )
 
 
-def _draw_w1(panel: Axes, metric: str, numbers: Sequence[int], rounds: Sequence[Mapping[str, Any]]) -> None:
-    value, low, high = (
-        np.array([metrics["w1"][metric][key] for metrics in rounds]) for key in ("value", "low", "high")
-    )
+def _draw_w1(panel: Axes, observable: Observable, numbers: Sequence[int], rounds: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the rounds that have the observable; those from before it was measured have none."""
+    missing = dict.fromkeys(("value", "low", "high"), np.nan)
+    scores = [metrics["w1"].get(observable.name, missing) for metrics in rounds]
+    value, low, high = (np.array([score[key] for score in scores]) for key in ("value", "low", "high"))
     panel.errorbar(
         numbers,
         value,
@@ -169,14 +156,13 @@ def _draw_w1(panel: Axes, metric: str, numbers: Sequence[int], rounds: Sequence[
         capsize=4,
         label="model, 95 % interval",
     )
-    if rounds:
-        floor = rounds[-1]["floor"][metric]
+    if rounds and observable.name in rounds[-1]["floor"]:
+        floor = rounds[-1]["floor"][observable.name]
         panel.axhline(
             floor, color=REFERENCE, linestyle="--", label="floor: one half of the reference against the other"
         )
-    panel.set_title(NAMES[metric], fontsize=10)
-    unit = f" / {UNITS[metric]}" if UNITS[metric] else ""
-    panel.set_ylabel(f"W$_1${unit}")
+    panel.set_title(observable.title, fontsize=10)
+    panel.set_ylabel(observable.with_unit("W$_1$"))
     panel.set_ylim(bottom=0)
 
 
@@ -199,6 +185,16 @@ def _draw_rmsd(panel: Axes, histogram: Mapping[str, Sequence[float]]) -> None:
     panel.stairs(density["reference"], edges, color=REFERENCE, alpha=0.15, fill=True)
     for side, color in (("reference", REFERENCE), ("training", TRAINING), ("simulation", MODEL)):
         panel.stairs(density[side], edges, color=color, label=side, linewidth=1.4)
+
+
+def _grid(count: int, columns: int, panel: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels of one size [inches], row by row."""
+    rows = -(-count // columns)
+    figure = Figure(figsize=(columns * panel[0], rows * panel[1]), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for empty in panels[count:]:
+        empty.set_visible(False)
+    return figure, panels[:count]
 
 
 def _save(figure: Figure, path: Path) -> Path:
