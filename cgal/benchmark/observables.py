@@ -4,7 +4,7 @@ Observables are of C-alpha beads, in nm and rad, never across a periodic box: be
 `OBSERVABLES`; rounds that were published before it show a dash for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -109,9 +109,10 @@ OBSERVABLES = {
 """The five of the paper, in the order of its Table 1."""
 
 
-def in_records(names: Any) -> dict[str, Observable]:
+def in_records(names: Iterable[str]) -> dict[str, Observable]:
     """Those of the observables that records have, by name and in the order of the table."""
-    return {name: observable for name, observable in OBSERVABLES.items() if name in set(names)}
+    found = set(names)
+    return {name: observable for name, observable in OBSERVABLES.items() if name in found}
 
 
 def _runs(beads: mdtraj.Trajectory, length: int) -> list[tuple[int, ...]]:
