@@ -15,13 +15,13 @@ from pydantic import Field, ValidationError
 from cgal.errors import BadFile, BadParams, BadStructure, DatasetChanged
 from cgal.files import sha256, write_bytes, write_json
 from cgal.frames import AtomFrames, LabelledFrames, read_pdb_text, sequence_of
+from cgal.outcomes import RoundOutcome
 from cgal.params import MappingParams, NetworkParams, Params, PriorParams, Section
 from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
 from cgal.potential.prior import fit_prior
 from cgal.projection.mapping import ForceMap, coordinate_map, fit_force_map
 from cgal.randomness import derive_seed
-from cgal.stopping import RoundOutcome
 
 __all__ = [
     "Manifest",

@@ -84,7 +84,8 @@ class CGTrajectory:
 
     `replica` tells which replica (or all-atom trajectory) a frame belongs to; frames of one replica come in order.
     `weights` are statistical weights that sum to one, equal unless a reference brings its own.
-    `fates` is empty for a reference. On disk: HDF5 that `mdtraj.load` opens.
+    `fates` and `device` (what simulated it: "cpu" or "cuda") are empty for a reference. On disk: HDF5 that
+    `mdtraj.load` opens.
     """
 
     sequence: str
@@ -93,6 +94,7 @@ class CGTrajectory:
     replica: Int32[np.ndarray, " frames"]
     weights: Float64[np.ndarray, " frames"]
     fates: tuple[ReplicaFate, ...] = ()
+    device: str = ""
 
     @classmethod
     def from_positions(
@@ -154,7 +156,8 @@ class CGTrajectory:
                 "programVersion": "0",
                 "application": "cgal",
                 "sequence": self.sequence,
-            },
+            }
+            | ({"device": self.device} if self.device else {}),
         )
 
     @classmethod
@@ -168,6 +171,7 @@ class CGTrajectory:
                 handle["replica"][:],
                 handle["weights"][:],
                 tuple(ReplicaFate(*fate) for fate in json.loads(decode(handle["fates"][()]))),
+                decode(handle.attrs.get("device", "")),
             )
 
 

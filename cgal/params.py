@@ -185,6 +185,9 @@ class TrainingParams(Section):
 class SimulationParams(Section):
     """Langevin dynamics of the coarse-grained model (BAOAB)."""
 
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="a CPU and a GPU draw different noise; the trajectory records which it was"
+    )
     replicas: Count = 32
     steps: Count = 3000
     stride: Count = 30
@@ -269,6 +272,12 @@ class OracleParams(Section):
         0.5, description="fraction of a full round's picks that must be labelled; below it the campaign stops"
     )
 
+    @property
+    def steps(self) -> int:
+        """All-atom steps of a label, after backmapping."""
+        stride = self.sample_stride if self.mode == "mean_force" else self.free_stride
+        return self.burn_in_steps + self.average_steps // stride * stride
+
 
 class BenchmarkParams(Section):
     """The five Wasserstein-1 distances to the reference."""
@@ -339,7 +348,6 @@ class ExecutionParams(Section):
     transport: Literal["shared", "dvc"] = Field(
         "shared", description="how a worker of cgal-gpu gets files: it shares this folder, or through the DVC remote"
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     retries: int = Field(2, ge=0)
     retry_delay_s: NonNegative = 5.0
     timeout_s: Positive = Field(86400.0, description="a stage that takes longer is interrupted and tried again")
@@ -364,6 +372,16 @@ class Params(Section):
     benchmark: BenchmarkParams = BenchmarkParams()
     reference: ReferenceParams = ReferenceParams()
     execution: ExecutionParams = ExecutionParams()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _device_of_earlier_versions(cls, content: Any) -> Any:
+        """Take `execution.device`, where it stood until 0.1, as `simulation.device`."""
+        execution = content.get("execution") if isinstance(content, Mapping) else None
+        if not isinstance(execution, Mapping) or "device" not in execution:
+            return content
+        others = {key: value for key, value in execution.items() if key != "device"}
+        return merged({"simulation": {"device": execution["device"]}}, {**content, "execution": others})
 
     @model_validator(mode="after")
     def _values_fit_together(self) -> "Params":

@@ -27,7 +27,7 @@ from cgal.errors import BadFile, BadParams
 from cgal.frames import CGTrajectory
 from cgal.progress import Progress, silent
 from cgal.reference.sampling import SwarmRecipe, explore, relax, swarm
-from cgal.selection import select
+from cgal.selection import measure_pool, select
 from flows.campaign.opening import change_params
 from flows.campaign.stages import label
 from flows.serving.task_runners import CLUSTER_FILE, ClusterUnreachable, fanning_out, task_runner
@@ -59,7 +59,7 @@ def labelling(tmp_path_factory: pytest.TempPathFactory, bundled_data: Path, git_
     frames = CGTrajectory.from_positions(
         load_manifest(workspace.data).sequence, known[:40], np.arange(40.0), np.zeros(40, dtype=np.int64)
     )
-    picked = select(frames, known, known[0], workspace.params.selection, seed=1, count=FRAMES)
+    picked = select(measure_pool(frames, known, known[0], workspace.params.selection), FRAMES, seed=1)
     picked.save(workspace.round / "selection.h5")
     return root
 

@@ -1,40 +1,31 @@
 """From a simulated trajectory to the frames that the oracle shall label."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
 
 import numpy as np
 from jaxtyping import Float32, Shaped
 
 from cgal.errors import BadParams, EmptyTrajectory
 from cgal.frames import CGTrajectory, rmsd_nm
-from cgal.params import SelectionParams
+from cgal.outcomes import RoundOutcome
+from cgal.params import CampaignParams, SelectionParams
+from cgal.selection.closing import closing_reason
 from cgal.selection.committee import Committee
-from cgal.selection.committee_coverage import committee_coverage
 from cgal.selection.coverage import Coverage
-from cgal.selection.k_centre import k_centre
-from cgal.selection.max_coverage import max_coverage
 from cgal.selection.nearest import nearest_rmsd_nm
 from cgal.selection.picks import Candidates, Selection
 from cgal.selection.pool import Picks, Pool, Strategy, drop_reasons
-from cgal.selection.query_by_committee import query_by_committee
-from cgal.selection.rmsd_histogram import rmsd_histogram
-from cgal.selection.uniform import uniform
 
-__all__ = ["STRATEGIES", "select"]
+__all__ = ["Acquisition", "acquire", "measure_pool", "select", "strategy_of"]
 
-STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
-    {
-        "rmsd_histogram": rmsd_histogram,
-        "random": uniform,
-        "coverage": max_coverage,
-        "k_centre": k_centre,
-        "committee": query_by_committee,
-        "committee_coverage": committee_coverage,
-    }
-)
-"""Every strategy by its name in `params.yaml`."""
+
+def strategy_of(name: str) -> Strategy:
+    """Strategy of a name in `params.yaml`: `pick` of the module of that name."""
+    found: Strategy = import_module(f"cgal.selection.strategies.{name}").pick
+    return found
 
 
 def no_committee() -> Committee:
@@ -42,23 +33,52 @@ def no_committee() -> Committee:
     raise BadParams("selection.strategy asks for a committee of networks, and none was given: pass `committee`")
 
 
-def select(
+@dataclass(frozen=True, eq=False)
+class Acquisition:
+    """What a round asks the oracle for, what it found, and why it is the last one ("" while the campaign goes on)."""
+
+    selection: Selection
+    outcome: RoundOutcome
+    closing: str
+
+
+def acquire(
+    pool: Pool,
+    campaign: CampaignParams,
+    round_index: int,
+    w1: Mapping[str, float],
+    *,
+    affordable: int,
+    earlier: Sequence[RoundOutcome],
+    seed: int,
+) -> Acquisition:
+    """Decide whether the campaign goes on, and pick the frames of the next labels if it does.
+
+    `w1` is the round's TICA W1 with `low` and `high`, `earlier` what the rounds before found, `affordable` the picks
+    that the budget pays for (`cgal.selection.closing`).
+    """
+    outcome = RoundOutcome(
+        w1=w1["value"], low=w1["low"], high=w1["high"], uncovered_fraction=pool.candidates.uncovered_fraction
+    )
+    closing = closing_reason(campaign, round_index, affordable=affordable, outcomes=[*earlier, outcome])
+    selection = select(pool, 0 if closing else affordable, seed)
+    if not closing and not len(selection):
+        closing = "covered: no simulated frame is worth a label"
+    return Acquisition(selection, outcome, closing)
+
+
+def measure_pool(
     trajectory: CGTrajectory,
     training: Float32[np.ndarray, "training_frames beads 3"],
     reference: Float32[np.ndarray, "beads 3"],
     params: SelectionParams,
-    *,
-    count: int,
-    seed: int,
     committee: Callable[[], Committee] = no_committee,
-) -> Selection:
-    """Pick `count` simulated frames by `params.strategy`; unphysical frames are dropped and counted by reason first.
+) -> Pool:
+    """The physical frames of a simulation, and how far each is from the training set; others are counted by reason.
 
     `training` are the positions of the whole training set [nm], `reference` the frame that RMSDs are measured to.
-    `committee` is called, once, only if the strategy needs networks and a pick is wanted.
-    A `count` of zero (the closing round) gives no pick but all histograms. When fewer frames qualify, all of them are
-    picked. Raises EmptyTrajectory when no simulated frame is physical or the training set is empty, BadParams when
-    the strategy needs a committee that was not given.
+    `committee` is called, once, only if the strategy needs networks and a pick is wanted. Raises EmptyTrajectory when
+    no simulated frame is physical or the training set is empty.
     """
     rmsd = rmsd_nm(trajectory.positions, reference)
     reasons = drop_reasons(trajectory, rmsd, params)
@@ -71,20 +91,28 @@ def select(
         )
     coverage = Coverage.measure(rmsd[frame], rmsd_nm(training, reference), params.bins, params.cutoff_nm)
     positions = trajectory.positions[frame]
-    nearest = nearest_rmsd_nm(positions, training)[0]
-    pool = Pool(frame, positions, rmsd[frame], nearest, coverage, params, committee)
-    picks = STRATEGIES[params.strategy](pool, count, np.random.default_rng(seed)) if count else _none()
+    candidates = Candidates(frame, nearest_rmsd_nm(positions, training)[0], params.novel_nm)
+    return Pool(trajectory.sequence, candidates, positions, rmsd[frame], dropped, coverage, params, committee)
+
+
+def select(pool: Pool, count: int, seed: int) -> Selection:
+    """Pick `count` candidates of a pool by its strategy; all of them when fewer qualify, none for a count of zero.
+
+    Raises BadParams when the strategy needs a committee that was not given.
+    """
+    picks = strategy_of(pool.params.strategy)(pool, count, np.random.default_rng(seed)) if count else _none()
     return Selection(
-        params.strategy,
-        trajectory.sequence,
+        pool.params.strategy,
+        pool.sequence,
         pool.positions[picks.candidate],
-        pool.frame[picks.candidate],
+        pool.candidates.frame[picks.candidate],
         picks.score,
         pool.rmsd_nm[picks.candidate],
         count,
-        dropped,
-        coverage,
-        Candidates(pool.frame, pool.nearest_nm, params.novel_nm, picks.disagreement),
+        pool.params.frames,
+        pool.dropped,
+        pool.coverage,
+        replace(pool.candidates, disagreement=picks.disagreement),
         picks.calibration,
     )
 

@@ -43,8 +43,8 @@ class Selection:
     """Picked frames, best first: bead positions [nm], index into the simulated trajectory, score and RMSD [nm].
 
     `dropped` counts the frames that were no candidates, by reason. `requested` is how many picks were asked for,
-    which may be zero. `coverage` compares all candidates with all training frames; `calibration` is there when the
-    strategy asked a committee.
+    which may be zero, of the `wanted` ones of a round whose budget pays for all. `coverage` compares all candidates
+    with all training frames; `calibration` is there when the strategy asked a committee.
     """
 
     strategy: str
@@ -54,6 +54,7 @@ class Selection:
     score: Float64[np.ndarray, " picked"]
     rmsd_nm: Float64[np.ndarray, " picked"]
     requested: int
+    wanted: int
     dropped: dict[str, int]
     coverage: Coverage
     candidates: Candidates
@@ -131,6 +132,7 @@ class Selection:
                 "strategy": self.strategy,
                 "sequence": self.sequence,
                 "requested": self.requested,
+                "wanted": self.wanted,
                 "dropped": json.dumps(self.dropped),
                 "novel_nm": self.candidates.novel_nm,
                 "uncovered_fraction": self.uncovered_fraction,
@@ -150,6 +152,7 @@ class Selection:
                 handle["score"][:],
                 handle["rmsd_nm"][:],
                 int(handle.attrs["requested"]),
+                int(handle.attrs.get("wanted", handle.attrs["requested"])),
                 json.loads(decode(handle.attrs["dropped"])),
                 Coverage(*(handle[name][:] for name in ("edges", "simulated", "training", "gap"))),
                 Candidates(

@@ -10,29 +10,31 @@ from cgal.frames import CGTrajectory
 from cgal.params import SelectionParams
 from cgal.selection.committee import Calibration, Committee
 from cgal.selection.coverage import Coverage
+from cgal.selection.picks import Candidates
 
 __all__ = ["Picks", "Pool", "Strategy", "drop_reasons"]
 
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Candidate frames with their RMSD to the reference frame and to the nearest training frame [nm].
+    """Candidate frames with their RMSD to the nearest training frame (in `candidates`) and to the reference frame [nm].
 
-    `frame` gives each candidate's index in the simulated trajectory, `coverage` the histograms of the first RMSD.
-    `committee` trains one when it is called, or returns what it trained before.
+    `dropped` counts the frames that are no candidates, by reason; `coverage` are the histograms of the RMSD to the
+    reference frame. `committee` trains one when it is called, or returns what it trained before.
     """
 
-    frame: Int64[np.ndarray, " candidates"]
+    sequence: str
+    candidates: Candidates
     positions: Float32[np.ndarray, "candidates beads 3"]
     rmsd_nm: Float64[np.ndarray, " candidates"]
-    nearest_nm: Float64[np.ndarray, " candidates"]
+    dropped: dict[str, int]
     coverage: Coverage
     params: SelectionParams
     committee: Callable[[], Committee]
 
     def __len__(self) -> int:
         """Give the number of candidates."""
-        return len(self.frame)
+        return len(self.candidates)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """From start frames to a trajectory: run the replicas, keep the sound frames, say what became of each replica."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -57,7 +57,8 @@ def simulate(
     fates = _fates(record.end, params.steps)
     if not record.sound.any():
         raise EmptyTrajectory(_explain_loss(fates, params))
-    return _trajectory(potential.sequence, record, fates, params)
+    found = _trajectory(potential.sequence, record, fates, params)
+    return replace(found, device=torch.device(device).type)
 
 
 def _draw_starts(

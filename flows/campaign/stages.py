@@ -16,7 +16,6 @@ import torch
 from cgal import training
 from cgal.all_atom import oracle
 from cgal.all_atom.backmapping.backmap import backmap
-from cgal.all_atom.dynamics import run_plan
 from cgal.benchmark.figures import plot_benchmark
 from cgal.benchmark.suite import benchmark as run_benchmark
 from cgal.dataset import Manifest, append, load_manifest, load_shards, round_index
@@ -28,10 +27,9 @@ from cgal.potential.potential import Potential
 from cgal.potential.prior import Prior, fit_prior, plot_prior
 from cgal.progress import Progress
 from cgal.randomness import derive_seed
-from cgal.selection import Committee, Selection, plot_selection
-from cgal.selection import select as run_select
+from cgal.selection import Committee, Selection, acquire, measure_pool, plot_selection
+from cgal.selection.closing import affordable_picks
 from cgal.simulation import simulate as run_simulation
-from cgal.stopping import RoundOutcome, affordable_picks, closing_reason
 from flows.serving.task_runners import fanning_out
 from flows.workspace import Summary, Workspace
 
@@ -106,26 +104,27 @@ def select(workspace: Workspace, progress: Progress) -> Summary:
     """`round/trajectory.h5` -> `round/selection.h5`; the closing round picks no frame, and says why it closes."""
     manifest, params = load_manifest(workspace.data), workspace.params
     k = round_index(manifest)
-    pick = partial(
-        run_select,
+    pool = measure_pool(
         CGTrajectory.load(workspace.round / "trajectory.h5"),
         _training_positions(workspace),
         _native(workspace),
         params.selection,
-        seed=derive_seed(params.seed, k, "select"),
-        committee=partial(train_committee, workspace, manifest, progress),
+        partial(train_committee, workspace, manifest, progress),
     )
-    affordable = _affordable_picks(workspace, manifest)
-    nothing = pick(count=0)
-    outcome = _outcome(workspace, nothing)
-    outcomes = [*(shard.outcome for shard in manifest.shards if shard.outcome), outcome]
-    closing = closing_reason(params.campaign, k, affordable=affordable, outcomes=outcomes)
-    selection = nothing if closing else pick(count=affordable)
-    if not closing and not len(selection):
-        closing = "covered: no simulated frame is worth a label"
+    found = acquire(
+        pool,
+        params.campaign,
+        k,
+        read_json(workspace.round / "metrics.json")["w1"]["tica"],
+        affordable=_affordable_picks(workspace, manifest),
+        earlier=[shard.outcome for shard in manifest.shards if shard.outcome],
+        seed=derive_seed(params.seed, k, "select"),
+    )
+    selection, outcome = found.selection, found.outcome
     selection.save(workspace.round / "selection.h5")
     write_json(
-        workspace.round / "selection.json", selection.summary() | {"closing": closing, "outcome": outcome.model_dump()}
+        workspace.round / "selection.json",
+        selection.summary() | {"closing": found.closing, "outcome": outcome.model_dump()},
     )
     plot_selection(selection, workspace.round / "plots" / "selection")
     progress(1, 1, f"{len(selection.positions)} frames picked")
@@ -167,19 +166,14 @@ def _affordable_picks(workspace: Workspace, manifest: Manifest) -> int:
         params.campaign,
         params.selection.frames,
         spent_steps=sum(shard.oracle_steps for shard in manifest.shards[1:]),
-        steps_per_pick=params.backmapping.steps + run_plan(params.oracle, params.force_field).steps,
+        steps_per_pick=params.backmapping.steps + params.oracle.steps,
     )
-
-
-def _outcome(workspace: Workspace, selection: Selection) -> RoundOutcome:
-    w1 = read_json(workspace.round / "metrics.json")["w1"]["tica"]
-    return RoundOutcome(w1=w1["value"], low=w1["low"], high=w1["high"], uncovered_fraction=selection.uncovered_fraction)
 
 
 def label(workspace: Workspace, progress: Progress) -> Summary:
     """`round/selection.h5` -> backmapped and labelled all-atom frames, `round/oracle.h5`.
 
-    Fewer picks than a round's, as the rest of a budget pays for, are too few for a quorum: they may all fail.
+    Fewer picks than a round wants, as the rest of a budget pays for, are too few for a quorum: they may all fail.
     """
     manifest, params = load_manifest(workspace.data), workspace.params
     k = round_index(manifest)
@@ -206,7 +200,7 @@ def label(workspace: Workspace, progress: Progress) -> Summary:
             rebuild_steps=params.backmapping.steps,
             fan_out=fan_out,
         )
-    if len(selection.positions) >= params.selection.frames:
+    if len(selection) >= selection.wanted:
         oracle.check_quorum(result, len(selection.positions), params.oracle)
     result.save(workspace.round / "oracle.h5")
     return {"labelled": len(result.labelled), "failed": len(result.failures), "steps": result.steps}
@@ -284,7 +278,7 @@ def _native(workspace: Workspace) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def _device(workspace: Workspace) -> str:
-    wanted = workspace.params.execution.device
+    wanted = workspace.params.simulation.device
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return wanted

@@ -16,8 +16,8 @@ from cgal.all_atom.oracle import OracleResult
 from cgal.dataset import append, prepare
 from cgal.errors import CgalError
 from cgal.files import read_json
+from cgal.outcomes import RoundOutcome
 from cgal.projection.mapping import ForceMap
-from cgal.stopping import RoundOutcome
 from flows.campaign.records import round_record
 from flows.campaign.stages import continue_seed, run_stage
 from flows.serving.dispatch import run_in_pool, runs_in_pool

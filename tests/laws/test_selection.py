@@ -15,7 +15,8 @@ from cgal.frames import CGTrajectory, rmsd_nm
 from cgal.params import PriorParams, SchNetParams, SelectionParams, TrainingParams
 from cgal.potential.architectures import initial_potential
 from cgal.potential.prior import fit_prior
-from cgal.selection import Committee, nearest_rmsd_nm, select
+from cgal.selection import Committee, measure_pool, nearest_rmsd_nm
+from cgal.selection.acquisition import select
 from cgal.selection.batch import greedy_cover
 from cgal.selection.committee import fit_spread
 from cgal.selection.coverage import coverage_gap
@@ -71,7 +72,7 @@ def toy_committee(members=3, seeds=(1, 2, 3)):
 def pick(positions, training, count=10, seed=1, committee=toy_committee, **changes):
     options = {"committee": committee} if committee else {}
     params = SelectionParams(**changes)
-    return select(trajectory_of(positions), training, REFERENCE, params, count=count, seed=seed, **options)
+    return select(measure_pool(trajectory_of(positions), training, REFERENCE, params, **options), count, seed)
 
 
 @settings(deadline=None)

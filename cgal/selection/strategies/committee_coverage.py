@@ -5,10 +5,10 @@ import numpy as np
 from cgal.selection.batch import greedy_cover
 from cgal.selection.pool import Picks, Pool
 
-__all__ = ["committee_coverage"]
+__all__ = ["pick"]
 
 
-def committee_coverage(pool: Pool, count: int, generator: np.random.Generator) -> Picks:
+def pick(pool: Pool, count: int, generator: np.random.Generator) -> Picks:
     """Take the uncovered frame around which uncovered frames have the largest sum of squared expected errors.
 
     As `coverage`, with every uncovered frame weighed by its squared disagreement (see `Committee.disagreement`)
@@ -23,8 +23,8 @@ def committee_coverage(pool: Pool, count: int, generator: np.random.Generator) -
     squared = disagreement**2
     picked, met = greedy_cover(
         pool.positions,
-        np.where(pool.nearest_nm > params.novel_nm, squared, 0.0),
-        pool.nearest_nm,
+        np.where(pool.candidates.nearest_nm > params.novel_nm, squared, 0.0),
+        pool.candidates.nearest_nm,
         count,
         radius_nm=params.novel_nm,
         distinct_nm=params.distinct_nm,

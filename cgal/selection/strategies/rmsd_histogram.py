@@ -4,10 +4,10 @@ import numpy as np
 
 from cgal.selection.pool import Picks, Pool
 
-__all__ = ["rmsd_histogram"]
+__all__ = ["pick"]
 
 
-def rmsd_histogram(pool: Pool, count: int, generator: np.random.Generator) -> Picks:
+def pick(pool: Pool, count: int, generator: np.random.Generator) -> Picks:
     """Take frames from the RMSD bin with the largest gap, then from the next, until `count` are taken.
 
     The score of a pick is the gap of its bin (Bachelor et al. 2025, arXiv:2509.17208, section 2.3). Choices made

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cgal.outcomes import RoundOutcome
 from cgal.params import CampaignParams
-from cgal.stopping import RoundOutcome, affordable_picks, closing_reason, w1_change
+from cgal.selection.closing import affordable_picks, closing_reason, w1_change
 
 PARAMS = CampaignParams(rounds=5, budget_steps=10_000, stop_below=0.05, stop_rounds=2)
 

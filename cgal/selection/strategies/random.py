@@ -4,10 +4,10 @@ import numpy as np
 
 from cgal.selection.pool import Picks, Pool
 
-__all__ = ["uniform"]
+__all__ = ["pick"]
 
 
-def uniform(pool: Pool, count: int, generator: np.random.Generator) -> Picks:
+def pick(pool: Pool, count: int, generator: np.random.Generator) -> Picks:
     """Draw frames with equal probability, none twice; every score is zero."""
     candidate = generator.permutation(len(pool))[:count]
     return Picks(candidate, np.zeros(len(candidate)))

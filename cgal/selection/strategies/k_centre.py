@@ -5,10 +5,10 @@ import numpy as np
 from cgal.selection.batch import rmsd_to
 from cgal.selection.pool import Picks, Pool
 
-__all__ = ["k_centre"]
+__all__ = ["pick"]
 
 
-def k_centre(pool: Pool, count: int, generator: np.random.Generator) -> Picks:
+def pick(pool: Pool, count: int, generator: np.random.Generator) -> Picks:
     """Take the frame whose nearest training frame or earlier pick is furthest, until `count` are taken.
 
     Distances are RMSDs after superposition; a pick's score is its distance when taken [nm]. The largest distance left
@@ -16,7 +16,7 @@ def k_centre(pool: Pool, count: int, generator: np.random.Generator) -> Picks:
     networks by it: Sener & Savarese, ICLR 2018, arXiv:1708.00489. How often the simulation visits a frame does
     not count: the comparison for `coverage`, for which it does. Frames nearer than `distinct_nm` are not taken.
     """
-    distance = pool.nearest_nm.copy()
+    distance = pool.candidates.nearest_nm.copy()
     candidate: list[int] = []
     score: list[float] = []
     while len(candidate) < min(count, len(pool)):

@@ -5,10 +5,10 @@ import numpy as np
 from cgal.selection.batch import distinct
 from cgal.selection.pool import Picks, Pool
 
-__all__ = ["query_by_committee"]
+__all__ = ["pick"]
 
 
-def query_by_committee(pool: Pool, count: int, generator: np.random.Generator) -> Picks:
+def pick(pool: Pool, count: int, generator: np.random.Generator) -> Picks:
     """Take frames by falling disagreement, none nearer than `distinct_nm` to one taken before.
 
     The score is the calibrated disagreement [kJ/mol/nm] (see `Committee.disagreement`). Seung, Opper & Sompolinsky,

@@ -5,10 +5,10 @@ import numpy as np
 from cgal.selection.batch import greedy_cover
 from cgal.selection.pool import Picks, Pool
 
-__all__ = ["max_coverage"]
+__all__ = ["pick"]
 
 
-def max_coverage(pool: Pool, count: int, generator: np.random.Generator) -> Picks:
+def pick(pool: Pool, count: int, generator: np.random.Generator) -> Picks:
     """Take the uncovered frame with the most uncovered frames around it, then the next, until `count` are taken.
 
     A frame is covered within `novel_nm` (RMSD after superposition) of a training frame or of an earlier pick. The
@@ -23,11 +23,11 @@ def max_coverage(pool: Pool, count: int, generator: np.random.Generator) -> Pick
     outliers (Charikar et al., SODA 2001). The paper's histogram sees one number a frame, the RMSD to one structure, in
     which frames that have nothing in common fall into one bin.
     """
-    uncovered = (pool.nearest_nm > pool.params.novel_nm).astype(np.float64)
+    uncovered = (pool.candidates.nearest_nm > pool.params.novel_nm).astype(np.float64)
     picked, covered = greedy_cover(
         pool.positions,
         uncovered,
-        pool.nearest_nm,
+        pool.candidates.nearest_nm,
         count,
         radius_nm=pool.params.novel_nm,
         distinct_nm=pool.params.distinct_nm,

@@ -3,18 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from cgal.params import CampaignParams, Section
+from cgal.outcomes import RoundOutcome
+from cgal.params import CampaignParams
 
-__all__ = ["RoundOutcome", "affordable_picks", "closing_reason", "w1_change"]
-
-
-class RoundOutcome(Section):
-    """What a round found: TICA W1 with its 95 % interval, and the share of simulated frames that are uncovered."""
-
-    w1: float
-    low: float
-    high: float
-    uncovered_fraction: float
+__all__ = ["affordable_picks", "closing_reason", "w1_change"]
 
 
 def affordable_picks(params: CampaignParams, wanted: int, *, spent_steps: int, steps_per_pick: int) -> int:

@@ -1,0 +1,55 @@
+"""Stages of a round without Prefect: what each reads is what `dvc.yaml` says that it depends on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cgal.dataset import prepare
+from cgal.frames import CGTrajectory
+from cgal.params import Params, check_params
+from cgal.progress import silent
+from flows.campaign.stages import STAGES, run_stage
+from flows.workspace import Workspace
+from tests.conftest import REPOSITORY
+
+DEPENDENCIES = {
+    name: set(stage["params"])
+    for name, stage in yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"].items()
+}
+FREE = {"execution"}
+"""Decides how fast a stage goes, never what it finds."""
+
+
+class Watched:
+    """Params that note which of their keys are read."""
+
+    def __init__(self, params: Params) -> None:
+        self.params, self.read = params, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.read.add(name)
+        return getattr(self.params, name)
+
+
+def test_a_stage_reads_no_parameter_that_dvc_does_not_know_of(
+    make_project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_project(selection={"strategy": "committee", "committee": 2, "frames": 2})
+    workspace = Workspace(root)
+    prepare(workspace.data, workspace.params)
+    for name in STAGES:
+        watched = Watched(Workspace(root).params)
+        monkeypatch.setattr(Workspace, "params", watched)
+        run_stage(name, workspace, silent)
+        monkeypatch.undo()
+        assert watched.read - FREE <= DEPENDENCIES[name], name
+    assert CGTrajectory.load(root / "round" / "trajectory.h5").device == "cpu"
+
+
+def test_a_device_where_earlier_versions_had_it_is_taken() -> None:
+    params = check_params({"execution": {"device": "cpu", "oracle_workers": 3}}, Path("params.yaml"))
+    assert params.simulation.device == "cpu"
+    assert params.execution.oracle_workers == 3
