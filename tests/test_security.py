@@ -80,7 +80,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, git_identity: None) -> Pa
         ["dvc", "add", "--quiet", "data"],
         ["dvc", "repro", "--quiet"],
         ["git", "add", "data.dvc", "dvc.lock", "dvc.yaml", "params.yaml", ".dvc/config"],
-        ["git", "commit", "--quiet", "--message", "start"],
+        ["git", "commit", "--quiet", "--message", "start\n\nRound: honest/round-000"],
         ["git", "tag", "honest/round-000"],
     ):
         subprocess.run(command, cwd=root, check=True)
@@ -93,7 +93,7 @@ def publish(root: Path, tag: str, data_dvc: str) -> None:
     before = path.read_text()
     path.write_text(data_dvc)
     for command in (
-        ["git", "commit", "--quiet", "--all", "--message", "hostile"],
+        ["git", "commit", "--quiet", "--all", "--message", f"hostile\n\nRound: {tag}"],
         ["git", "tag", tag],
         ["git", "reset", "--quiet", "--hard", "HEAD~1"],
     ):

@@ -408,8 +408,8 @@ def test_a_round_goes_to_the_users_remote_and_never_to_the_bundled_one(root: Pat
 def test_a_remote_out_of_reach_is_a_warning_not_a_lost_round(root: Path) -> None:
     shell(root, "dvc remote add -q --default storage /proc/nowhere")
     warning = Repository(root).publish("demo", 1).warnings[0]
-    assert "DVC remote storage did not take the round" in warning
-    assert "try 'dvc push -r storage' later" in warning
+    assert "DVC remote storage does not answer" in warning
+    assert "go there after the next one or by 'cgal push'" in warning
 
 
 def test_work_trees_may_be_made_at_once_and_again_where_one_was_removed(fresh: Path) -> None:

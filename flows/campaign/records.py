@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ from flows.workspace import Workspace
 __all__ = ["campaign_rounds", "draw_campaign", "round_record"]
 
 
-def campaign_rounds(repository: Repository, campaign: str) -> list[dict[str, Any]]:
-    """Every published round, in order: tag, commit, W1 with intervals, frames, oracle cost, replicas, wall time."""
-    rounds = repository.published(campaign)
+def campaign_rounds(repository: Repository, campaign: str, *, but: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Every published round, in order: tag, commit, W1 with intervals, frames, oracle cost, replicas, wall time.
+
+    Rounds of the tags `but` are left out.
+    """
+    rounds = repository.published(campaign, but=but)
     tags = [published.tag for published in rounds]
     metrics, timings = (_read_json(repository, tags, f"round/{name}.json") for name in ("metrics", "timings"))
     return [

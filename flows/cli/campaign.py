@@ -1,16 +1,14 @@
-"""Commands of a campaign: run it, run a stage of it, look at its rounds, restore and draw them."""
+"""Commands of a campaign: run it, run a stage of it, draw its rounds."""
 
-import json
 from pathlib import Path
 from time import monotonic
 from typing import Annotated, Any
 
 import typer
 
-from cgal.errors import CgalError
-from flows.cli.project import HERE, Root, open_project
+from flows.cli.project import HERE, Root, open_project, print_rounds
 
-__all__ = ["checkout", "export", "params", "report", "rounds", "run", "stage"]
+__all__ = ["export", "params", "report", "run", "stage"]
 
 
 def run(
@@ -32,7 +30,7 @@ def run(
             console.print(f"Campaign {state.name} is complete (rounds 0 to {state.last_published}). {state.closing}")
         else:
             state = _run_campaign(root, new, started)
-    _print_rounds(root, state.name)
+    print_rounds(root, state.name)
     if state.complete:
         console.print(f"Start another from the seed: [bold]cgal run --new {_next_name(state.name)}[/bold]")
 
@@ -98,40 +96,6 @@ def stage(
     console.print(f"{name}: {describe(summary)}")
 
 
-def rounds(
-    root: Root = HERE,
-    campaign: Annotated[str | None, typer.Option(help="Another campaign than that of params.yaml.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
-) -> None:
-    """Show every published round: tag, commit, the five W1 with intervals, frames, oracle steps, lost replicas."""
-    root = open_project(root)
-    from flows.campaign.records import campaign_rounds
-    from flows.versioning import Repository
-    from flows.workspace import Workspace
-
-    name = campaign or Workspace(root).params.campaign.name
-    if as_json:
-        print(json.dumps(campaign_rounds(Repository(root), name), indent=2))
-    else:
-        _print_rounds(root, name)
-
-
-def checkout(
-    tag: Annotated[str, typer.Argument(help="A round's number, or its tag such as demo/round-001.")], root: Root = HERE
-) -> None:
-    """Restore the bytes of a published round: dataset, checkpoint, params and all stage outputs."""
-    root = open_project(root)
-    from flows.terminal import console
-    from flows.versioning import CampaignLock, Repository
-    from flows.workspace import Workspace
-
-    name = Workspace(root).params.campaign.name
-    tag = f"{name}/round-{int(tag):03d}" if tag.isdecimal() else tag
-    with CampaignLock(root, name):
-        Repository(root).checkout_round(tag)
-    console.print(f"{tag} is restored; 'dvc repro' replays it.")
-
-
 def report(root: Root = HERE) -> None:
     """Draw W1 and RMSD histograms over all rounds of the campaign, and print its table."""
     root = open_project(root)
@@ -142,7 +106,7 @@ def report(root: Root = HERE) -> None:
 
     name = Workspace(root).params.campaign.name
     folder = draw_campaign(Repository(root), name, root / "report" / name)
-    _print_rounds(root, name)
+    print_rounds(root, name)
     console.print(f"figures: {folder}")
 
 
@@ -165,15 +129,3 @@ def params() -> None:
     from flows.terminal import console, params_table
 
     console.print(params_table())
-
-
-def _print_rounds(root: Path, campaign: str) -> None:
-    from flows.campaign.records import campaign_rounds
-    from flows.terminal import campaign_table, console, next_lines
-    from flows.versioning import Repository
-
-    rounds = campaign_rounds(Repository(root), campaign)
-    if not rounds:
-        raise CgalError(f"campaign {campaign} has no published round yet; 'cgal run' makes the first")
-    console.print(campaign_table(campaign, rounds))
-    console.print(next_lines(campaign, rounds))

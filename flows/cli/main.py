@@ -5,7 +5,7 @@ import sys
 import typer
 
 from cgal.errors import CgalError
-from flows.cli import campaign, protein, serving, study
+from flows.cli import campaign, exchange, protein, serving, study
 
 __all__ = ["app", "main"]
 
@@ -19,8 +19,9 @@ app = typer.Typer(
 )
 app.command("run")(campaign.run)
 app.command("stage")(campaign.stage)
-app.command("rounds")(campaign.rounds)
-app.command("checkout")(campaign.checkout)
+app.command("rounds")(exchange.rounds)
+app.command("checkout")(exchange.checkout)
+app.command("push")(exchange.push)
 app.command("report")(campaign.report)
 app.command("export")(campaign.export)
 app.command("params")(campaign.params)

@@ -1,11 +1,14 @@
-"""What all commands share: the project's folder."""
+"""What commands share: the project's folder, the table of a campaign's rounds."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["HERE", "Root", "open_project"]
+from cgal.errors import CgalError
+
+__all__ = ["HERE", "Root", "open_project", "print_rounds"]
 
 Root = Annotated[Path, typer.Option("--root", help="The project's folder.", file_okay=False)]
 HERE = Path()
@@ -18,3 +21,19 @@ def open_project(root: Path) -> Path:
     root = root.resolve()
     use_project_settings(root)
     return root
+
+
+def print_rounds(root: Path, campaign: str, *, but: Collection[str] = ()) -> None:
+    """Print the table of a campaign's published rounds but some, by their tags, and what a person would type next."""
+    from flows.campaign.records import campaign_rounds
+    from flows.terminal import campaign_table, console, next_lines
+    from flows.versioning import Repository
+
+    repository = Repository(root)
+    rounds = campaign_rounds(repository, campaign, but=but)
+    if not rounds:
+        raise CgalError(
+            f"campaign {campaign} has no published round yet; 'cgal run' makes the first{repository.shallow}"
+        )
+    console.print(campaign_table(campaign, rounds))
+    console.print(next_lines(campaign, rounds))

@@ -77,6 +77,10 @@ class _DvcTools(NamedTuple):
     damaged: tuple[type[Any], ...]
     errors: tuple[type[Exception], ...]
     hash: Any
+    no_memory: Any
+    tree: Any
+    status: Any
+    transfer: Any
 
 
 @cache
@@ -89,6 +93,10 @@ def dvc_tools() -> _DvcTools:
     from dvc.repo import Repo, lock_repo
     from dvc.utils.strictyaml import YAMLSyntaxError, YAMLValidationError
     from dvc_data.hashfile.hash_info import HashInfo
+    from dvc_data.hashfile.state import StateNoop
+    from dvc_data.hashfile.status import status
+    from dvc_data.hashfile.transfer import transfer
+    from dvc_data.hashfile.tree import Tree
 
     for name in ("dvc", "dvc_data", "dvc_objects"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -99,4 +107,8 @@ def dvc_tools() -> _DvcTools:
         (YAMLSyntaxError, YAMLValidationError),
         (DvcException, OSError, sqlite3.Error),
         HashInfo,
+        StateNoop,
+        Tree,
+        status,
+        transfer,
     )

@@ -1,22 +1,18 @@
 """Files by their DVC hash, between clones through the DVC remote that they share."""
 
-import hashlib
 import shutil
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from cgal.errors import VersioningError
 from cgal.files import atomic_write
 from flows.versioning.dvc_repo import own_remotes
-from flows.versioning.dvc_session import dvc_tools, reason, with_dvc
+from flows.versioning.dvc_session import with_dvc
+from flows.versioning.objects import Cache, md5
+from flows.versioning.remotes import RemoteUnreachable, open_remote
 
 __all__ = ["Exchange", "RemoteUnreachable"]
-
-
-class RemoteUnreachable(Exception):
-    """A DVC remote did not answer, or broke off; another attempt may succeed."""
 
 
 class Exchange:
@@ -39,7 +35,7 @@ class Exchange:
 
     def keep(self, paths: Sequence[Path]) -> list[str]:
         """Copy files into the DVC cache, those that it lacks; give their DVC hashes."""
-        hashes = [_md5(path) for path in paths]
+        hashes = [md5(path) for path in paths]
         with_dvc(self.root, lambda repo: repo.cache.local.add([str(path) for path in paths], repo.fs, hashes))
         return hashes
 
@@ -48,16 +44,16 @@ class Exchange:
 
         Raises RemoteUnreachable when that does not work.
         """
-        return self._move("push", hashes)
+        return open_remote(self.root, self.remote).send(Cache(self.root), hashes)
 
     def fetch(self, hashes: Sequence[str]) -> None:
         """Fetch files into the cache, those that it lacks; raises RemoteUnreachable, or VersioningError without them.
 
         Their content is held against their hash when they are copied out of the cache, see `place`.
         """
-        self._move("pull", hashes)
-        missing = with_dvc(self.root, lambda repo: [md5 for md5 in hashes if not repo.cache.local.exists(md5)])
-        if missing:
+        cache = Cache(self.root)
+        open_remote(self.root, self.remote).bring(cache, hashes, verify=False)  # `place` does
+        if missing := [digest for digest in hashes if not cache.has(digest)]:
             raise VersioningError(
                 f"DVC remote {self.remote} has no {', '.join(missing)}; let 'dvc remote list' say the same place in "
                 "each clone, and prune a remote only while no campaign is at work"
@@ -68,31 +64,9 @@ class Exchange:
 
         The cache then forgets it, so that the next attempt fetches it anew.
         """
-        held = Path(with_dvc(self.root, lambda repo: repo.cache.local.oid_to_path(digest)))
+        held = Cache(self.root).path(digest)
         with atomic_write(path) as temporary:
             shutil.copyfile(held, temporary)
-            if (found := _md5(temporary)) != digest:
+            if (found := md5(temporary)) != digest:
                 held.unlink()
                 raise VersioningError(f"{path} is not placed: what came as {digest} has the hash {found}; try again")
-
-    def _move(self, way: str, hashes: Sequence[str]) -> int:
-        remote = self.remote
-
-        def move(repo: Any) -> int:
-            objects = {dvc_tools().hash("md5", digest) for digest in hashes}
-            place = repo.cloud.get_remote_odb(remote, way)  # what is wrong in the configuration is said here
-            try:
-                moved, failed = getattr(repo.cloud, way)(objects, odb=place)
-            except Exception as error:  # a remote's client may raise anything
-                raise RemoteUnreachable(f"DVC remote {remote} does not answer: {reason(error)}") from error
-            if failed:
-                raise RemoteUnreachable(f"DVC remote {remote} broke off: {len(failed)} of {len(objects)} files left")
-            return len(moved)
-
-        return with_dvc(self.root, move)
-
-
-def _md5(path: Path) -> str:
-    """Hash by which DVC calls a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

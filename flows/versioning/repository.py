@@ -1,17 +1,19 @@
 """The rounds of a working copy: listed, read, published, restored."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from cgal.errors import VersioningError
-from flows.versioning.dvc_repo import Dvc, own_remotes
-from flows.versioning.dvc_session import reason, with_dvc
+from flows.versioning.checking import recorded_outputs, require_sound
+from flows.versioning.dvc_repo import Dvc
 from flows.versioning.git import Git
+from flows.versioning.objects import Cache, wrong_files
 from flows.versioning.publishing import commit_round, require_same, store_round_files
 from flows.versioning.restoring import restore_round
 from flows.versioning.round_files import ROUND_FILES
-from flows.versioning.rounds import PublishedRound, find_tags, read_rounds, round_tag
+from flows.versioning.rounds import PublishedRound, commit_files, find_tags, moved_tags, read_rounds, round_tag
+from flows.versioning.sending import Delivery, compare_remotes, git_remote, push_tags, send_rounds
 
 __all__ = ["Repository"]
 
@@ -29,15 +31,31 @@ class Repository:
         if not (self.root / ".git").exists() or not (self.root / ".dvc").is_dir():
             raise VersioningError(f"{self.root}: not a git and DVC working copy; run 'git init' and 'dvc init' there")
 
-    def published(self, campaign: str) -> list[PublishedRound]:
-        """All published rounds of a campaign, in order; an empty list for a campaign that nobody has run."""
-        return read_rounds(self.git, find_tags(self.git, campaign))
+    def published(self, campaign: str, *, but: Collection[str] = ()) -> list[PublishedRound]:
+        """All published rounds of a campaign, in order, but those of some tags; empty for one that nobody has run.
+
+        Raises VersioningError when a tag was moved.
+        """
+        return read_rounds(self.git, [tag for tag in find_tags(self.git, campaign) if tag not in but])
+
+    def moved_tags(self, campaign: str) -> dict[str, str]:
+        """Tags that somebody moved away from the round of their name, each with what to do about it."""
+        return moved_tags(self.git, find_tags(self.git, campaign))
 
     def published_round(self, campaign: str, round_index: int) -> PublishedRound:
-        """One published round; raises VersioningError when it is not there."""
-        if found := read_rounds(self.git, [round_tag(campaign, round_index)]):
-            return found[0]
-        raise VersioningError(f"campaign {campaign} has no published round {round_index}; 'cgal rounds' lists them")
+        """One published round; raises VersioningError when it is not there, or its tag was moved."""
+        if not self.is_published(campaign, round_index):
+            raise VersioningError(
+                f"campaign {campaign} has no published round {round_index}; 'cgal rounds' lists them{self.shallow}"
+            )
+        return read_rounds(self.git, [round_tag(campaign, round_index)])[0]
+
+    @property
+    def shallow(self) -> str:
+        """What to add where a round is not found: "" unless this is a shallow clone."""
+        if self.git.run("rev-parse", "--is-shallow-repository").strip() != "true":
+            return ""
+        return " (this is a shallow clone, without the rounds: 'git fetch --unshallow --tags' brings them)"
 
     def is_published(self, campaign: str, round_index: int) -> bool:
         """Whether a round's tag exists."""
@@ -49,11 +67,7 @@ class Repository:
 
     def read_round_files(self, tags: Sequence[str], path: str) -> list[bytes]:
         """Content of one file in each of some published rounds, read from git alone."""
-        contents = self.git.contents([f"{tag}:{path}" for tag in tags])
-        for tag, content in zip(tags, contents, strict=True):
-            if content is None:
-                raise VersioningError(f"{tag} has no {path}; 'git ls-tree -r --name-only {tag}' lists what it has")
-        return [content for content in contents if content is not None]
+        return [files[path] for files in commit_files(self.git, tags, [path]).values()]
 
     def publish(self, campaign: str, round_index: int, message: str = "") -> PublishedRound:
         """Make the workspace's round a commit on `campaign/<name>` with the tag `<name>/round-<k>`, and push its bytes.
@@ -73,11 +87,43 @@ class Repository:
                 "'dvc status' shows what changed: run the round again, then publish"
             )
         blobs, tag = store_round_files(self.git), round_tag(campaign, round_index)
+        self._require_sound(tag)
         if self.is_published(campaign, round_index):
+            self.published_round(campaign, round_index)
             require_same(self.git, tag, blobs)
         else:
             commit_round(self.git, campaign, tag, blobs, message or f"Round {round_index} of campaign {campaign}")
-        return replace(self.published_round(campaign, round_index), warnings=self._push())
+        warnings = tuple(delivery.warning for delivery in self.send() if delivery.warning)
+        return replace(self.published_round(campaign, round_index), warnings=warnings)
+
+    def _require_sound(self, tag: str) -> None:
+        cache = Cache(self.root)
+        files = require_sound(cache, tag, recorded_outputs(self.root))
+        if wrong := wrong_files(self.root, files):
+            raise VersioningError(
+                f"{', '.join(wrong)}: changed behind DVC's back since the stage that made it; delete it and bring it "
+                "back with 'dvc checkout'"
+            )
+
+    def send(self) -> list[Delivery]:
+        """Send each DVC remote, the bundled one apart, what it lacks of all published rounds; none if there is none."""
+        return send_rounds(self.root, self.git, self._right_tags())
+
+    def compare_remotes(self, campaign: str) -> list[Delivery]:
+        """What each DVC remote, the bundled one apart, lacks of the rounds of a campaign; nothing is sent."""
+        return compare_remotes(self.root, self.git, self._right_tags(campaign))
+
+    def send_history(self) -> str:
+        """Push the branches and tags of all campaigns to git's remote and give its name; "" when there is none."""
+        remote = git_remote(self.git)
+        if remote:
+            push_tags(self.git, remote, self._right_tags())
+        return remote
+
+    def _right_tags(self, campaign: str = "*") -> list[str]:
+        tags = find_tags(self.git, campaign)
+        moved = moved_tags(self.git, tags)
+        return [tag for tag in tags if tag not in moved]
 
     def checkout_round(self, tag: str) -> None:
         """Restore a published round: `git checkout TAG -- data.dvc dvc.lock params.yaml && dvc checkout`.
@@ -87,15 +133,6 @@ class Repository:
         them, a `data.dvc` that does is kept in `.cgal/saved/`.
         """
         if tag not in find_tags(self.git):
-            raise VersioningError(f"{tag}: no such round; 'cgal rounds' lists those of the campaign")
-        restore_round(self.git, self.dvc, tag, {path: self.read_round_file(tag, path) for path in ROUND_FILES})
-
-    def _push(self) -> tuple[str, ...]:
-        return tuple(warning for remote in with_dvc(self.root, own_remotes) if (warning := self._push_to(remote)))
-
-    def _push_to(self, remote: str) -> str:
-        try:
-            with_dvc(self.root, lambda repo: repo.push(remote=remote))
-        except Exception as error:  # a remote's client may raise anything; the round is safe in the local cache
-            return f"DVC remote {remote} did not take the round ({reason(error)}); try 'dvc push -r {remote}' later"
-        return ""
+            raise VersioningError(f"{tag}: no such round; 'cgal rounds' lists those of the campaign{self.shallow}")
+        read_rounds(self.git, [tag])
+        restore_round(self.git, self.dvc, tag, commit_files(self.git, [tag], ROUND_FILES)[tag])

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from cgal.errors import VersioningError
 from cgal.files import write_bytes
+from flows.versioning.checking import keep_sound, recorded, require_sound
 from flows.versioning.dvc_repo import Dvc
 from flows.versioning.git import Git
-from flows.versioning.round_files import ROUND_FILES, data_md5
+from flows.versioning.objects import Cache, wrong_files
+from flows.versioning.round_files import ROUND_FILES, data_md5, outputs
 from flows.versioning.rounds import find_tags
 
 __all__ = ["restore_round"]
@@ -20,16 +23,26 @@ def restore_round(git: Git, dvc: Dvc, tag: str, contents: Mapping[str, bytes]) -
     no commit or cache has, or bytes of the round are missing.
     """
     _require_saved(git, tag)
-    _save_data(git, dvc)
     try:
+        cache = Cache(git.root)
+        files = require_sound(cache, tag, outputs(contents["data.dvc"], contents["dvc.lock"]))
+        _save_data(git, dvc)
+        keep_sound(cache, recorded(cache).values())
         with _replaced(dvc, contents):
             dvc.check_out()
+            _require_right(git.root, files)
     except VersioningError as error:
-        raise VersioningError(
-            f"{tag} is not restored, all is as it was: {error} (unsaved files: finish the round with 'cgal run' or "
-            "delete them; missing from the cache: 'dvc pull')"
-        ) from error
+        raise VersioningError(f"{tag} is not restored, all is as it was: {error}") from error
     git.run("checkout", tag, "--", *ROUND_FILES)
+
+
+def _require_right(root: Path, files: Mapping[str, str]) -> None:
+    """Hash what was restored: DVC leaves a file alone that has the size and the time of the right one."""
+    if wrong := wrong_files(root, files):
+        raise VersioningError(
+            f"{', '.join(wrong)} in the workspace: changed behind DVC's back, which has a good copy; delete it and "
+            "try again"
+        )
 
 
 def _require_saved(git: Git, tag: str) -> None:

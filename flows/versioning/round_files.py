@@ -4,7 +4,9 @@ from typing import Any
 
 import yaml
 
-__all__ = ["ROUND_FILES", "data_md5", "model_md5"]
+from cgal.errors import VersioningError
+
+__all__ = ["ROUND_FILES", "data_md5", "model_md5", "outputs"]
 
 ROUND_FILES = ("data.dvc", "dvc.lock", "params.yaml")
 """What restores a round: which data, which outputs, which numbers."""
@@ -19,6 +21,16 @@ def model_md5(dvc_lock: bytes) -> str:
     """DVC hash of the checkpoint that a `dvc.lock` names."""
     outputs = _parse(dvc_lock)["stages"]["train"]["outs"]
     return str(next(output["md5"] for output in outputs if output["path"] == "round/model.pt"))
+
+
+def outputs(data_dvc: bytes, dvc_lock: bytes) -> dict[str, str]:
+    """DVC hash of the dataset and of each stage's outputs, by path; that of a folder ends in `.dir`."""
+    try:
+        stages = _parse(dvc_lock)["stages"].values()
+        listed = [*_parse(data_dvc)["outs"], *(output for stage in stages for output in stage.get("outs", ()))]
+        return {str(output["path"]): str(output["md5"]) for output in listed}
+    except (KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise VersioningError(f"data.dvc or dvc.lock is not as DVC writes them: {error!r}") from error
 
 
 def _parse(content: bytes) -> Any:

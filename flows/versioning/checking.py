@@ -1,0 +1,76 @@
+"""Bytes of a round held against their DVC hash, and put right from a good copy where there is one."""
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+from cgal.errors import VersioningError
+from flows.versioning.dvc_repo import BUNDLED_REMOTE, own_remotes
+from flows.versioning.dvc_session import with_dvc
+from flows.versioning.objects import Cache
+from flows.versioning.remotes import RemoteUnreachable, open_remote
+from flows.versioning.round_files import outputs
+
+__all__ = ["keep_sound", "recorded", "recorded_outputs", "require_sound"]
+
+
+def keep_sound(cache: Cache, digests: Iterable[str]) -> set[str]:
+    """Hash files of the cache, and replace those that are damaged or missing by those of the workspace.
+
+    Gives what has no good copy there. Damaged files are set aside in `.cgal/damaged`: DVC would take them for good.
+    """
+    bad = {digest for digest in digests if not cache.is_sound(digest)}
+    if bad:
+        cache.set_aside(digest for digest in bad if cache.has(digest))
+        cache.keep({path: digest for path, digest in recorded(cache).items() if digest in bad})
+    return {digest for digest in bad if not cache.is_sound(digest)}
+
+
+def require_sound(cache: Cache, tag: str, named: Mapping[str, str]) -> dict[str, str]:
+    """Hash all files of a round in the cache; replace damaged and missing ones from the workspace, then from remotes.
+
+    Takes the DVC hashes of the round's outputs, and gives those of all files. Raises VersioningError, which names the
+    file, the round and where a good copy can come from, when there is none.
+    """
+    _complete(cache, tag, {path: digest for path, digest in named.items() if digest.endswith(".dir")})
+    files = cache.files(named)
+    _complete(cache, tag, files)
+    return files
+
+
+def _complete(cache: Cache, tag: str, files: Mapping[str, str]) -> None:
+    absent = keep_sound(cache, files.values())
+    asked = []
+    for name in _remotes(cache.root) if absent else []:
+        asked.append(_bring(cache, name, absent))
+        absent = {digest for digest in absent if not cache.is_sound(digest)}
+    if absent:
+        paths = ", ".join(path for path, digest in files.items() if digest in absent)
+        raise VersioningError(
+            f"{paths} of {tag}: missing from DVC's cache or damaged there, and no good copy was found: not in the "
+            f"workspace, {', '.join(asked)}. Another clone or a back-up may have one: 'cgal push' there, to a DVC "
+            "remote that this clone knows ('dvc remote add --local --default lab URL'), and try again"
+        )
+
+
+def _remotes(root: Path) -> list[str]:
+    known = with_dvc(root, lambda repo: set(repo.config["remote"]))
+    return [*with_dvc(root, own_remotes), *({BUNDLED_REMOTE} & known)]
+
+
+def _bring(cache: Cache, name: str, digests: Collection[str]) -> str:
+    try:
+        open_remote(cache.root, name).bring(cache, digests)
+    except (RemoteUnreachable, VersioningError) as error:
+        return f"not fetched ({error})"
+    return f"not in DVC remote {name}"
+
+
+def recorded(cache: Cache) -> dict[str, str]:
+    """DVC hashes of the files that the workspace should hold, by path."""
+    return cache.files(recorded_outputs(cache.root))
+
+
+def recorded_outputs(root: Path) -> dict[str, str]:
+    """DVC hashes of the dataset and of the stages' outputs, by path, as the workspace's own files name them."""
+    data, lock = root / "data.dvc", root / "dvc.lock"
+    return outputs(data.read_bytes(), lock.read_bytes()) if data.is_file() and lock.is_file() else {}
