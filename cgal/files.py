@@ -3,18 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
-
 from cgal.errors import BadFile
 
-__all__ = ["atomic_write", "decode", "read_hdf5", "read_json", "sha256", "write_hdf5", "write_json", "write_text"]
+__all__ = ["atomic_write", "read_json", "sha256", "write_bytes", "write_json", "write_text"]
 
 
 @contextmanager
@@ -61,64 +57,6 @@ def read_json(path: Path) -> Any:
         raise BadFile(f"{path}: no such file") from None
     except ValueError as error:
         raise BadFile(f"{path}: damaged JSON: {error}") from None
-
-
-UNITS = {
-    "coordinates": "nanometers",
-    "positions": "nanometers",
-    "forces": "kilojoules_per_mole_per_nanometer",
-    "time": "picoseconds",
-    "time_ps": "picoseconds",
-}
-"""Unit of each dataset name that has one, written beside it (mdtraj converts by it)."""
-
-
-def write_hdf5(path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
-    """Write datasets and root attributes atomically; same content, same bytes (no timestamps, fixed order).
-
-    The file is built in memory first, so that a full disk fails in one plain write.
-    """
-    buffer = BytesIO()
-    with h5py.File(buffer, "w", libver=("v110", "v110"), track_order=False) as handle:
-        for name in sorted(attributes):
-            handle.attrs[name] = attributes[name]
-        for name in sorted(arrays):
-            content = arrays[name]
-            compress = isinstance(content, np.ndarray) and content.size > 1024
-            dataset = handle.create_dataset(
-                name,
-                data=content,
-                track_times=False,
-                compression="gzip" if compress else None,
-                shuffle=compress or None,
-            )
-            if name in UNITS:
-                dataset.attrs["units"] = UNITS[name]
-    write_bytes(path, buffer.getvalue())
-
-
-@contextmanager
-def read_hdf5(path: Path, kind: str) -> Iterator[h5py.File]:
-    """Open an HDF5 file that cgal wrote, of this `kind` (its `cgal_kind` attribute).
-
-    Raises BadFile when it is missing, truncated, of another kind, or lacks a dataset that the body asks for.
-    """
-    if not path.is_file():
-        raise BadFile(f"{path}: no such file")
-    try:
-        with h5py.File(path, "r") as handle:
-            found = handle.attrs.get("cgal_kind", "unknown")
-            if found != kind:
-                raise BadFile(f"{path}: holds {found!r}, not {kind!r}; give the right file")
-            yield handle
-    except (OSError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise BadFile(f"{path}: truncated or damaged HDF5 ({reason}); restore it with 'dvc checkout --force'") from None
-
-
-def decode(text: Any) -> str:
-    """Text from an HDF5 attribute or scalar dataset."""
-    return text.decode() if isinstance(text, bytes) else str(text)
 
 
 def sha256(path: Path) -> str:

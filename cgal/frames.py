@@ -5,10 +5,9 @@ Coordinates and forces are float32. Every `take` returns a new object and leaves
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
@@ -18,7 +17,7 @@ from jaxtyping import Float32, Float64, Int32, Shaped
 from mdtraj.formats.hdf5 import HDF5TrajectoryFile
 
 from cgal.errors import BadStructure
-from cgal.files import decode, read_hdf5, write_hdf5
+from cgal.hdf5 import Hdf5Record, stored
 
 __all__ = [
     "RESIDUE_NAMES",
@@ -79,7 +78,7 @@ class ReplicaFate:
 
 
 @dataclass(frozen=True, eq=False)
-class CGTrajectory:
+class CGTrajectory(Hdf5Record):
     """Frames of a coarse-grained trajectory: a model's simulation, or a projected all-atom reference.
 
     `replica` tells which replica (or all-atom trajectory) a frame belongs to; frames of one replica come in order.
@@ -88,12 +87,14 @@ class CGTrajectory:
     `mdtraj.load` opens.
     """
 
+    KIND = "cg-trajectory"
+
     sequence: str
-    positions: Float32[np.ndarray, "frames beads 3"]
-    time_ps: Float64[np.ndarray, " frames"]
+    positions: Float32[np.ndarray, "frames beads 3"] = field(metadata=stored(name="coordinates"))
+    time_ps: Float64[np.ndarray, " frames"] = field(metadata=stored(name="time"))
     replica: Int32[np.ndarray, " frames"]
     weights: Float64[np.ndarray, " frames"]
-    fates: tuple[ReplicaFate, ...] = ()
+    fates: tuple[ReplicaFate, ...] = field(default=(), metadata=stored(text=True))
     device: str = ""
 
     @classmethod
@@ -135,53 +136,34 @@ class CGTrajectory:
         """Give an mdtraj trajectory of C-alpha beads, without a box."""
         return mdtraj.Trajectory(self.positions, bead_topology(self.sequence), time=self.time_ps)
 
-    def save(self, path: Path) -> None:
-        """Write HDF5 that `mdtraj.load` opens, with replica, weights and fates beside the coordinates."""
+    def _extra(self) -> dict[str, Any]:
+        """What `mdtraj.load` looks for."""
         topology = HDF5TrajectoryFile.convert_topology_to_dict(bead_topology(self.sequence))
-        write_hdf5(
-            path,
-            {
-                "coordinates": self.positions,
-                "time": self.time_ps,
-                "replica": self.replica,
-                "weights": self.weights,
-                "topology": np.array([json.dumps(topology).encode("ascii")]),
-                "fates": json.dumps([[fate.replica, fate.last_step, fate.cause] for fate in self.fates]),
-            },
-            {
-                "cgal_kind": "cg-trajectory",
-                "conventions": "Pande",
-                "conventionVersion": "1.1",
-                "program": "cgal",
-                "programVersion": "0",
-                "application": "cgal",
-                "sequence": self.sequence,
-            }
-            | ({"device": self.device} if self.device else {}),
-        )
+        return {
+            "topology": np.array([json.dumps(topology).encode("ascii")]),
+            "conventions": "Pande",
+            "conventionVersion": "1.1",
+            "program": "cgal",
+            "programVersion": "0",
+            "application": "cgal",
+        }
 
     @classmethod
-    def load(cls, path: Path) -> "CGTrajectory":
-        """Read what `save` wrote; raises BadFile."""
-        with read_hdf5(path, "cg-trajectory") as handle:
-            return cls(
-                decode(handle.attrs["sequence"]),
-                handle["coordinates"][:],
-                handle["time"][:],
-                handle["replica"][:],
-                handle["weights"][:],
-                tuple(ReplicaFate(*fate) for fate in json.loads(decode(handle["fates"][()]))),
-                decode(handle.attrs.get("device", "")),
-            )
+    def _upgrade(cls, content: dict[str, Any]) -> dict[str, Any]:
+        names = ("replica", "last_step", "cause")
+        fates = [dict(zip(names, fate, strict=True)) for fate in json.loads(content["fates"])]
+        return content | {"fates": json.dumps(fates)}
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledFrames:
+class LabelledFrames(Hdf5Record):
     """Bead positions with their projected forces: what a shard holds and what a network is trained on.
 
     `trajectory` numbers the source trajectory of each frame, so that validation can hold out whole blocks of one.
     `provenance` says where the frames come from (JSON-able).
     """
+
+    KIND = "labelled-frames"
 
     sequence: str
     positions: Float32[np.ndarray, "frames beads 3"]
@@ -204,39 +186,9 @@ class LabelledFrames:
             time_ps=self.time_ps[indices],
         )
 
-    def save(self, path: Path) -> None:
-        """Write a shard."""
-        write_hdf5(
-            path,
-            {
-                "positions": self.positions,
-                "forces": self.forces,
-                "trajectory": self.trajectory,
-                "time_ps": self.time_ps,
-            },
-            {
-                "cgal_kind": "labelled-frames",
-                "sequence": self.sequence,
-                "provenance": json.dumps(self.provenance, sort_keys=True),
-            },
-        )
-
-    @classmethod
-    def load(cls, path: Path) -> "LabelledFrames":
-        """Read a shard; raises BadFile."""
-        with read_hdf5(path, "labelled-frames") as handle:
-            return cls(
-                decode(handle.attrs["sequence"]),
-                handle["positions"][:],
-                handle["forces"][:],
-                handle["trajectory"][:],
-                handle["time_ps"][:],
-                json.loads(decode(handle.attrs["provenance"])),
-            )
-
 
 @dataclass(frozen=True, eq=False)
-class AtomFrames:
+class AtomFrames(Hdf5Record):
     """All-atom positions and forces, before projection: the imported seed, or the oracle's labels.
 
     `pdb` is the topology as PDB text (its coordinates are those of some frame). `forces` are as OpenMM reports them,
@@ -244,7 +196,9 @@ class AtomFrames:
     is "instantaneous" or "mean").
     """
 
-    pdb: str
+    KIND = "atom-frames"
+
+    pdb: str = field(metadata=stored(text=True))
     positions: Float32[np.ndarray, "frames atoms 3"]
     forces: Float32[np.ndarray, "frames atoms 3"]
     trajectory: Int32[np.ndarray, " frames"]
@@ -269,33 +223,6 @@ class AtomFrames:
     def topology(self) -> mdtraj.Topology:
         """The atoms, as mdtraj sees them."""
         return read_pdb_text(self.pdb).topology
-
-    def save(self, path: Path) -> None:
-        """Write all-atom frames."""
-        write_hdf5(
-            path,
-            {
-                "positions": self.positions,
-                "forces": self.forces,
-                "trajectory": self.trajectory,
-                "time_ps": self.time_ps,
-                "pdb": self.pdb,
-            },
-            {"cgal_kind": "atom-frames", "provenance": json.dumps(self.provenance, sort_keys=True)},
-        )
-
-    @classmethod
-    def load(cls, path: Path) -> "AtomFrames":
-        """Read all-atom frames; raises BadFile."""
-        with read_hdf5(path, "atom-frames") as handle:
-            return cls(
-                decode(handle["pdb"][()]),
-                handle["positions"][:],
-                handle["forces"][:],
-                handle["trajectory"][:],
-                handle["time_ps"][:],
-                json.loads(decode(handle.attrs["provenance"])),
-            )
 
 
 def read_pdb_text(pdb: str) -> mdtraj.Trajectory:

@@ -23,6 +23,7 @@ from cgal.all_atom.force_field import recompute_forces
 from cgal.errors import BadStructure, BadTrajectory, CgalError, EmptyTrajectory
 from cgal.files import sha256
 from cgal.frames import AtomFrames, CGTrajectory, rmsd_nm, sequence_of
+from cgal.hdf5 import check_foreign_hdf5
 from cgal.params import ForceFieldParams
 from cgal.progress import Progress, silent
 from cgal.projection.mapping import constrained_clusters, coordinate_map
@@ -255,6 +256,7 @@ def _read(path: Path, topology: mdtraj.Topology, frame_ps: float | None, tempera
 def _has_plain_layout(path: Path) -> bool:
     if path.suffix not in (".h5", ".hdf5"):
         return False
+    check_foreign_hdf5(path)
     with h5py.File(path, "r") as handle:
         return "positions" in handle
 

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from cgal.errors import BadFile
-from cgal.files import sha256, write_hdf5
+from cgal.files import sha256
+from cgal.hdf5 import write_hdf5
 from cgal.params import PriorParams, SchNetParams
 from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import save_checkpoint

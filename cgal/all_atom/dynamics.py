@@ -12,6 +12,7 @@ from openmm import unit
 
 from cgal.all_atom.force_field import FORCE_UNIT, make_context
 from cgal.errors import Diverged
+from cgal.hdf5 import Hdf5Record
 from cgal.params import ForceFieldParams, OracleParams
 
 __all__ = ["AtomRun", "Label", "Moment", "RunPlan", "restrain", "run_plan"]
@@ -134,13 +135,19 @@ def restrain(
 
 
 @dataclass(frozen=True, eq=False)
-class Label:
-    """What one run brought: one frame with a mean force, or several with instantaneous ones, and at what cost."""
+class Label(Hdf5Record):
+    """What one run brought: one frame with a mean force, or several with instantaneous ones, and at what cost.
+
+    `fingerprint` is that of all it was made from, once it is in a file (`cgal.all_atom.label_files`).
+    """
+
+    KIND = "oracle-frame"
 
     positions: Float32[np.ndarray, "frames atoms 3"]
     forces: Float32[np.ndarray, "frames atoms 3"]
     time_ps: Float64[np.ndarray, " frames"]
     steps: int = 0
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)

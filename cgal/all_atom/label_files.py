@@ -7,7 +7,7 @@ takes nothing that was made otherwise.
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +20,7 @@ from openmm import app
 from cgal.all_atom.dynamics import Label, RunPlan
 from cgal.all_atom.force_field import read_structure, write_structure
 from cgal.errors import BadFile
-from cgal.files import read_hdf5, write_hdf5, write_text
+from cgal.files import write_text
 from cgal.params import ForceFieldParams
 
 __all__ = ["LabelFiles", "LabelTask", "Rebuild"]
@@ -92,23 +92,16 @@ class LabelFiles:
 
     def save(self, task: LabelTask, label: Label) -> None:
         """Write the label of a frame, with the steps of all its tries, and drop the evidence of those that failed."""
-        write_hdf5(
-            self.path(task),
-            {"positions": label.positions, "forces": label.forces, "time_ps": label.time_ps},
-            {"cgal_kind": "oracle-frame", "fingerprint": self.fingerprint(task), "steps": label.steps},
-        )
+        replace(label, fingerprint=self.fingerprint(task)).save(self.path(task))
         shutil.rmtree(self.scratch / task.evidence, ignore_errors=True)
 
     def load(self, task: LabelTask) -> Label | None:
         """Read the label of a frame; None when there is none that was made from the same inputs."""
         try:
-            with read_hdf5(self.path(task), "oracle-frame") as handle:
-                if handle.attrs["fingerprint"] != self.fingerprint(task):
-                    return None
-                steps = int(handle.attrs["steps"])
-                return Label(handle["positions"][:], handle["forces"][:], handle["time_ps"][:], steps)
+            found = Label.load(self.path(task))
         except BadFile:
             return None
+        return found if found.fingerprint == self.fingerprint(task) else None
 
     def steps_lost(self, task: LabelTask) -> int:
         """Steps of the tries of this frame that failed; none is known of one whose process died."""

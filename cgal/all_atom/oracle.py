@@ -5,13 +5,12 @@ label. `free` (Bachelor et al. 2025): a short unconstrained run, whose frames ca
 other degrees of freedom equilibrate first, which is all that force matching asks of frames picked by any rule.
 """
 
-import json
 import re
 import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ from cgal.all_atom.label_files import LabelFiles, LabelTask, Rebuild
 from cgal.all_atom.soundness import cis_peptide_bonds
 from cgal.all_atom.workers import Announce, FanOut, Outcome, run_in_processes
 from cgal.errors import BadFile, Diverged, OracleError, QuorumMissed
-from cgal.files import decode, read_hdf5, write_hdf5
 from cgal.frames import AtomFrames
+from cgal.hdf5 import Hdf5Record, stored
 from cgal.params import ForceFieldParams, OracleParams
 from cgal.progress import Progress, silent
 from cgal.randomness import derive_seed
@@ -46,57 +45,20 @@ class Failure:
 
 
 @dataclass(frozen=True, eq=False)
-class OracleResult:
+class OracleResult(Hdf5Record):
     """Labelled frames, failed ones, and what they cost.
 
     `steps` counts all molecular-dynamics steps: warm-up, burn-in and average, those of failed tries too (what a process
     had done when it was killed, and minimisation, are not in it). `wall_time_s` is that of the call, and is not saved.
     """
 
+    KIND = "oracle-result"
+
     labelled: AtomFrames
-    failures: tuple[Failure, ...]
+    failures: tuple[Failure, ...] = field(metadata=stored(text=True))
     requested: int
     steps: int
-    wall_time_s: float = 0.0
-
-    def save(self, path: Path) -> None:
-        """Write the result; same seeds, same bytes."""
-        frames = self.labelled
-        write_hdf5(
-            path,
-            {
-                "positions": frames.positions,
-                "forces": frames.forces,
-                "trajectory": frames.trajectory,
-                "time_ps": frames.time_ps,
-                "pdb": frames.pdb,
-                "failures": json.dumps([vars(failure) for failure in self.failures], sort_keys=True),
-            },
-            {
-                "cgal_kind": "oracle-result",
-                "provenance": json.dumps(frames.provenance, sort_keys=True),
-                "requested": self.requested,
-                "steps": self.steps,
-            },
-        )
-
-    @classmethod
-    def load(cls, path: Path) -> "OracleResult":
-        """Read what `save` wrote; raises BadFile."""
-        with read_hdf5(path, "oracle-result") as handle:
-            return cls(
-                AtomFrames(
-                    decode(handle["pdb"][()]),
-                    handle["positions"][:],
-                    handle["forces"][:],
-                    handle["trajectory"][:],
-                    handle["time_ps"][:],
-                    json.loads(decode(handle.attrs["provenance"])),
-                ),
-                tuple(Failure(**failure) for failure in json.loads(decode(handle["failures"][()]))),
-                int(handle.attrs["requested"]),
-                int(handle.attrs["steps"]),
-            )
+    wall_time_s: float = field(default=0.0, metadata=stored(skip=True))
 
 
 def label(

@@ -6,9 +6,10 @@ weight: only then do the constraint forces, which OpenMM does not report, cancel
 with the least noise. `cgal.projection.local_frames` is a map that is not linear, and has less.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import mdtraj
 import numpy as np
@@ -17,8 +18,8 @@ from jaxtyping import Float, Float32, Float64, Int
 from scipy.linalg import lstsq
 
 from cgal.errors import BadStructure, BadTrajectory, EmptyTrajectory
-from cgal.files import decode, read_hdf5, write_hdf5
 from cgal.frames import AtomFrames, alpha_carbons
+from cgal.hdf5 import Hdf5Record, stored
 from cgal.params import MappingParams
 from cgal.projection.bonds import along_bonds
 from cgal.projection.local_frames import project_in_local_frames
@@ -48,7 +49,7 @@ class LinearMap:
 
 
 @dataclass(frozen=True, eq=False)
-class ForceMap:
+class ForceMap(Hdf5Record):
     """Xi_F: bead forces from all-atom frames.
 
     `kind` is that of `MappingParams.force_map`; `linear` has the weights of a linear kind, and is None for
@@ -56,7 +57,9 @@ class ForceMap:
     `fit_force_map`).
     """
 
-    kind: str
+    KIND = "force-map"
+
+    kind: str = field(metadata=stored(name="map"))
     linear: LinearMap | None
     figures: dict[str, float] = field(default_factory=dict)
 
@@ -75,20 +78,11 @@ class ForceMap:
             )
         return project_in_local_frames(frames, constrained_clusters(frames.topology))
 
-    def save(self, path: Path) -> None:
-        """Write HDF5, the noise figures as attributes."""
-        figures = {f"rms_kJ_per_mol_nm_{kind}": rms for kind, rms in self.figures.items()}
-        matrix = {} if self.linear is None else {"matrix": self.linear.matrix}
-        write_hdf5(path, matrix, {"cgal_kind": "force-map", "map": self.kind, **figures})
-
     @classmethod
-    def load(cls, path: Path) -> "ForceMap":
-        """Read what `save` wrote; raises BadFile."""
+    def _upgrade(cls, content: dict[str, Any]) -> dict[str, Any]:
         prefix = "rms_kJ_per_mol_nm_"
-        with read_hdf5(path, "force-map") as handle:
-            figures = {key.removeprefix(prefix): float(rms) for key, rms in handle.attrs.items() if prefix in key}
-            linear = LinearMap(handle["matrix"][:]) if "matrix" in handle else None
-            return cls(decode(handle.attrs["map"]), linear, figures)
+        figures = {name.removeprefix(prefix): rms for name, rms in content.items() if name.startswith(prefix)}
+        return content | {"figures": json.dumps(figures)}
 
 
 def coordinate_map(topology: mdtraj.Topology) -> LinearMap:

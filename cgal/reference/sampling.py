@@ -13,7 +13,7 @@ longer trajectories add to it and throw nothing away: k-centre starts do not cha
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
@@ -28,8 +28,9 @@ from cgal.all_atom.force_field import build_system, choose_platform, read_struct
 from cgal.all_atom.soundness import cis_peptide_bonds, faults
 from cgal.all_atom.workers import Announce, FanOut, run_in_processes
 from cgal.errors import BadFile, BadParams, Diverged, SamplingError
-from cgal.files import read_hdf5, read_json, write_hdf5, write_json
+from cgal.files import read_json, write_json
 from cgal.frames import AtomFrames, CGTrajectory, LabelledFrames, alpha_carbons, read_pdb_text, sequence_of
+from cgal.hdf5 import Hdf5Record, stored
 from cgal.params import ForceFieldParams, ReferenceParams
 from cgal.progress import Progress, silent
 from cgal.projection.local_frames import project_in_local_frames
@@ -323,30 +324,49 @@ def _starting_frames(recipe: SwarmRecipe, count: int) -> Float32[np.ndarray, "st
     frames = [native[None].astype(np.float32)]
     for index in range(recipe.params.hot_trajectories):
         if recipe.hot(index).is_file():
-            with read_hdf5(recipe.hot(index), "reference-hot") as handle:
-                frames.append(handle["positions"][:])
+            frames.append(_HotFrames.load(recipe.hot(index)).positions)
     pooled = np.concatenate(frames)
     beads = alpha_carbons(read_pdb_text(recipe.structure).topology)
     return np.asarray(pooled[k_centres(bead_distances(pooled[:, beads]), count)])
 
 
 @dataclass(frozen=True, eq=False)
-class _Segment:
-    """A segment of the swarm as it lies in its file."""
+class _HotFrames(Hdf5Record):
+    """A trajectory of the exploration."""
+
+    KIND = "reference-hot"
+
+    positions: Float32[np.ndarray, "frames atoms 3"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Start(Hdf5Record):
+    """Where a trajectory of the swarm starts."""
+
+    KIND = "reference-start"
+
+    end: PhasePoint = field(metadata=stored(prefix="end_"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Segment(Hdf5Record):
+    """A segment of the swarm; `begin` is the digest of where it started. Those of earlier versions have no forces."""
+
+    KIND = "reference-segment"
 
     positions: Float32[np.ndarray, "frames beads 3"]
-    forces: Float32[np.ndarray, "frames beads 3"] | None
-    end: PhasePoint
+    end: PhasePoint = field(metadata=stored(prefix="end_"))
     begin: str
+    forces: Float32[np.ndarray, "frames beads 3"] | None = None
 
 
 def _chain(recipe: SwarmRecipe, trajectory: int) -> list[_Segment]:
     """Segments of a trajectory up to the first that is missing, damaged, or does not continue the one before."""
     chain: list[_Segment] = []
     try:
-        state = _load_start(recipe, trajectory)
+        state = _Start.load(recipe.start(trajectory)).end
         while True:
-            segment = _load_segment(recipe.segment(trajectory, len(chain)))
+            segment = _Segment.load(recipe.segment(trajectory, len(chain)))
             if segment.begin != state.digest:
                 return chain
             chain.append(segment)
@@ -359,18 +379,6 @@ def _join(chain: Sequence[_Segment]) -> Float32[np.ndarray, "frames beads 3"]:
     if not chain:
         return np.empty((0, 1, 3), dtype=np.float32)
     return np.concatenate([segment.positions for segment in chain])
-
-
-def _load_start(recipe: SwarmRecipe, index: int) -> PhasePoint:
-    with read_hdf5(recipe.start(index), "reference-start") as handle:
-        return PhasePoint(handle["end_positions"][:], handle["end_velocities"][:])
-
-
-def _load_segment(path: Path) -> _Segment:
-    with read_hdf5(path, "reference-segment") as handle:
-        end = PhasePoint(handle["end_positions"][:], handle["end_velocities"][:])
-        forces = handle["forces"][:] if "forces" in handle else None
-        return _Segment(handle["positions"][:], forces, end, str(handle.attrs["begin"]))
 
 
 # ------------------------------------------------------------------------------------- inside a worker process
@@ -386,8 +394,7 @@ def _run_hot(index: int, attempt: int, announce: Announce, *, recipe: SwarmRecip
     announce("exploring")
     stride = recipe.steps(params.hot_spacing_ps)
     frames = [moment.positions for moment in _moments(run, round(params.hot_ps / params.hot_spacing_ps), stride)]
-    content = {"positions": np.array(frames, dtype=np.float32)}
-    write_hdf5(recipe.hot(index), content, {"cgal_kind": "reference-hot"})
+    _HotFrames(np.array(frames, dtype=np.float32)).save(recipe.hot(index))
 
 
 def _run_relax(
@@ -400,14 +407,15 @@ def _run_relax(
     run = _relaxed_run(recipe, frame.astype(np.float64), recipe.temperature_K, seed)
     announce("equilibrating")
     (end,) = _moments(run, 1, recipe.steps(recipe.params.equilibration_ps))
-    content = {"end_positions": end.positions, "end_velocities": end.velocities}
-    write_hdf5(recipe.start(index), content, {"cgal_kind": "reference-start"})
+    _Start(PhasePoint(end.positions, end.velocities)).save(recipe.start(index))
 
 
 def _run_segment(task: tuple[int, int], attempt: int, announce: Announce, *, recipe: SwarmRecipe) -> None:
     """One segment of a trajectory, from where the one before ended."""
     trajectory, index = task
-    begin = _load_segment(recipe.segment(trajectory, index - 1)).end if index else _load_start(recipe, trajectory)
+    begin = (
+        _Segment.load(recipe.segment(trajectory, index - 1)).end if index else _Start.load(recipe.start(trajectory)).end
+    )
     seed = derive_seed(recipe.seed, trajectory, f"reference segment {index}", attempt)
     run = _new_run(recipe, recipe.temperature_K, seed)
     run.place(begin.positions, begin.velocities)
@@ -423,16 +431,12 @@ def _run_segment(task: tuple[int, int], attempt: int, announce: Announce, *, rec
         params.spacing_ps * np.arange(1, count + 1),
         {"forces": "instantaneous"},
     )
-    write_hdf5(
-        recipe.segment(trajectory, index),
-        {
-            "positions": frames.positions[:, alpha_carbons(frames.topology)],
-            "forces": project_in_local_frames(frames, constrained_clusters(frames.topology)),
-            "end_positions": moments[-1].positions,
-            "end_velocities": moments[-1].velocities,
-        },
-        {"cgal_kind": "reference-segment", "begin": begin.digest},
-    )
+    _Segment(
+        frames.positions[:, alpha_carbons(frames.topology)],
+        PhasePoint(moments[-1].positions, moments[-1].velocities),
+        begin.digest,
+        project_in_local_frames(frames, constrained_clusters(frames.topology)),
+    ).save(recipe.segment(trajectory, index))
 
 
 @lru_cache(maxsize=2)

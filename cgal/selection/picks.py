@@ -1,14 +1,12 @@
 """What was selected, from what, and why: the noun that the oracle, the figures and the report read."""
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Any
 
-import h5py
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from cgal.files import decode, read_hdf5, write_hdf5
+from cgal.hdf5 import Hdf5Record, stored
 from cgal.selection.committee import Calibration
 from cgal.selection.coverage import Coverage
 
@@ -25,7 +23,7 @@ class Candidates:
 
     frame: Int64[np.ndarray, " candidates"]
     nearest_nm: Float64[np.ndarray, " candidates"]
-    novel_nm: float
+    novel_nm: float = field(metadata=stored(name="novel_nm"))
     disagreement: Float64[np.ndarray, " candidates"] | None = None
 
     def __len__(self) -> int:
@@ -39,13 +37,15 @@ class Candidates:
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
+class Selection(Hdf5Record):
     """Picked frames, best first: bead positions [nm], index into the simulated trajectory, score and RMSD [nm].
 
     `dropped` counts the frames that were no candidates, by reason. `requested` is how many picks were asked for,
     which may be zero, of the `wanted` ones of a round whose budget pays for all. `coverage` compares all candidates
     with all training frames; `calibration` is there when the strategy asked a committee.
     """
+
+    KIND = "selection"
 
     strategy: str
     sequence: str
@@ -57,8 +57,8 @@ class Selection:
     wanted: int
     dropped: dict[str, int]
     coverage: Coverage
-    candidates: Candidates
-    calibration: Calibration | None = None
+    candidates: Candidates = field(metadata=stored(prefix="candidate_"))
+    calibration: Calibration | None = field(default=None, metadata=stored(prefix="committee_"))
 
     def __len__(self) -> int:
         """Give the number of picked frames."""
@@ -110,77 +110,14 @@ class Selection:
             summary |= {"committee_spearman": self.calibration.spearman, "committee_scale": self.calibration.scale}
         return summary
 
-    def save(self, path: Path) -> None:
-        """Write HDF5."""
-        write_hdf5(
-            path,
-            {
-                "positions": self.positions,
-                "frame": self.frame,
-                "score": self.score,
-                "rmsd_nm": self.rmsd_nm,
-                "edges": self.coverage.edges,
-                "simulated": self.coverage.simulated,
-                "training": self.coverage.training,
-                "gap": self.coverage.gap,
-                "candidate_frame": self.candidates.frame,
-                "candidate_nearest_nm": self.candidates.nearest_nm,
-                **_committee_data(self),
-            },
-            {
-                "cgal_kind": "selection",
-                "strategy": self.strategy,
-                "sequence": self.sequence,
-                "requested": self.requested,
-                "wanted": self.wanted,
-                "dropped": json.dumps(self.dropped),
-                "novel_nm": self.candidates.novel_nm,
-                "uncovered_fraction": self.uncovered_fraction,
-            },
-        )
+    def _extra(self) -> dict[str, float]:
+        return {"uncovered_fraction": self.uncovered_fraction}
 
     @classmethod
-    def load(cls, path: Path) -> "Selection":
-        """Read what `save` wrote; raises BadFile."""
-        with read_hdf5(path, "selection") as handle:
-            calibration, disagreement = _load_committee(handle)
-            return cls(
-                decode(handle.attrs["strategy"]),
-                decode(handle.attrs["sequence"]),
-                handle["positions"][:],
-                handle["frame"][:],
-                handle["score"][:],
-                handle["rmsd_nm"][:],
-                int(handle.attrs["requested"]),
-                int(handle.attrs.get("wanted", handle.attrs["requested"])),
-                json.loads(decode(handle.attrs["dropped"])),
-                Coverage(*(handle[name][:] for name in ("edges", "simulated", "training", "gap"))),
-                Candidates(
-                    handle["candidate_frame"][:],
-                    handle["candidate_nearest_nm"][:],
-                    float(handle.attrs["novel_nm"]),
-                    disagreement,
-                ),
-                calibration,
-            )
-
-
-def _committee_data(selection: Selection) -> dict[str, Float64[np.ndarray, "..."]]:
-    """What a committee said; nothing without one."""
-    calibration, disagreement = selection.calibration, selection.candidates.disagreement
-    if calibration is None or disagreement is None:
-        return {}
-    return {
-        "candidate_disagreement": disagreement,
-        "committee_fit": np.array([calibration.members, calibration.scale, calibration.noise_kJ_per_mol_nm]),
-        "committee_spread": calibration.spread,
-        "committee_error": calibration.error,
-    }
-
-
-def _load_committee(handle: h5py.File) -> tuple[Calibration | None, Float64[np.ndarray, " candidates"] | None]:
-    if "committee_fit" not in handle:
-        return None, None
-    members, scale, noise = handle["committee_fit"][:].tolist()
-    calibration = Calibration(int(members), scale, noise, handle["committee_spread"][:], handle["committee_error"][:])
-    return calibration, handle["candidate_disagreement"][:]
+    def _upgrade(cls, content: dict[str, Any]) -> dict[str, Any]:
+        upgraded = {"wanted": content["requested"]} | content
+        if "committee_fit" in content:
+            members, scale, noise = content["committee_fit"].tolist()
+            fit = {"members": int(members), "scale": scale, "noise_kJ_per_mol_nm": noise}
+            upgraded |= {f"committee_{name}": value for name, value in fit.items()}
+        return upgraded
