@@ -5,7 +5,9 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
@@ -13,6 +15,7 @@ import pytest
 import yaml
 
 from cgal.errors import VersioningError
+from flows.campaign.active_learning import active_learning
 from flows.versioning import Repository, remotes
 from flows.versioning.exchange import Exchange, RemoteUnreachable
 from tests.test_versioning import contents, own_identity, seeded, shell, two_rounds, user_state, write
@@ -20,6 +23,7 @@ from tests.test_versioning import contents, own_identity, seeded, shell, two_rou
 __all__ = ["own_identity", "seeded", "two_rounds"]  # fixtures
 
 TAGS = ("demo/round-000", "demo/round-001")
+NOBODY = 65534
 KINDS = ("round/model.pt", "round/plots/benchmark/tica.png", "round/plots/benchmark", "data/toy/shards/001.h5", "data")
 """An output, one in a folder of outputs, that folder's list of files; a shard, and the dataset's list of files."""
 
@@ -246,6 +250,25 @@ def test_a_transfer_takes_its_time_while_the_remote_answers(
     assert delivery.sent > 10
 
 
+def test_the_list_of_rounds_names_what_a_remote_lacks_and_what_was_moved(root: Path, tmp_path: Path) -> None:
+    lab(root, tmp_path / "lab")
+    Repository(root).send()
+    object_of(root, TAGS[1], "round/model.pt", tmp_path / "lab").unlink()
+    shell(root, f"git tag -f {TAGS[0]} main")
+    moved, lacking = json.loads(shell(root, "cgal rounds --json"))
+    assert (moved["round"], moved["tag"]) == (0, TAGS[0])
+    assert "was moved: it points to no round" in moved["moved"]
+    assert (lacking["tag"], lacking["lacking_in"]) == (TAGS[1], ["lab"])
+    said = " ".join(shell(root, "cgal rounds").split())
+    assert "the tag demo/round-000 was moved" in said
+    assert "DVC remote lab lacks demo/round-001; 'cgal push' sends what is missing" in said
+    shell(root, f"git tag -f {TAGS[0]} {TAGS[1]}~1")
+    write(tmp_path / "file", "no folder")
+    lab(root, tmp_path / "file")
+    entries = json.loads(shell(root, "cgal rounds --json"))
+    assert [entry["lacking_in"] for entry in entries] == [None, None], "not known"
+
+
 # ---------------------------------------------------------------------------------- clones
 
 
@@ -277,3 +300,51 @@ def test_a_shallow_clone_says_that_it_is_shallow(root: Path, tmp_path: Path) -> 
             action()
     shell(clone.root, "git fetch -q --unshallow --tags")
     assert len(clone.published("demo")) == 2
+
+
+# ---------------------------------------------------------------------------------- early
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Be somebody whom permissions hold back, who is not root."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.fixture
+def owned(two_rounds: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Working copy of somebody who is not root, in a folder that they reach."""
+    home = Path(tempfile.mkdtemp(prefix="cgal-"))
+    root = home / "work"
+    shutil.copytree(two_rounds, root)
+    if os.geteuid() == 0:
+        for path in (home, *home.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+    monkeypatch.setenv("HOME", str(home))
+    yield root
+    shutil.rmtree(home)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_campaign(owned: Path) -> None:
+    repository = Repository(owned)
+    with unprivileged():
+        repository.require_writable()
+    for name in (".", ".git/objects", ".git/refs", ".dvc/cache/files/md5", "data", "round"):
+        folder = owned / name
+        mode = folder.stat().st_mode
+        folder.chmod(0o555)
+        with unprivileged(), pytest.raises(VersioningError, match=rf"{folder}: cannot be written \(Permission denied"):
+            active_learning.fn(owned, "demo")
+        folder.chmod(mode)
+
+
+def test_a_cache_that_cannot_be_made_is_said_before_the_campaign(root: Path) -> None:
+    shell(root, "dvc cache dir --local /proc/nowhere")
+    with pytest.raises(VersioningError, match=r"/proc/nowhere/files/md5: cannot be written.*'dvc cache dir --local"):
+        active_learning.fn(root, "demo")

@@ -22,26 +22,7 @@ from flows.versioning.work_trees import make_work_tree
 PROJECT = Path(__file__).parents[1]
 SHARD_BYTES = 100_000
 STAGES = ("train", "simulate", "benchmark", "select", "label")
-PARAMS = {
-    "protein": "toy",
-    "seed": 1,
-    "temperature_K": 350.0,
-    "campaign": {"name": "demo", "rounds": 2},
-    **{
-        section: {"value": 1}
-        for section in (
-            "prior",
-            "network",
-            "training",
-            "simulation",
-            "benchmark",
-            "selection",
-            "force_field",
-            "backmapping",
-            "oracle",
-        )
-    },
-}
+PARAMS = yaml.safe_load((PROJECT / "params.yaml").read_text()) | {"protein": "toy", "campaign": {"name": "demo"}}
 
 
 def shell(root: Path, command: str) -> str:
@@ -73,6 +54,17 @@ def append_shard(root: Path, k: int) -> None:
     write(data / "warm_start.pt", f"checkpoint before round {k}")
 
 
+def metrics(k: int) -> dict[str, object]:
+    value = 1.0 / (k + 1)
+    return {
+        "round": k,
+        **{name: {"tica": {"value": value, "low": value, "high": value}} for name in ("w1", "w1_exact", "w1_paper")},
+        **{name: {"tica": 0.1} for name in ("floor", "floor_exact", "floor_paper")},
+        "dataset": {"frames": 10 + k, "oracle_steps": 100, "acquisition_steps": 0, "oracle_failed": 0},
+        "simulation": {"exploded_fraction": 0.0, "replicas": 4, "exploded": 0, "imploded": 0, "not_finite": 0},
+    }
+
+
 def run_stages(root: Path) -> None:
     """Stand-in for a round: outputs that depend on the manifest, recorded stage by stage."""
     repository = Repository(root)
@@ -82,7 +74,7 @@ def run_stages(root: Path) -> None:
         "training.csv": f"epoch,train_rmse_kJ_per_mol_nm,validation_rmse_kJ_per_mol_nm\n0,2.0,3.0\n1,1.0,{k + 1}\n",
         "plots/training/curve.png": f"curve {k}",
         "trajectory.h5": f"trajectory {k}",
-        "metrics.json": json.dumps({"w1": {"tica": {"value": 1.0 / (k + 1)}}}),
+        "metrics.json": json.dumps(metrics(k)),
         "histograms.json": "{}",
         "plots/benchmark/tica.png": f"map {k}",
         "selection.h5": f"selection {k}",
@@ -285,7 +277,7 @@ def test_a_stage_is_current_until_its_inputs_params_or_outputs_change(root: Path
     write(root / "round" / "model.pt", "model 1")
     assert repository.dvc.stage_is_current("train")
 
-    write(root / "params.yaml", yaml.safe_dump(PARAMS | {"force_field": {"value": 2}}))
+    write(root / "params.yaml", yaml.safe_dump(PARAMS | {"force_field": {"ph": 6.0}}))
     assert not repository.dvc.stage_is_current("label")
     assert repository.dvc.stage_is_current("select")
 

@@ -32,6 +32,7 @@ def active_learning(root: Path, campaign: str, startup_s: float = 0.0) -> int:
     """
     opened = monotonic() - startup_s
     workspace, repository = Workspace(root), Repository(root)
+    repository.require_writable()
     warm_up(root)
     prepare_task(workspace)(root)
     if workspace.params.campaign.continued_md_steps:

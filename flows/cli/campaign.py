@@ -44,6 +44,7 @@ def _run_campaign(root: Path, new: str | None, started: float) -> Any:
     from flows.workspace import Workspace
 
     workspace, repository = Workspace(root), Repository(root)
+    repository.require_writable()
     server = start_prefect()
     with console.status("starting Prefect, loading the science"):
         fetch_data(workspace, repository)

@@ -40,7 +40,7 @@ def rounds(
 
 
 def _described(repository: Any, campaign: str, moved: dict[str, str], deliveries: list[Any]) -> list[dict[str, Any]]:
-    """All rounds as records; one whose tag was moved has its tag and what is wrong.
+    """All rounds as records; one whose tag was moved has what is wrong with it instead of figures.
 
     `lacking_in` names DVC remotes that do not have a round in full, and is None where one did not answer.
     """
@@ -51,7 +51,8 @@ def _described(repository: Any, campaign: str, moved: dict[str, str], deliveries
     for entry in entries:
         lacking = [delivery.remote for delivery in deliveries if entry["tag"] in delivery.lacking]
         entry["lacking_in"] = None if unknown else lacking
-    return sorted([*entries, *({"tag": tag, "moved": why} for tag, why in moved.items())], key=lambda each: each["tag"])
+    entries += [{"round": int(tag.rpartition("-")[2]), "tag": tag, "moved": why} for tag, why in moved.items()]
+    return sorted(entries, key=lambda entry: entry["round"])
 
 
 def checkout(

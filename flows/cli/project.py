@@ -19,7 +19,12 @@ def open_project(root: Path) -> Path:
     from flows.settings import use_project_settings
 
     root = root.resolve()
-    use_project_settings(root)
+    try:
+        use_project_settings(root)
+    except OSError as error:
+        raise CgalError(
+            f"{error.filename}: cannot be written ({error.strerror}); work in a copy that you may write"
+        ) from None
     return root
 
 

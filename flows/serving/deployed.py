@@ -85,6 +85,7 @@ def active_learning(
         name = _interrupted() or _next_of_series(Repository(root), campaign)
         _introduce(name, project_tag(root))
         if not campaign_closing(Repository(root), name):
+            Repository(root).require_writable()
             _open_campaign(root, campaign, name, form)
             use_pools()
             with tags(project_tag(root)):

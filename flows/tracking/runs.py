@@ -37,6 +37,7 @@ __all__ = [
     "flatten",
     "log_round",
     "open_experiment",
+    "restore_line",
     "round_metrics",
     "server_command",
     "tracking_uri",
@@ -331,12 +332,17 @@ def _pointers(record: RoundRecord) -> dict[str, str]:
     }
 
 
+def restore_line(tag: str) -> str:
+    """What brings a round's bytes back with git and DVC alone."""
+    return f"git checkout {tag} -- data.dvc dvc.lock params.yaml && dvc pull"
+
+
 def _note(record: RoundRecord) -> str:
     """Text shown on a run's and a model version's page: where the bytes are, and how to get them."""
     return (
         f"Round {record.round_index} of campaign `{record.campaign}` on {record.protein}. "
         "Dataset and checkpoint lie in DVC; bring them back with\n\n"
-        f"```\ngit checkout {record.git_tag} -- data.dvc dvc.lock params.yaml && dvc checkout\n```"
+        f"```\n{restore_line(record.git_tag)}\n```"
     )
 
 

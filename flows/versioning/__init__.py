@@ -5,7 +5,7 @@ outputs of the stages in `round/`), git keeps the small files that name them, an
 `campaign/<name>` with the tag `<name>/round-003`. That commit is made by git plumbing in an index of its own, so HEAD,
 the user's index and the user's dirty files stay as they are.
 
-A round is restored with stock tools, `git checkout <name>/round-003 -- data.dvc dvc.lock params.yaml && dvc checkout`,
+A round is restored with stock tools, `git checkout <name>/round-003 -- data.dvc dvc.lock params.yaml && dvc pull`,
 and replayed by `dvc repro` after that. No other package runs DVC or git.
 """
 

@@ -54,7 +54,7 @@ def _complete(cache: Cache, tag: str, files: Mapping[str, str]) -> None:
 
 def _remotes(root: Path) -> list[str]:
     known = with_dvc(root, lambda repo: set(repo.config["remote"]))
-    return [*with_dvc(root, own_remotes), *({BUNDLED_REMOTE} & known)]
+    return [*own_remotes(root), *({BUNDLED_REMOTE} & known)]
 
 
 def _bring(cache: Cache, name: str, digests: Collection[str]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cgal.errors import VersioningError
-from flows.versioning.dvc_session import with_dvc
+from flows.versioning.dvc_session import reason, with_dvc
 from flows.versioning.round_files import data_md5
 
 __all__ = ["BUNDLED_REMOTE", "Dvc", "own_remotes"]
@@ -67,10 +67,20 @@ class Dvc:
         return str(self.root / path)
 
 
-def own_remotes(repo: Any) -> list[str]:
-    """DVC remotes that a round is pushed to: the default one, or all when the bundled one is the default."""
-    default = repo.config["core"].get("remote", BUNDLED_REMOTE)
-    return [default] if default != BUNDLED_REMOTE else sorted(set(repo.config["remote"]) - {BUNDLED_REMOTE})
+def own_remotes(root: Path) -> list[str]:
+    """DVC remotes that a round is pushed to: the default one, or all when the bundled one is the default.
+
+    Reads DVC's configuration alone, which takes a fifth of the time that a `Repo` does. Raises VersioningError when it
+    is wrong.
+    """
+    from dvc.config import Config, ConfigError
+
+    try:
+        config = Config(dvc_dir=str(root / ".dvc"))
+    except ConfigError as error:
+        raise VersioningError(f"DVC: {reason(error)}") from error
+    default = config["core"].get("remote", BUNDLED_REMOTE)
+    return [default] if default != BUNDLED_REMOTE else sorted(set(config["remote"]) - {BUNDLED_REMOTE})
 
 
 def _record_stage(repo: Any, path: str, stage_name: str) -> None:

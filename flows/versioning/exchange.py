@@ -24,7 +24,7 @@ class Exchange:
     @cached_property
     def remote(self) -> str:
         """Name of the DVC remote through which clones exchange files; raises VersioningError when it is not clear."""
-        remotes = with_dvc(self.root, own_remotes)
+        remotes = own_remotes(self.root)
         if len(remotes) != 1:
             there = f"several DVC remotes ({', '.join(remotes)})" if remotes else "no DVC remote"
             raise VersioningError(

@@ -1,12 +1,14 @@
 """A round's commit and tag, made by git plumbing."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryFile
 
 from cgal.errors import VersioningError
 from flows.versioning.git import Git
 from flows.versioning.round_files import ROUND_FILES, data_md5, model_md5
 
-__all__ = ["commit_round", "require_same", "store_round_files"]
+__all__ = ["commit_round", "require_same", "require_writable", "store_round_files"]
 
 READABLE_FILES = (
     "round/metrics.json",
@@ -27,6 +29,19 @@ def store_round_files(git: Git) -> dict[str, str]:
     """Store the files of the workspace that a round's commit holds; give the blob of each by its path."""
     optional = [path for path in (*READABLE_FILES, "dvc.yaml") if (git.root / path).is_file()]
     return git.hash_files([*ROUND_FILES, *optional], write=True)
+
+
+def require_writable(folder: Path) -> None:
+    """Raise VersioningError when nothing can be written in a folder, which is made if it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise VersioningError(
+            f"{folder}: cannot be written ({error.strerror}), so no round could be kept; let its owner allow it "
+            "('ls -ld' shows), or, for DVC's cache, name another: 'dvc cache dir --local FOLDER'"
+        ) from error
 
 
 def require_same(git: Git, tag: str, blobs: Mapping[str, str]) -> None:

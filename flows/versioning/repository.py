@@ -9,7 +9,7 @@ from flows.versioning.checking import recorded_outputs, require_sound
 from flows.versioning.dvc_repo import Dvc
 from flows.versioning.git import Git
 from flows.versioning.objects import Cache, wrong_files
-from flows.versioning.publishing import commit_round, require_same, store_round_files
+from flows.versioning.publishing import commit_round, require_same, require_writable, store_round_files
 from flows.versioning.restoring import restore_round
 from flows.versioning.round_files import ROUND_FILES
 from flows.versioning.rounds import PublishedRound, commit_files, find_tags, moved_tags, read_rounds, round_tag
@@ -125,8 +125,16 @@ class Repository:
         moved = moved_tags(self.git, tags)
         return [tag for tag in tags if tag not in moved]
 
+    def require_writable(self) -> None:
+        """Raise VersioningError, which names the folder, when a round that runs now could not be kept in the end."""
+        require_writable(self.root)
+        shared = self.git.run("rev-parse", "--path-format=absolute", "--git-common-dir").strip()
+        kept = Path(self.dvc.cache_folder()) / "files" / "md5"
+        for folder in (f"{shared}/objects", f"{shared}/refs", kept, self.root / "data", self.root / "round"):
+            require_writable(Path(folder))
+
     def checkout_round(self, tag: str) -> None:
-        """Restore a published round: `git checkout TAG -- data.dvc dvc.lock params.yaml && dvc checkout`.
+        """Restore a published round: `git checkout TAG -- data.dvc dvc.lock params.yaml && dvc pull`.
 
         Raises VersioningError, and leaves everything as it was, when one of those files or an output in `round/` holds
         changes that no commit or cache has. Changes in `data/` are kept in the DVC cache first; when no round names

@@ -7,7 +7,6 @@ from pathlib import Path
 from cgal.errors import VersioningError
 from flows.versioning.checking import keep_sound
 from flows.versioning.dvc_repo import own_remotes
-from flows.versioning.dvc_session import with_dvc
 from flows.versioning.git import Git
 from flows.versioning.objects import Cache
 from flows.versioning.remotes import Remote, RemoteUnreachable, open_remote
@@ -47,12 +46,12 @@ class Delivery:
 
 def compare_remotes(root: Path, git: Git, tags: Sequence[str]) -> list[Delivery]:
     """Ask each DVC remote of one's own which of these rounds it lacks; members of folders are asked for one by one."""
-    return [_deliver(root, git, tags, name, send=False) for name in with_dvc(root, own_remotes)]
+    return [_deliver(root, git, tags, name, send=False) for name in own_remotes(root)]
 
 
 def send_rounds(root: Path, git: Git, tags: Sequence[str]) -> list[Delivery]:
     """Send each DVC remote of one's own what it lacks of these rounds; a damaged file is not sent."""
-    return [_deliver(root, git, tags, name, send=True) for name in with_dvc(root, own_remotes)]
+    return [_deliver(root, git, tags, name, send=True) for name in own_remotes(root)]
 
 
 def _deliver(root: Path, git: Git, tags: Sequence[str], name: str, *, send: bool) -> Delivery:
