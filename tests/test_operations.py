@@ -67,7 +67,7 @@ def test_pruning_the_cache_keeps_every_round_and_the_one_at_work(root: Path) -> 
 def test_pruning_a_remote_keeps_every_round_in_a_fresh_clone(root: Path, tmp_path: Path) -> None:
     rounds = {tag: restored(root, tag) for tag in TAGS}
     shell(root, f"dvc remote add -q --local --default lab {tmp_path / 'lab'}")  # counts for earlier rounds too
-    shell(root, "dvc push -q --all-tags")
+    shell(root, "cgal push")
     stray = tmp_path / "lab" / "files" / "md5" / "00" / ("0" * 30)
     write(stray, "bytes of no round")
     shell(root, "dvc gc --workspace --all-tags --cloud --remote lab --force")
@@ -83,7 +83,7 @@ def test_pruning_a_remote_keeps_every_round_in_a_fresh_clone(root: Path, tmp_pat
 def test_a_lost_project_comes_back_from_a_bundle_and_the_remote(root: Path, tmp_path: Path) -> None:
     rounds = {tag: restored(root, tag) for tag in TAGS}
     shell(root, f"dvc remote add -q --local --default lab {tmp_path / 'lab'}")  # counts for earlier rounds too
-    shell(root, "mkdir backup && git bundle create -q backup/project.bundle --all && dvc push -q --all-tags")
+    shell(root, "mkdir backup && git bundle create -q backup/project.bundle --all && cgal push")
     bundle = shutil.move(root / "backup" / "project.bundle", tmp_path)
     shutil.rmtree(root)
 

@@ -81,17 +81,20 @@ def push(root: Root = HERE) -> None:
     from flows.versioning import Repository
 
     repository = Repository(root)
-    deliveries = repository.send()
+    deliveries, remote = repository.send(), repository.send_history()
     for delivery in deliveries:
         if not delivery.warning:
             console.print(f"DVC remote {delivery.remote} has all rounds; {delivery.sent} files were sent")
-    remote = repository.send_history()
     if remote:
         console.print(f"git remote {remote} has their branches and tags")
-    problems = [delivery.warning for delivery in deliveries if delivery.warning]
+    missing = []
     if not deliveries:
-        problems.append("no DVC remote of your own takes the bytes: 'dvc remote add --local --default lab URL'")
+        missing.append("no DVC remote of your own takes bytes: 'dvc remote add --local --default lab URL'")
     if not remote:
-        problems.append("no git remote takes branches and tags: 'git remote add origin URL'")
-    if problems := [*problems, *repository.moved_tags("*").values()]:
-        raise CgalError("; ".join(problems))
+        missing.append("no git remote takes branches and tags: 'git remote add origin URL'")
+    problems = [delivery.warning for delivery in deliveries if delivery.warning]
+    problems += repository.moved_tags("*").values()
+    if problems or not (deliveries or remote):
+        raise CgalError("; ".join([*problems, *missing]))
+    for line in missing:
+        console.print(line)
