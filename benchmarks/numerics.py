@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from scipy.spatial.distance import cdist
 
 from benchmarks.harness import Result, interleave
-from cgal.benchmark.transport import transport_costs
+from cgal.benchmark.optimal_transport import transport_costs
 from cgal.reference.msm import posterior_sampler
 
 RESAMPLES = 200

@@ -27,10 +27,10 @@ __all__ = [
 class CgalError(Exception):
     """Something the user can mend; the message says how.
 
-    `hopeless` tells that another try, with another seed, would end the same way.
+    `permanent` tells that another try, with another seed, would end the same way.
     """
 
-    hopeless: bool = False
+    permanent: bool = False
 
 
 class BadParams(CgalError):

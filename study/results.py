@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from cgal.benchmark.observables import OBSERVABLES, in_records
 from cgal.errors import BadFile
-from cgal.files import atomic_write, write_json, write_text
+from cgal.files import write_json, write_text
 from study.burn_in import RECORDS as BURN_IN
-from study.figures import plot_burn_in, plot_changes, plot_curves
+from study.figures import plot_burn_in, plot_changes, plot_curves, save_figure
 from study.statistics import BASE, Interval, change, curve, final, rounds, steps_to_reach, summarise
 
 __all__ = ["write_results"]
@@ -51,7 +50,7 @@ def write_results(folder: Path, page: Path, preface: Path) -> None:
     others = [arm for arm in arms if arm != BASE]
     figures["changes.png"] = plot_changes(records, others, headings(records), "exact")
     for name, figure in figures.items():
-        _save(figure, folder / name)
+        save_figure(figure, folder / name)
     parts = [
         preface.read_text().rstrip(),
         _changes(records, others),
@@ -63,11 +62,11 @@ def write_results(folder: Path, page: Path, preface: Path) -> None:
     if (folder / ABLATIONS).is_file():
         ablations = load_records(folder / ABLATIONS, DEFAULT)
         changed = [str(arm) for arm in ablations["arm"].unique() if arm != DEFAULT]
-        _save(plot_changes(ablations, changed, headings(ablations), "exact", DEFAULT), folder / "ablations.png")
+        save_figure(plot_changes(ablations, changed, headings(ablations), "exact", DEFAULT), folder / "ablations.png")
         parts.append(_ablations(ablations, changed))
     if (folder / BURN_IN).is_file():
         burn_in = pd.read_csv(folder / BURN_IN)
-        _save(plot_burn_in(burn_in), folder / "burn_in.png")
+        save_figure(plot_burn_in(burn_in), folder / "burn_in.png")
         parts.append(_burn_in(burn_in))
     write_text(page, "\n\n".join(parts) + "\n")
 
@@ -91,11 +90,6 @@ def in_shown_units(records: pd.DataFrame) -> pd.DataFrame:
     """The records with W1 in the units of the headings."""
     scale = records["metric"].map({name: observable.scale for name, observable in OBSERVABLES.items()})
     return records.assign(**{name: records[name] * scale for name in ("w1", "low", "high", "floor")})
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
 
 
 def _changes(records: pd.DataFrame, arms: Sequence[str]) -> str:

@@ -61,7 +61,7 @@ def test_impossible_beads_are_refused_with_reason_cure_and_structure(beads: np.n
     with pytest.raises(BackmappingError, match=r"; raise backmapping.minimise_steps, or drop such frames") as caught:
         rebuild(beads)
     assert caught.value.positions.shape == (166, 3)
-    assert caught.value.hopeless
+    assert caught.value.permanent
     assert caught.value.steps == 0
 
 
@@ -69,7 +69,7 @@ def test_only_what_the_warm_up_spoils_is_worth_another_seed() -> None:
     """A step of 0.05 ps tears any molecule apart."""
     with pytest.raises(BackmappingError) as caught:
         rebuild(BEADS[0], PARAMS.model_copy(update={"warm_up_timestep_ps": 0.05}))
-    assert not caught.value.hopeless
+    assert not caught.value.permanent
     assert caught.value.steps == PARAMS.warm_up_steps
 
 

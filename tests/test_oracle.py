@@ -152,11 +152,11 @@ def unlucky_once(beads: np.ndarray, *, seed: int) -> np.ndarray:
     return recall(beads, seed=seed)
 
 
-def hopeless(beads: np.ndarray, *, seed: int, folder: str) -> np.ndarray:
+def permanent(beads: np.ndarray, *, seed: int, folder: str) -> np.ndarray:
     """Leave a file for each try, and fail for good."""
     Path(folder, f"tried-{seed}").touch()
     error = BackmappingError("no such molecule")
-    error.hopeless = True
+    error.permanent = True
     raise error
 
 
@@ -193,7 +193,7 @@ def test_steps_of_failed_tries_count_also_after_a_restart(tmp_path: Path) -> Non
 
 
 def test_a_frame_that_no_seed_can_help_is_tried_once(tmp_path: Path) -> None:
-    result = run(tmp_path, picks=1, rebuild=partial(hopeless, folder=str(tmp_path)))
+    result = run(tmp_path, picks=1, rebuild=partial(permanent, folder=str(tmp_path)))
     assert [failure.reason for failure in result.failures] == ["no such molecule"]
     assert [path.name for path in tmp_path.glob("tried-*")] == ["tried-1"]
     assert result.steps == 0

@@ -8,8 +8,9 @@ import torch
 from cgal.errors import EmptyTrajectory
 from cgal.frames import bead_topology
 from cgal.params import PriorParams
+from cgal.potential.figures import plot_prior
 from cgal.potential.geometry import dihedral_angles, internal_coordinates, pair_distances
-from cgal.potential.prior import fit_prior, plot_prior
+from cgal.potential.prior import fit_prior
 from cgal.units import thermal_energy_kJ_per_mol
 from tests.beads import SEQUENCE, TEMPERATURE_K, real_beads, real_prior
 

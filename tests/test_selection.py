@@ -12,7 +12,7 @@ from cgal.params import SelectionParams
 from cgal.progress import silent
 from cgal.selection import Selection, plot_selection
 from cgal.selection.acquisition import strategy_of
-from cgal.training import held_out_masks
+from cgal.training.train import held_out_masks
 from flows.campaign.stages import train_committee
 from flows.workspace import Workspace
 

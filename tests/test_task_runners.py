@@ -144,14 +144,14 @@ def project(tmp_path: Path) -> Path:
 
 def test_tasks_that_fail_are_tried_as_often_as_by_processes(project: Path) -> None:
     tries = project / "tries"
-    found = run_tasks(project, partial(work, folder=tries), ["good", "fails", "hopeless"])
+    found = run_tasks(project, partial(work, folder=tries), ["good", "fails", "permanent"])
     assert found == {
         "good": ("at work", None),
         "fails": ("at work", "ValueError: this cannot be"),
-        "hopeless": ("at work", "whatever the seed"),
+        "permanent": ("at work", "whatever the seed"),
     }
     names = sorted(path.name.rpartition("-")[0] for path in tries.iterdir())
-    assert names == ["fails-0", "fails-1", "good-0", "hopeless-0"]
+    assert names == ["fails-0", "fails-1", "good-0", "permanent-0"]
     with pytest.raises(BadFile, match="disk full"):
         run_tasks(project, partial(work, folder=tries), ["disk"])
 

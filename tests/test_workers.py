@@ -16,9 +16,9 @@ def work(task: str, attempt: int, announce, *, folder: Path) -> None:
     announce("at work")
     (folder / f"{task}-{attempt}-{len(list(folder.iterdir()))}").touch()
     tries = len(list(folder.glob(f"{task}-*")))
-    if task == "hopeless":
+    if task == "permanent":
         error = CgalError("whatever the seed")
-        error.hopeless = True
+        error.permanent = True
         raise error
     if task == "fails":
         raise ValueError("this cannot be")
@@ -29,8 +29,8 @@ def work(task: str, attempt: int, announce, *, folder: Path) -> None:
 
 
 def test_every_task_ends_with_an_outcome_whatever_the_others_do(tmp_path: Path) -> None:
-    """A failing task is tried as attempt 0 and 1, a hopeless one once; one that was killed twice as attempt 0."""
-    tasks = ["good", "fails", "crashes", "killed-once", "last", "hopeless"]
+    """A failing task is tried as attempt 0 and 1, a permanent one once; one that was killed twice as attempt 0."""
+    tasks = ["good", "fails", "crashes", "killed-once", "last", "permanent"]
     found = {outcome.index: outcome for outcome in run_in_processes(partial(work, folder=tmp_path), tasks, workers=2)}
     assert sorted(found) == [0, 1, 2, 3, 4, 5]
     assert [found[index].reason for index in (0, 3, 4)] == [None] * 3
@@ -49,7 +49,7 @@ def test_every_task_ends_with_an_outcome_whatever_the_others_do(tmp_path: Path) 
             "crashes-0",
             "killed-once-0",
             "killed-once-0",
-            "hopeless-0",
+            "permanent-0",
         ]
     )
 

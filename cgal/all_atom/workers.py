@@ -45,7 +45,7 @@ class Outcome:
     stage: str
     reason: str | None = None
     crashed: bool = False
-    hopeless: bool = False
+    permanent: bool = False
 
 
 @dataclass
@@ -63,13 +63,13 @@ class Job:
             self.crashes += 1
         else:
             self.failures += 1
-        return not outcome.hopeless and self.failures + self.crashes < attempts
+        return not outcome.permanent and self.failures + self.crashes < attempts
 
     def outcome(self, kind: str, text: str) -> Outcome:
         """How a try ended, from what `attempt_task` said; raises BadFile when it could not write its file."""
         if kind == "no file":
             raise BadFile(text)
-        return Outcome(self.index, self.stage, None if kind == "done" else text, hopeless=kind == "hopeless")
+        return Outcome(self.index, self.stage, None if kind == "done" else text, permanent=kind == "permanent")
 
     def crash(self, reason: str) -> Outcome:
         """How a try ended whose process died."""
@@ -92,7 +92,7 @@ def run_in_processes[Task](
 
     A task that raises is tried again with the next `attempt` number (0, 1, ...); one whose process died is tried again
     with the same number, so that a kill from outside changes no result; `attempts` tries in all, but none after a
-    `hopeless` CgalError. `work` and tasks must be picklable. Processes end when the iterator is closed, and within a
+    `permanent` CgalError. `work` and tasks must be picklable. Processes end when the iterator is closed, and within a
     second of the parent's death.
 
     Raises BadFile when a task could not write its file: a full disk is no task's own fault and meets them all.
@@ -126,13 +126,13 @@ def run_in_processes[Task](
 
 
 def attempt_task(work: Work[Any], attempt: int, task: Any, announce: Announce) -> tuple[str, str]:
-    """Do one task; tell how it ended ("done", "failed", "hopeless" or "no file"), and why."""
+    """Do one task; tell how it ended ("done", "failed", "permanent" or "no file"), and why."""
     try:
         work(task, attempt, announce)
     except BadFile as error:
         return "no file", str(error)
     except CgalError as error:
-        return "hopeless" if error.hopeless else "failed", str(error)
+        return "permanent" if error.permanent else "failed", str(error)
     except Exception as error:  # one bad task must not end the batch, whatever a library raised
         return "failed", f"{type(error).__name__}: {error}"
     return "done", ""

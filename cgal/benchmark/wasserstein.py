@@ -33,7 +33,7 @@ from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
 from cgal.benchmark.kernels import add_kernels
-from cgal.benchmark.transport import transport_costs
+from cgal.benchmark.optimal_transport import transport_costs
 
 __all__ = ["MODES", "Estimator", "Resamples", "Sample", "estimate", "estimators"]
 

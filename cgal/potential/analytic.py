@@ -100,20 +100,22 @@ class BendTerms(nn.Module):
         start, middle_length = bonds[:, :, :-2], lengths[:, 1:-1]
         left, right = normals[:, :, :-1], normals[:, :, 1:]
         norm = sines[:, :-1] * sines[:, 1:]
-        lift = (start * right).sum(1)
-        z = torch.complex((left * right).sum(1) / norm, lift * middle_length / norm)
+        triple_product = (start * right).sum(1)
+        z = torch.complex((left * right).sum(1) / norm, triple_product * middle_length / norm)
         energies, slopes = self._series(z)
 
-        fall = (slopes * z).real
+        radial_slope = (slopes * z).real
         along_real, along_imaginary = slopes.real / norm, -slopes.imag / norm
-        along_lift = (along_imaginary * middle_length)[:, None]
+        along_triple_product = (along_imaginary * middle_length)[:, None]
         gradient = Dihedrals(energies, torch.zeros_like(sines), torch.zeros_like(normals), torch.zeros_like(bonds))
-        gradient.along_sines[:, :-1] -= fall / sines[:, :-1]
-        gradient.along_sines[:, 1:] -= fall / sines[:, 1:]
+        gradient.along_sines[:, :-1] -= radial_slope / sines[:, :-1]
+        gradient.along_sines[:, 1:] -= radial_slope / sines[:, 1:]
         gradient.along_normals[:, :, :-1] += along_real[:, None] * right
-        gradient.along_normals[:, :, 1:] += (along_real[:, None] * left).addcmul_(along_lift, start)
-        gradient.along_bonds[:, :, :-2] += along_lift * right
-        gradient.along_bonds[:, :, 1:-1] += (along_imaginary * lift / middle_length)[:, None] * bonds[:, :, 1:-1]
+        gradient.along_normals[:, :, 1:] += (along_real[:, None] * left).addcmul_(along_triple_product, start)
+        gradient.along_bonds[:, :, :-2] += along_triple_product * right
+        gradient.along_bonds[:, :, 1:-1] += (along_imaginary * triple_product / middle_length)[:, None] * bonds[
+            :, :, 1:-1
+        ]
         return gradient
 
     def _series(

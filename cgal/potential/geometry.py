@@ -10,6 +10,9 @@ from torch import Tensor
 
 __all__ = ["Internal", "Pairs", "dihedral_angles", "internal_coordinates", "pair_distances", "pairs"]
 
+SHORTEST_nm = 1e-6
+"""Beads on top of each other have no direction; with this their forces are numbers."""
+
 COLLINEAR_nm2 = 1e-5
 """Cross products of neighbouring bonds are rounded off below this (0.01 degree from a straight line), and so are the
 forces, which would otherwise be singular there."""

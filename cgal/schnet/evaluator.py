@@ -5,15 +5,12 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from cgal.potential.analytic import BendTerms, PairTerms
-from cgal.potential.geometry import pairs
+from cgal.potential.geometry import SHORTEST_nm, pairs
 from cgal.potential.potential import Potential
 from cgal.schnet.network import CGSchNet
 from cgal.schnet.tabulated import INTERVALS, TabulatedSchNet
 
 __all__ = ["Evaluator"]
-
-SHORTEST_nm = 1e-6
-"""Beads on top of each other have no direction; with this their forces are numbers."""
 
 
 class Evaluator(nn.Module):

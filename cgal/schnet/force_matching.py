@@ -5,11 +5,11 @@ gradient along the weights w takes v as it is, and derivatives commute:
 
     dL/dw = -v . dF/dw = v . d/dw dE/dx = d/de dE/dw (x + e v)   at e = 0:
 
-the ordinary gradient dE/dw, differentiated along one direction in the space of positions. So four sweeps over the
-layers do it, of the cost of an energy each: forth and back for the forces, thereby v, and once more forth and back for
-the derivative along v (the tangent) of all that the first two computed. A layer z = A y whose output has the
+the ordinary gradient dE/dw, differentiated along one direction in the space of positions. So four passes over the
+layers do it, of the cost of an energy each: a forward and a backward pass for the forces, thereby v, and both once
+more for the derivative along v (the tangent) of all that the first two computed. A layer z = A y whose output has the
 adjoint g = dE/dz contributes dE/dA = g y^T, whose tangent is g' y^T + g y'^T. Positions enter through distances alone:
-the tangent of |r_ij|, here called approach, is (v_j - v_i) . r_ij / |r_ij|.
+the tangent of |r_ij| is (v_j - v_i) . r_ij / |r_ij|.
 
 A continuous filter depends on one distance. So the filter networks are evaluated at the knots of a grid over the
 distances that occur; each pair reads its filter off by Lagrange interpolation, and what the pairs want changed is
@@ -54,7 +54,7 @@ BEADS = 320
 batches."""
 
 
-class Workspace:
+class Buffers:
     """Memory for a batch of frames, used again: mapping new pages takes longer than filling them."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Workspace:
             self._filters = self._filters.new_empty(shape.numel())
         return self._filters[: shape.numel()].view(shape)
 
-    def add(self, other: "Workspace") -> None:
+    def add(self, other: "Buffers") -> None:
         """Add the other's gradients."""
         self.gradient += other.gradient
         self.along_tables += other.along_tables
@@ -98,7 +98,7 @@ class SchNetForceMatching:
         self.weights = parameters_to_vector(network.parameters()).detach()
         self.sums: ModuleType = pair_kernels if self.weights.device.type == "cpu" else pair_sums
         self._parts = Weights.view(self.weights, self.shapes)
-        self._idle: list[Workspace] = []
+        self._idle: list[Buffers] = []
 
     def forces(
         self, types: Int64[Tensor, " beads"], positions: Float[Tensor, "frames beads 3"]
@@ -109,7 +109,7 @@ class SchNetForceMatching:
         def forces_of(batch: Tensor) -> Tensor:
             points, workspace = self.sums.locate(batch, self.grid), self._borrow(tables)
             sweeps = Sweeps(self._parts, tables, types, points, self.sums, workspace.filters(points))
-            forces = _forces(sweeps.forth_and_back(), points, batch)
+            forces = _forces(sweeps.forward_and_backward(), points, batch)
             self._idle.append(workspace)
             return forces
 
@@ -125,13 +125,13 @@ class SchNetForceMatching:
         networks = self._filter_networks()
         tables = [network.table for network in networks]
 
-        def gradient_of(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Workspace]:
+        def gradient_of(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Buffers]:
             points, workspace = self.sums.locate(batch[0], self.grid), self._borrow(tables)
             sweeps = Sweeps(self._parts, tables, types, points, self.sums, workspace.filters(points))
-            errors = batch[1] - _forces(sweeps.forth_and_back(), points, batch[0])
+            errors = batch[1] - _forces(sweeps.forward_and_backward(), points, batch[0])
             weighted = weigh_bonds(batch[0], errors, self.bond_weight)
-            approach = _approach(weighted * (2.0 / labels.numel()), points)
-            sweeps.tangent(approach, workspace.parts, workspace.along_tables.zero_().unbind())
+            distance_tangents = _distance_tangents(weighted * (2.0 / labels.numel()), points)
+            sweeps.tangent(distance_tangents, workspace.parts, workspace.along_tables.zero_().unbind())
             return (errors.double() * weighted.double()).sum(), workspace
 
         size = self._frames(positions)
@@ -141,18 +141,18 @@ class SchNetForceMatching:
             square += other_square
             total.add(other)
         work = zip(networks, total.along_tables, total.parts.blocks, strict=True)
-        list(self.parallel_map(lambda part: part[0].back(*part[1:]), work))
+        list(self.parallel_map(lambda part: part[0].backward(*part[1:]), work))
         self._idle += [workspace for _, workspace in reversed(found)]
         return square / labels.numel(), total.gradient.clone()
 
     def _filter_networks(self) -> list[FilterNetwork]:
         return list(self.parallel_map(lambda block: FilterNetwork(block, self.radial), self._parts.blocks))
 
-    def _borrow(self, tables: Sequence[Table]) -> Workspace:
+    def _borrow(self, tables: Sequence[Table]) -> Buffers:
         try:
             return self._idle.pop()
         except IndexError:
-            return Workspace(self.weights, self.shapes, tables)
+            return Buffers(self.weights, self.shapes, tables)
 
     def _frames(self, positions: Tensor) -> int:
         """Frames to a batch: as many as fill a CPU's cache, or all of them for a GPU."""
@@ -166,7 +166,7 @@ def _forces(slopes: Along, points: Points, positions: Beads) -> Beads:
     return torch.zeros_like(positions).index_add_(1, first, pushes).index_add_(1, second, pushes, alpha=-1)
 
 
-def _approach(velocities: Beads, points: Points) -> Along:
+def _distance_tangents(velocities: Beads, points: Points) -> Along:
     """Rate at which each distance changes."""
     first, second = pairs(velocities.shape[1], 1, velocities.device)
     relative = velocities.index_select(1, second) - velocities.index_select(1, first)

@@ -13,8 +13,8 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from cgal.compiled import compiled, inlined
-from cgal.potential.geometry import pairs
-from cgal.schnet.pair_sums import Along, Beads, Filters, Grid, Points, SHORTEST_nm, Table
+from cgal.potential.geometry import SHORTEST_nm, pairs
+from cgal.schnet.pair_sums import Along, Beads, Filters, Grid, Points, Table
 
 __all__ = ["convolve", "interpolate", "locate", "slopes", "table_gradient", "tangent_convolve"]
 
@@ -54,11 +54,13 @@ def convolve(filters: Filters, features: Beads) -> Beads:
 
 
 def tangent_convolve(
-    filters: Filters, filter_slopes: Filters, approach: Along, features: Beads, tangents: Beads
+    filters: Filters, filter_slopes: Filters, distance_tangents: Along, features: Beads, tangents: Beads
 ) -> Beads:
-    """Tangent of `convolve` when the features change by `tangents` and each distance by `approach`."""
+    """Tangent of `convolve` when the features change by `tangents` and each distance by `distance_tangents`."""
     received = torch.zeros_like(features)
-    _tangent_convolve(*_pairs(features), *_arrays(filters, filter_slopes, approach, features, tangents, received))
+    _tangent_convolve(
+        *_pairs(features), *_arrays(filters, filter_slopes, distance_tangents, features, tangents, received)
+    )
     return received
 
 
@@ -72,12 +74,12 @@ def slopes(filter_slopes: Filters, features: Beads, adjoints: Beads) -> Along:
 def table_gradient(
     gradient: Table,
     points: Points,
-    approach: Along,
+    distance_tangents: Along,
     features: tuple[Beads, Beads],
     adjoints: tuple[Beads, Beads],
 ) -> None:
     """Add the tangent of the gradient along the table; features and adjoints come with their tangents."""
-    _table_gradient(*_pairs(features[0]), *_arrays(gradient, *points[1:], approach, *features, *adjoints))
+    _table_gradient(*_pairs(features[0]), *_arrays(gradient, *points[1:], distance_tangents, *features, *adjoints))
 
 
 def _arrays(*tensors: Tensor) -> list[Any]:
@@ -194,14 +196,14 @@ def _tangent_convolve(
     second: Ends,
     filters: FiltersArray,
     filter_slopes: FiltersArray,
-    approach: AlongArray,
+    distance_tangents: AlongArray,
     features: BeadsArray,
     tangents: BeadsArray,
     received: BeadsArray,
 ) -> None:
     for n in range(filters.shape[0]):
         for p in range(filters.shape[1]):
-            i, j, rate = first[p], second[p], approach[n, p]
+            i, j, rate = first[p], second[p], distance_tangents[n, p]
             for f in range(filters.shape[2]):
                 change = rate * filter_slopes[n, p, f]
                 received[n, i, f] += filters[n, p, f] * tangents[n, j, f] + change * features[n, j, f]
@@ -237,7 +239,7 @@ def _table_gradient(
     rows: RowsArray,
     values: StencilArray,
     slopes: StencilArray,
-    approach: AlongArray,
+    distance_tangents: AlongArray,
     features: BeadsArray,
     tangents: BeadsArray,
     adjoints: BeadsArray,
@@ -247,7 +249,7 @@ def _table_gradient(
     along_slope = np.empty_like(along_filter)
     for n in range(rows.shape[0]):
         for p in range(rows.shape[1]):
-            i, j, rate = first[p], second[p], approach[n, p]
+            i, j, rate = first[p], second[p], distance_tangents[n, p]
             for f in range(gradient.shape[1]):
                 met = features[n, i, f] * adjoints[n, j, f] + features[n, j, f] * adjoints[n, i, f]
                 along_slope[f] = rate * met

@@ -14,12 +14,9 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from cgal.potential.geometry import pairs
+from cgal.potential.geometry import SHORTEST_nm, pairs
 
 __all__ = ["Grid", "Points", "convolve", "interpolate", "locate", "slopes", "table_gradient", "tangent_convolve"]
-
-SHORTEST_nm = 1e-6
-"""Beads on top of each other have no direction; with this their forces are numbers."""
 
 type Beads = Float[Tensor, "frames beads features"]
 type Filters = Float[Tensor, "frames pairs features"]
@@ -84,27 +81,27 @@ def convolve(filters: Filters, features: Beads) -> Beads:
 
 
 def tangent_convolve(
-    filters: Filters, filter_slopes: Filters, approach: Along, features: Beads, tangents: Beads
+    filters: Filters, filter_slopes: Filters, distance_tangents: Along, features: Beads, tangents: Beads
 ) -> Beads:
-    """Tangent of `convolve` when the features change by `tangents` and each distance by `approach`."""
-    return convolve(filters, tangents) + convolve(approach[:, :, None] * filter_slopes, features)
+    """Tangent of `convolve` when the features change by `tangents` and each distance by `distance_tangents`."""
+    return convolve(filters, tangents) + convolve(distance_tangents[:, :, None] * filter_slopes, features)
 
 
 def slopes(filter_slopes: Filters, features: Beads, adjoints: Beads) -> Along:
     """Slope along each distance of what has gradients `adjoints` along the result of `convolve`."""
-    return (filter_slopes * _meet(features, adjoints)).sum(2)
+    return (filter_slopes * _pair_products(features, adjoints)).sum(2)
 
 
 def table_gradient(
     gradient: Table,
     points: Points,
-    approach: Along,
+    distance_tangents: Along,
     features: tuple[Beads, Beads],
     adjoints: tuple[Beads, Beads],
 ) -> None:
     """Add the tangent of the gradient along the table; features and adjoints come with their tangents."""
-    along_filters = _meet(features[0], adjoints[1]) + _meet(features[1], adjoints[0])
-    along_slopes = approach[:, :, None] * _meet(features[0], adjoints[0])
+    along_filters = _pair_products(features[0], adjoints[1]) + _pair_products(features[1], adjoints[0])
+    along_slopes = distance_tangents[:, :, None] * _pair_products(features[0], adjoints[0])
     parts = points.values[..., None] * along_filters[:, :, None] + points.slopes[..., None] * along_slopes[:, :, None]
     gradient.index_add_(0, _rows(points).flatten(), parts.flatten(0, 2))
 
@@ -113,7 +110,7 @@ def _rows(points: Points) -> Int64[Tensor, "all_pairs points"]:
     return points.rows.flatten()[:, None] + torch.arange(points.values.shape[2], device=points.rows.device)
 
 
-def _meet(features: Beads, adjoints: Beads) -> Filters:
+def _pair_products(features: Beads, adjoints: Beads) -> Filters:
     """y_i g_j + y_j g_i of each pair: the gradient along its filter."""
     first, second = pairs(features.shape[1], 1, features.device)
     return features[:, first] * adjoints[:, second] + features[:, second] * adjoints[:, first]

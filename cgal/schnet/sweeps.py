@@ -1,8 +1,8 @@
 """The four sweeps of `force_matching` over the layers of a SchNet, written out.
 
 A row of a layer is a bead of a frame. `along_x` is the adjoint of x, dE/dx; `x_tangent` the derivative of x along the
-direction in which the positions move. In the sweeps for the tangents (`tangent_forth`, `tangent_back`) adjoints that go
-by their plain names are the tangents of those that the first sweeps left behind.
+direction in which the positions move. In `tangent_forward` and `tangent_backward` adjoints that go by their plain names
+are the tangents of those that the first sweeps left behind.
 """
 
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ class FilterNetwork:
         self.hidden, self.hidden_slope = _softplus(linear(radial, weights.to_filter_hidden, weights.filter_hidden_bias))
         self.table: Table = linear(self.hidden, weights.to_filter, weights.filter_bias)
 
-    def back(self, along_table: Table, gradient: BlockWeights) -> None:
+    def backward(self, along_table: Table, gradient: BlockWeights) -> None:
         """Fill in the gradient along the network's weights, given that along the table."""
         along_hidden = (along_table @ self.weights.to_filter).mul_(self.hidden_slope)
         _outer(gradient.to_filter, (along_table, self.hidden))
@@ -108,7 +108,7 @@ class Block:
     def _beads(self, layer: Layer) -> Beads:
         return layer.view(len(self.filters), -1, layer.shape[1])
 
-    def forth(self, features: Layer) -> Layer:
+    def forward(self, features: Layer) -> Layer:
         """Features of the next block."""
         weights, self.features = self.weights, features
         self.sources = self._beads(linear(features, weights.to_sources))
@@ -116,7 +116,7 @@ class Block:
         self.hidden, self.hidden_slope = _softplus(linear(self.received, weights.to_hidden, weights.hidden_bias))
         return linear(self.hidden, weights.to_update, weights.update_bias).add_(features)
 
-    def back(self, along_next: Layer) -> Along:
+    def backward(self, along_next: Layer) -> Along:
         """Share of this block in the slope along each distance."""
         weights, self.along_next = self.weights, along_next
         self.along_hidden = (along_next @ weights.to_update).mul_(self.hidden_slope)
@@ -124,14 +124,14 @@ class Block:
         slopes: Along = self.sums.slopes(self.filter_slopes, self.sources, self.along_received)
         return slopes
 
-    def back_to_features(self) -> Layer:
+    def backward_to_features(self) -> Layer:
         """Adjoint of the features that came in."""
         self.along_sources = self.sums.convolve(self.filters, self.along_received).flatten(0, 1)
         return torch.addmm(self.along_next, self.along_sources, self.weights.to_sources)
 
-    def tangent_forth(self, approach: Along, features_tangent: Layer | None) -> Layer:
+    def tangent_forward(self, distance_tangents: Along, features_tangent: Layer | None) -> Layer:
         """Tangent of the next block's features; the first block's own features are constant."""
-        weights, self.approach, self.features_tangent = self.weights, approach, features_tangent
+        weights, self.distance_tangents, self.features_tangent = self.weights, distance_tangents, features_tangent
         self.sources_tangent = (
             torch.zeros_like(self.sources)
             if features_tangent is None
@@ -145,11 +145,11 @@ class Block:
 
     def _tangent_convolve(self, features: Beads, tangents: Beads) -> Layer:
         received: Beads = self.sums.tangent_convolve(
-            self.filters, self.filter_slopes, self.approach, features, tangents
+            self.filters, self.filter_slopes, self.distance_tangents, features, tangents
         )
         return received.flatten(0, 1)
 
-    def tangent_back(self, along_next: Layer, gradient: BlockWeights, along_table: Table) -> Layer:
+    def tangent_backward(self, along_next: Layer, gradient: BlockWeights, along_table: Table) -> Layer:
         """Fill in the gradient along the weights of the dense layers; give the tangent of the features' adjoint."""
         weights = self.weights
         _outer(gradient.to_update, (along_next, self.hidden), (self.along_next, self.hidden_tangent))
@@ -162,7 +162,7 @@ class Block:
         self.sums.table_gradient(
             along_table,
             self.points,
-            self.approach,
+            self.distance_tangents,
             (self.sources, self.sources_tangent),
             (self.along_received, along_received),
         )
@@ -191,30 +191,30 @@ class Sweeps:
             for block, table, part in zip(weights.blocks, tables, memory, strict=True)
         ]
 
-    def forth_and_back(self) -> Along:
+    def forward_and_backward(self) -> Along:
         """Slope of the energy along each distance [kJ/mol/nm]."""
         weights = self.weights
         features = weights.embedding[self.types].repeat(len(self.points.rows), 1)
         for block in self.blocks:
-            features = block.forth(features)
+            features = block.forward(features)
         self.features = features
         _, self.last_slope = _softplus(linear(features, weights.to_last, weights.last_bias))
         self.along_last = self.last_slope * (ENERGY_SCALE_kJ_per_mol * weights.readout)
         along_features = self.along_last @ weights.to_last
-        slopes = self.blocks[-1].back(along_features)
+        slopes = self.blocks[-1].backward(along_features)
         for block, later in zip(self.blocks[-2::-1], self.blocks[:0:-1], strict=True):
-            slopes += block.back(later.back_to_features())
+            slopes += block.backward(later.backward_to_features())
         return slopes
 
-    def tangent(self, approach: Along, gradient: Weights, along_tables: Sequence[Table]) -> None:
+    def tangent(self, distance_tangents: Along, gradient: Weights, along_tables: Sequence[Table]) -> None:
         """Fill in the gradient, but for the filter networks: of these, add to that along their tables."""
         tangent: Layer | None = None
         for block in self.blocks:
-            tangent = block.tangent_forth(approach, tangent)
+            tangent = block.tangent_forward(distance_tangents, tangent)
         assert tangent is not None  # there is a block
         along_features = self._tangent_of_readout(tangent, gradient)
         for block, part, along_table in zip(self.blocks[::-1], gradient.blocks[::-1], along_tables[::-1], strict=True):
-            along_features = block.tangent_back(along_features, part, along_table)
+            along_features = block.tangent_backward(along_features, part, along_table)
         per_bead = along_features.view(-1, len(self.types), along_features.shape[1]).sum(0)
         gradient.embedding.zero_().index_add_(0, self.types, per_bead)
 

@@ -73,12 +73,12 @@ class Dense(nn.Module):
         """Apply the layer."""
         return linear(features, self.weight, self.bias)
 
-    def back(self, gradients: Tensor) -> Tensor:
+    def backward(self, gradients: Tensor) -> Tensor:
         """Gradient along the input, given the gradient along the output."""
         return gradients @ self.weight
 
 
-class Block(nn.Module):
+class TabulatedBlock(nn.Module):
     """One interaction block of SchNet: its table, and the layers before and after the convolution."""
 
     table: Tensor
@@ -128,7 +128,9 @@ class TabulatedSchNet(nn.Module):
         self.intervals, self.cutoff_nm = intervals, cutoff_nm
         readout = ENERGY_SCALE_kJ_per_mol * exact.readout[1].weight[0]
         self.knots_per_nm = intervals / cutoff_nm
-        self.blocks = nn.ModuleList(Block(schnet, block, cutoff_nm, intervals) for block in schnet.interactions)
+        self.blocks = nn.ModuleList(
+            TabulatedBlock(schnet, block, cutoff_nm, intervals) for block in schnet.interactions
+        )
         self.to_hidden = Dense(exact.readout[0])
         self.register_buffer("embedding", schnet.embedding(types.cpu()).float()[None])
         self.register_buffer("readout", readout.float())
@@ -154,14 +156,14 @@ class TabulatedSchNet(nn.Module):
         hidden = _softplus(self.to_hidden(features))
         energies = (hidden.value @ self.readout).sum(1) + self.offset_kJ_per_mol
 
-        gradients = self.to_hidden.back(hidden.slope.mul_(self.readout))
+        gradients = self.to_hidden.backward(hidden.slope.mul_(self.readout))
         slopes = torch.zeros_like(distances)
         for block, filters, sources, slope in reversed(tape):
-            targets = self._neighbours(block.to_hidden.back(block.to_update.back(gradients).mul_(slope)))
+            targets = self._neighbours(block.to_hidden.backward(block.to_update.backward(gradients).mul_(slope)))
             meetings = (targets[:, 0] * sources[:, 1]).addcmul_(targets[:, 1], sources[:, 0])
             slopes += meetings.mul_(filters.slopes).sum(2)
             if block is not self.blocks[0]:  # the embedding has no gradient
-                gradients += block.to_sources.back(self._convolve(filters.values, targets))
+                gradients += block.to_sources.backward(self._convolve(filters.values, targets))
         return energies, slopes.mul_(self.knots_per_nm)
 
     def _spline(self, distances: Float32[Tensor, "frames pairs"]) -> Spline:

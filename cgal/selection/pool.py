@@ -59,7 +59,7 @@ def drop_reasons(
 ) -> Shaped[np.ndarray, " frames"]:
     """Say why each frame cannot be labelled: the first reason that holds, or "" for a candidate.
 
-    "not finite": a coordinate is no number; "unphysical bond": a CA-CA bond outside `minimum_bond_nm` to
+    "not finite": a coordinate is NaN or infinite; "unphysical bond": a CA-CA bond outside `minimum_bond_nm` to
     `maximum_bond_nm`; "overlap": two beads that are not bonded to each other closer than `minimum_distance_nm`;
     "beyond cutoff": RMSD to the reference frame over `cutoff_nm`, the paper's guard against implosions and explosions.
     """

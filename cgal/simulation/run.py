@@ -43,7 +43,7 @@ def simulate(
 
     Frames are saved after every `params.stride` steps (never the start frame itself) and come back ordered by replica,
     then time. A replica with a bond over `maximum_bond_nm` ("exploded"), two beads closer than `minimum_distance_nm`
-    ("imploded") or a coordinate that is no number ("not finite") is quarantined at that very step. Every replica has
+    ("imploded") or a NaN or infinite coordinate ("not finite") is quarantined at that very step. Every replica has
     its fate in `fates`. Start frames, velocities and noise depend on `seed` alone, so a lost replica changes nothing
     for the others, nor does the number of threads. A `Potential` is run by the accelerators of its
     architecture, where it has some.

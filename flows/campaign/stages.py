@@ -13,7 +13,6 @@ import mdtraj
 import numpy as np
 import torch
 
-from cgal import training
 from cgal.all_atom import oracle
 from cgal.all_atom.backmapping.backmap import backmap
 from cgal.benchmark.figures import plot_benchmark
@@ -23,13 +22,16 @@ from cgal.files import read_json, write_json
 from cgal.frames import AtomFrames, CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
+from cgal.potential.figures import plot_prior
 from cgal.potential.potential import Potential
-from cgal.potential.prior import Prior, fit_prior, plot_prior
+from cgal.potential.prior import Prior, fit_prior
 from cgal.progress import Progress
 from cgal.randomness import derive_seed
 from cgal.selection import Committee, Selection, acquire, measure_pool, plot_selection
 from cgal.selection.closing import affordable_picks
 from cgal.simulation import simulate as run_simulation
+from cgal.training import train as training
+from cgal.training.figures import plot_training
 from flows.serving.task_runners import fanning_out
 from flows.workspace import Summary, Workspace
 
@@ -53,7 +55,7 @@ def train(workspace: Workspace, progress: Progress) -> Summary:
     save_checkpoint(workspace.round / "model.pt", result.potential, provenance | summary)
     training.write_history_csv(result, workspace.round / "training.csv")
     figures = workspace.round / "plots" / "training"
-    training.plot_training(result, figures)
+    plot_training(result, figures)
     plot_prior(result.potential.prior, _training_positions(workspace), figures)
     return summary
 

@@ -213,7 +213,7 @@ def _outcome(job: Job, future: Any) -> Outcome:
     try:
         stage, kind, text = future.result()
     except Exception as error:  # not the run's own fault, which it returns; Dask has tried it on four workers by now
-        return replace(job.crash(f"its worker died ({type(error).__name__}: {error})"), hopeless=True)
+        return replace(job.crash(f"its worker died ({type(error).__name__}: {error})"), permanent=True)
     job.stage = stage
     return job.outcome(kind, text)
 

@@ -162,21 +162,21 @@ def test_kernels_do_what_their_definition_does(beads):
 
     table, bead_like = random(matching.grid.intervals + 7, 10), (6, beads, 10)
     features, tangents, adjoints, adjoint_tangents = (random(*bead_like) for _ in range(4))
-    approach = random(6, beads * (beads - 1) // 2)
+    distance_tangents = random(6, beads * (beads - 1) // 2)
 
     def everything(sums) -> list[torch.Tensor]:
         points = sums.locate(positions, matching.grid)
         filters, filter_slopes = random(2, *points.rows.shape, 10)
         sums.interpolate(table, points, filters, filter_slopes)
         gradient = table.clone()
-        sums.table_gradient(gradient, points, approach, (features, tangents), (adjoints, adjoint_tangents))
+        sums.table_gradient(gradient, points, distance_tangents, (features, tangents), (adjoints, adjoint_tangents))
         return [
             *points,
             filters,
             filter_slopes,
             gradient,
             sums.convolve(filters, features),
-            sums.tangent_convolve(filters, filter_slopes, approach, features, tangents),
+            sums.tangent_convolve(filters, filter_slopes, distance_tangents, features, tangents),
             sums.slopes(filter_slopes, features, adjoints),
         ]
 

@@ -73,7 +73,7 @@ def backmap(
     The C-alpha may be off by what the restrained minimisation needs, `maximum_displacement_nm` at most. Same seed,
     same positions. Raises BackmappingError, with the structure as far as it came in its `positions`, when the beads
     cannot be rebuilt, or when the result clashes, is torn, has a wrong handedness, a new cis peptide bond, or too
-    much energy; `hopeless` unless that came of the warm-up, since nothing before it depends on the seed.
+    much energy; `permanent` unless that came of the warm-up, since nothing before it depends on the seed.
     """
     template = _template(structure, force_field)
     if len(beads) != len(template.alpha_carbons):
@@ -90,7 +90,7 @@ def backmap(
         warm = _warm_up(template, relaxed, params, force_field, temperature_K, seed)
         _check(template, warm, beads, params)
     except BackmappingError as error:  # the only part that chance plays a part in
-        error.hopeless, error.steps = False, params.steps
+        error.permanent, error.steps = False, params.steps
         raise
     return warm.astype(np.float32)
 
@@ -119,7 +119,7 @@ def _template(structure: str, force_field: ForceFieldParams) -> Template:
 def _heavy_atoms(
     template: Template, beads: Float32[np.ndarray, "beads 3"], method: str
 ) -> tuple[Float64[np.ndarray, "atoms 3"], Bool[np.ndarray, " atoms"]]:
-    """Positions of the atoms that the method knows, not a number for the others, and which they are."""
+    """Positions of the atoms that the method knows, NaN for the others, and which they are."""
     positions = np.full_like(template.positions, np.nan)
     rebuild = import_module(f"cgal.all_atom.backmapping.{method}").rebuild
     try:
@@ -248,5 +248,5 @@ def _failure(reason: str, template: Template, positions: Shaped[np.ndarray, "ato
     error = BackmappingError(
         f"{reason}; raise backmapping.minimise_steps, or drop such frames with a lower selection.cutoff_nm"
     )
-    error.positions, error.hopeless = positions, True
+    error.positions, error.permanent = positions, True
     return error

@@ -23,7 +23,7 @@ PRICED_ROWS = 3
 """Points whose edges are looked through for the best one before the tree is changed."""
 
 MOVES_A_POINT = 1000
-"""Far more than it ever takes (about four); a row that ends there is given as not-a-number."""
+"""Far more than it ever takes (about four); a row that ends there is given as NaN."""
 
 
 def transport_costs(

@@ -1,0 +1,148 @@
+"""Figures of the prior."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cgal.files import atomic_write
+from cgal.potential.geometry import dihedral_angles, internal_coordinates, pair_distances
+from cgal.potential.prior import Prior, inverted_dihedrals
+from cgal.units import thermal_energy_kJ_per_mol
+
+__all__ = ["plot_prior"]
+
+PANELS = 30
+"""Terms drawn in a figure, at most."""
+
+
+def plot_prior(prior: Prior, positions: Float32[np.ndarray, "frames beads 3"], folder: Path) -> tuple[Path, ...]:
+    """Draw each term's inverted histogram over `positions` [nm] beside the fitted curve.
+
+    Writes prior_bonds.png, prior_angles.png, prior_dihedrals.png and prior_repulsion.png into `folder`; returns them.
+    """
+    prior = Prior(prior.sequence, prior.temperature_K, prior.state_dict())
+    coordinates = internal_coordinates(torch.from_numpy(positions.astype(np.float64)))
+    figures = {
+        "prior_bonds.png": _plot_bonds(prior, coordinates.bonds_nm.numpy()),
+        "prior_angles.png": _plot_angles(prior, coordinates.angles_rad.numpy()),
+        "prior_dihedrals.png": _plot_dihedrals(prior, dihedral_angles(coordinates)),
+        "prior_repulsion.png": _plot_repulsion(prior, positions),
+    }
+    for name, figure in figures.items():
+        with atomic_write(folder / name) as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
+    return tuple(folder / name for name in figures)
+
+
+TRAINING_COLOUR = "#00798c"
+PRIOR_COLOUR = "#d1495b"
+
+
+def _plot_bonds(prior: Prior, bonds_nm: Float64[np.ndarray, "frames bonds"]) -> Figure:
+    figure, axes = _panels(bonds_nm.shape[1], "CA-CA distance [nm]")
+    for term, axis in enumerate(axes):
+        length, stiffness = float(prior.bond_length_nm[term]), float(prior.bond_stiffness_kJ_per_mol_nm2[term])
+        _inverted_points(axis, bonds_nm[:, term], bonds_nm[:, term] ** 2, prior.temperature_K)
+        grid = np.linspace(bonds_nm[:, term].min() - 0.005, bonds_nm[:, term].max() + 0.005, 200)
+        _curve(axis, grid, stiffness / 2 * (grid - length) ** 2)
+        _name(axis, prior.sequence, term, 2)
+    return figure
+
+
+def _plot_angles(prior: Prior, angles_rad: Float64[np.ndarray, "frames angles"]) -> Figure:
+    figure, axes = _panels(angles_rad.shape[1], "angle [degree]")
+    for term, axis in enumerate(axes):
+        angle, stiffness = float(prior.angle_rad[term]), float(prior.angle_stiffness_kJ_per_mol_rad2[term])
+        values = angles_rad[:, term]
+        _inverted_points(axis, values, np.sin(values), prior.temperature_K, math.degrees(1))
+        grid = np.linspace(values.min() - 0.1, values.max() + 0.1, 200)
+        _curve(axis, np.degrees(grid), stiffness / 2 * (grid - angle) ** 2)
+        _name(axis, prior.sequence, term, 3)
+    return figure
+
+
+def _plot_dihedrals(prior: Prior, dihedrals_rad: Float64[np.ndarray, "frames dihedrals"]) -> Figure:
+    figure, axes = _panels(dihedrals_rad.shape[1], "dihedral [degree]", ", level where no frame was")
+    grid = np.linspace(-np.pi, np.pi, 361)
+    centres, inverted = inverted_dihedrals(dihedrals_rad, thermal_energy_kJ_per_mol(prior.temperature_K), 60)
+    curves = prior._dihedral_energies(
+        torch.from_numpy(np.cos(grid))[:, None].expand(-1, dihedrals_rad.shape[1]),
+        torch.from_numpy(np.sin(grid))[:, None].expand(-1, dihedrals_rad.shape[1]),
+    ).numpy()
+    for term, axis in enumerate(axes):
+        axis.plot(np.degrees(centres), inverted[term] - inverted[term].min(), ".", color=TRAINING_COLOUR, markersize=3)
+        _curve(axis, np.degrees(grid), curves[:, term] - curves[:, term].min())
+        axis.set_xticks([-180, -90, 0, 90, 180])
+        _name(axis, prior.sequence, term, 4)
+    return figure
+
+
+def _plot_repulsion(prior: Prior, positions: Float32[np.ndarray, "frames beads 3"]) -> Figure:
+    distances = pair_distances(torch.from_numpy(positions), 3).double().numpy().ravel()
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axis = figure.subplots()
+    grid = np.linspace(0.25, 1.2, 300)
+    axis.hist(
+        distances,
+        bins=80,
+        range=(0.25, 1.2),
+        density=True,
+        color=TRAINING_COLOUR,
+        alpha=0.6,
+        label="training frames, |i-j| >= 3",
+    )
+    axis.axvline(float(prior.repulsion_radius_nm), color="#222222", linestyle=":", label="repulsion radius")
+    axis.set(xlabel="CA-CA distance [nm]", ylabel="density [1/nm]", xlim=(0.25, 1.2))
+    energy_axis = axis.twinx()
+    energies = prior._repulsion_energies(torch.from_numpy(grid)).numpy()
+    energy_axis.plot(grid, energies, color=PRIOR_COLOUR, label="prior")
+    energy_axis.set(ylabel="prior energy of a pair [kJ/mol]", ylim=(0, 20))
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def _panels(terms: int, label: str, remark: str = "") -> tuple[Figure, list[Axes]]:
+    """Give a grid of panels, one a term (the first `PANELS` of a long chain, which the title then says)."""
+    shown = min(terms, PANELS)
+    columns = min(shown, 5)
+    rows = -(-shown // columns)
+    figure = Figure(figsize=(2.2 * columns + 0.6, 1.9 * rows + 0.8), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axis in axes[shown:]:
+        axis.remove()
+    figure.supxlabel(label, fontsize=10)
+    figure.supylabel("energy [kJ/mol]", fontsize=10)
+    note = "" if shown == terms else f" (first {shown} of {terms} terms)"
+    figure.suptitle(f"points: training frames, inverted{remark}   line: prior{note}", fontsize=10)
+    return figure, axes[:shown]
+
+
+def _inverted_points(
+    axis: Axes,
+    values: Float64[np.ndarray, " frames"],
+    jacobian: Float64[np.ndarray, " frames"],
+    temperature_K: float,
+    scale: float = 1.0,
+) -> None:
+    """Plot -k_B T ln(p/J) where the histogram has counts, least energy zero."""
+    counts, edges = np.histogram(values, bins=30, weights=1.0 / np.maximum(jacobian, 1e-3))
+    seen = counts > 0
+    energies = -thermal_energy_kJ_per_mol(temperature_K) * np.log(counts[seen] / counts.max())
+    centres = (edges[1:] + edges[:-1])[seen] / 2
+    axis.plot(scale * centres, energies, ".", color=TRAINING_COLOUR, markersize=3)
+
+
+def _curve(axis: Axes, grid: Float64[np.ndarray, " points"], energies: Float64[np.ndarray, " points"]) -> None:
+    axis.plot(grid, energies, color=PRIOR_COLOUR, linewidth=1.2)
+    axis.set_ylim(-1, 16)
+    axis.tick_params(labelsize=7)
+
+
+def _name(axis: Axes, sequence: str, term: int, beads: int) -> None:
+    names = [f"{sequence[index]}{index + 1}" for index in range(term, term + beads)]
+    axis.set_title("-".join(names), fontsize=8)

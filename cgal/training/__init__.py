@@ -1,0 +1,1 @@
+"""How a potential is fitted to labelled frames."""
