@@ -10,7 +10,7 @@ from flows.versioning.objects import Cache
 from flows.versioning.remotes import RemoteUnreachable, open_remote
 from flows.versioning.round_files import outputs
 
-__all__ = ["keep_sound", "recorded", "recorded_outputs", "require_sound"]
+__all__ = ["keep_recorded", "keep_sound", "recorded_outputs", "require_sound"]
 
 
 def keep_sound(cache: Cache, digests: Iterable[str]) -> set[str]:
@@ -21,8 +21,17 @@ def keep_sound(cache: Cache, digests: Iterable[str]) -> set[str]:
     bad = {digest for digest in digests if not cache.is_sound(digest)}
     if bad:
         cache.set_aside(digest for digest in bad if cache.has(digest))
-        cache.keep({path: digest for path, digest in recorded(cache).items() if digest in bad})
+        named = recorded_outputs(cache.root)
+        cache.keep({path: digest for path, digest in named.items() if digest in bad})  # lists of files among them
+        cache.keep({path: digest for path, digest in cache.files(named).items() if digest in bad})
     return {digest for digest in bad if not cache.is_sound(digest)}
+
+
+def keep_recorded(cache: Cache) -> None:
+    """Let the cache have all that the workspace records, lists of files first, as far as the workspace has it."""
+    named = recorded_outputs(cache.root)
+    keep_sound(cache, (digest for digest in named.values() if digest.endswith(".dir")))
+    keep_sound(cache, cache.files(named).values())
 
 
 def require_sound(cache: Cache, tag: str, named: Mapping[str, str]) -> dict[str, str]:
@@ -60,14 +69,9 @@ def _remotes(root: Path) -> list[str]:
 def _bring(cache: Cache, name: str, digests: Collection[str]) -> str:
     try:
         open_remote(cache.root, name).bring(cache, digests)
-    except (RemoteUnreachable, VersioningError) as error:
+    except (RemoteUnreachable, VersioningError, OSError) as error:
         return f"not fetched ({error})"
     return f"not in DVC remote {name}"
-
-
-def recorded(cache: Cache) -> dict[str, str]:
-    """DVC hashes of the files that the workspace should hold, by path."""
-    return cache.files(recorded_outputs(cache.root))
 
 
 def recorded_outputs(root: Path) -> dict[str, str]:

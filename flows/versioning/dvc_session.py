@@ -81,6 +81,7 @@ class _DvcTools(NamedTuple):
     tree: Any
     status: Any
     transfer: Any
+    build: Any
 
 
 @cache
@@ -92,6 +93,7 @@ def dvc_tools() -> _DvcTools:
     from dvc.lock import LockError
     from dvc.repo import Repo, lock_repo
     from dvc.utils.strictyaml import YAMLSyntaxError, YAMLValidationError
+    from dvc_data.hashfile.build import build
     from dvc_data.hashfile.hash_info import HashInfo
     from dvc_data.hashfile.state import StateNoop
     from dvc_data.hashfile.status import status
@@ -111,4 +113,5 @@ def dvc_tools() -> _DvcTools:
         Tree,
         status,
         transfer,
+        build,
     )

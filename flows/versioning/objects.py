@@ -83,9 +83,19 @@ class Cache:
             shutil.move(self.path(digest), aside / digest)
 
     def keep(self, files: Mapping[str, str]) -> None:
-        """Copy those of these files of the working copy into the cache whose bytes fit their DVC hash."""
+        """Copy those of these files and folders of the working copy into the cache whose bytes fit their DVC hash."""
         wrong = set(wrong_files(self.root, files))
         good = {path: digest for path, digest in files.items() if not digest.endswith(".dir") and path not in wrong}
         if good:
             paths = [os.fspath(self.root / path) for path in good]
             self.odb.add(paths, self.odb.fs, [*good.values()])
+        for path, digest in files.items():
+            if digest.endswith(".dir") and (self.root / path).is_dir():
+                self._keep_list(path, digest)
+
+    def _keep_list(self, folder: str, digest: str) -> None:
+        """Make the list of a folder's files anew, and keep it if it is still the one of this hash."""
+        tools = dvc_tools()
+        staged, _, listed = tools.build(self.odb, os.fspath(self.root / folder), self.odb.fs, "md5")
+        if listed.hash_info.value == digest:
+            tools.transfer(staged, self.odb, {listed.hash_info}, shallow=False)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cgal.errors import VersioningError
-from flows.versioning.checking import recorded_outputs, require_sound
+from flows.versioning.checking import keep_recorded, recorded_outputs, require_sound
 from flows.versioning.dvc_repo import Dvc
 from flows.versioning.git import Git
 from flows.versioning.objects import Cache, wrong_files
@@ -80,6 +80,7 @@ class Repository:
         Raises VersioningError when a stage's outputs are not recorded, when the tag exists and names another round,
         or when a working copy has the campaign's branch checked out.
         """
+        keep_recorded(Cache(self.root))
         self.dvc.record_data()
         if stale := self.dvc.stale_stages():
             raise VersioningError(

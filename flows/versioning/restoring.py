@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cgal.errors import VersioningError
 from cgal.files import write_bytes
-from flows.versioning.checking import keep_sound, recorded, require_sound
+from flows.versioning.checking import keep_recorded, require_sound
 from flows.versioning.dvc_repo import Dvc
 from flows.versioning.git import Git
 from flows.versioning.objects import Cache, wrong_files
@@ -26,12 +26,12 @@ def restore_round(git: Git, dvc: Dvc, tag: str, contents: Mapping[str, bytes]) -
     try:
         cache = Cache(git.root)
         files = require_sound(cache, tag, outputs(contents["data.dvc"], contents["dvc.lock"]))
+        keep_recorded(cache)
         _save_data(git, dvc)
-        keep_sound(cache, recorded(cache).values())
         with _replaced(dvc, contents):
             dvc.check_out()
             _require_right(git.root, files)
-    except VersioningError as error:
+    except (VersioningError, OSError) as error:
         raise VersioningError(f"{tag} is not restored, all is as it was: {error}") from error
     git.run("checkout", tag, "--", *ROUND_FILES)
 
