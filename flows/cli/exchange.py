@@ -21,7 +21,6 @@ def rounds(
     Rounds that a DVC remote lacks are named, and tags that were moved.
     """
     root = open_project(root)
-    from flows.terminal import console
     from flows.versioning import Repository
     from flows.workspace import Workspace
 
@@ -32,6 +31,8 @@ def rounds(
     if as_json:
         print(json.dumps(_described(repository, name, moved, deliveries), indent=2))
         return
+    from flows.terminal import console
+
     try:
         print_rounds(root, name, but=moved)
     finally:
