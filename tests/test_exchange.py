@@ -284,7 +284,13 @@ def test_a_clone_from_gits_remote_has_all_rounds_after_a_push(root: Path, tmp_pa
     said = shell(root, "cgal push")
     assert "DVC remote lab has all rounds" in said
     assert "git remote origin has their branches and tags" in said
-    shell(tmp_path, "git clone -q -b main hub.git clone")
+    shell(tmp_path, "git clone -q -b main hub.git clone && git --git-dir hub.git tag -f demo/round-000 main")
+    refused = subprocess.run(["cgal", "push"], cwd=root, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "DVC remote lab has all rounds; 0 files were sent" in refused.stdout
+    assert "git push: " in refused.stderr
+    assert "demo/round-000 -> demo/round-000 (already exists)" in refused.stderr
+    shell(root, "git push -q --force origin demo/round-000")
     clone = Repository(tmp_path / "clone")
     lab(clone.root, tmp_path / "lab")
     assert clone.published("demo") == Repository(root).published("demo")

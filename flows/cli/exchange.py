@@ -82,11 +82,11 @@ def push(root: Root = HERE) -> None:
     from flows.versioning import Repository
 
     repository = Repository(root)
-    deliveries, remote = repository.send(), repository.send_history()
+    deliveries = repository.send()
     for delivery in deliveries:
         if not delivery.warning:
             console.print(f"DVC remote {delivery.remote} has all rounds; {delivery.sent} files were sent")
-    if remote:
+    if remote := repository.send_history():
         console.print(f"git remote {remote} has their branches and tags")
     missing = []
     if not deliveries:

@@ -93,9 +93,8 @@ def _describe(
 
 def push_tags(git: Git, remote: str, tags: Sequence[str]) -> None:
     """Push tags of rounds, and the branches of campaigns, to a git remote; raises VersioningError with git's reason."""
-    patience = ("-c", "http.lowSpeedLimit=1", "-c", "http.lowSpeedTime=30")
     refs = ["refs/heads/campaign/*:refs/heads/campaign/*", *(f"refs/tags/{tag}:refs/tags/{tag}" for tag in tags)]
-    git.run(*patience, "push", "--quiet", remote, *refs)
+    git.run("push", "--quiet", remote, *refs, GIT_HTTP_LOW_SPEED_LIMIT="1", GIT_HTTP_LOW_SPEED_TIME="30")
 
 
 def git_remote(git: Git) -> str:
