@@ -32,7 +32,7 @@ def publish(root: Path, tag: str, seed: int, closing: str) -> None:
         (root / name).write_text(content)
     for command in (
         ["git", "add", "--force", *files],
-        ["git", "commit", "--quiet", "--message", tag],
+        ["git", "commit", "--quiet", "--message", f"{tag}\n\nRound: {tag}"],
         ["git", "tag", tag],
         ["git", "reset", "--quiet", "--hard", "HEAD~1"],
     ):
