@@ -38,11 +38,20 @@ __all__ = [
     "section_models",
 ]
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+LARGEST = 1e12
+"""Bound of numbers that have no other: a form knows no infinity, but a maximum."""
+
+Positive = Annotated[float, Field(gt=0, le=LARGEST, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(gt=0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+Count = Annotated[int, Field(gt=0, le=10**12)]
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$",
+        json_schema_extra={"pattern": r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}(?!\n)$"},  # `$` alone lets a last newline pass
+    ),
+]
 
 
 class Section(BaseModel):
@@ -340,7 +349,7 @@ class ExecutionParams(Section):
     """How fast a run goes, never what it finds; no stage depends on it."""
 
     torch_threads: int = Field(0, ge=0, description="0: all available cores")
-    oracle_workers: Count = Field(2, description="all-atom runs (labels, reference) at a time")
+    oracle_workers: int = Field(2, ge=1, le=1024, description="all-atom runs (labels, reference) at a time")
     task_runner: Literal["processes", "threads", "dask", "dask_slurm", "dask_address"] = Field(
         "processes",
         description="where all-atom runs go: this machine, or the Dask cluster that cluster.yaml describes",

@@ -1,5 +1,6 @@
 """Where everything of a working copy lies: constant file names, read the same by every stage."""
 
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +40,12 @@ class Workspace:
     def scratch(self, stage: str) -> Path:
         """Where a stage keeps what it needs to go on after a kill; never versioned."""
         return self.root / ".cgal" / "work" / stage
+
+    def prune_scratch(self, keep: str) -> None:
+        """Remove what stages of a published round kept, but for one folder: the evidence of its failed labels."""
+        for folder in (self.root / ".cgal" / "work").glob("*"):
+            if folder.name != keep:
+                shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def structure(self) -> str:

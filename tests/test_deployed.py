@@ -1,7 +1,10 @@
 """What a served campaign decides before it computes: which of a series is next, with which seed, and who is refused."""
 
+import inspect
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +12,18 @@ from unittest.mock import Mock
 
 import pytest
 import yaml
+from jsonschema import ValidationError, validate
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Failed
+from prefect.utilities.callables import parameter_schema
 
-from cgal.errors import CgalError
+from cgal.dataset import prepare
+from cgal.errors import BadParams, CgalError
+from cgal.params import check_params, merged
 from flows.serving import deployed, dispatch
 from flows.versioning import Repository
 from flows.workspace import Workspace
+from tests.conftest import REPOSITORY
 
 FORM: dict[str, Any] = {"protein": "chignolin", "campaign": {"rounds": 0, "budget_steps": 0}}
 
@@ -65,6 +73,104 @@ def test_a_series_begins_with_the_forms_seed(make_project: Callable[..., Path]) 
     root = make_project(seed=500)
     deployed._open_campaign(root, "weekly", "weekly", FORM | {"seed": 40})
     assert Workspace(root).params.seed == 40
+
+
+def test_what_the_form_leaves_alone_is_as_committed(make_project: Callable[..., Path]) -> None:
+    """Not as the last campaign had it, nor as anybody's default."""
+    root = make_project(selection={"strategy": "coverage"}, campaign={"rounds": 3, "budget_steps": 5000})
+    form = {"selection": {"strategy": "random"}, "training": {"epochs": 2}, "campaign": {"rounds": 1}}
+    deployed._open_campaign(root, "first", "first", form)
+    assert Workspace(root).params.selection.strategy == "random"
+    publish(root, "first/round-000", 7, "rounds: all are done")
+    (root / "params.yaml").write_text(yaml.safe_dump(Workspace(root).params.model_dump() | {"temperature_K": 333.0}))
+
+    deployed._open_campaign(root, "second", "second", {})
+
+    params, committed = Workspace(root).params, yaml.safe_load(Repository(root).git.run("show", "HEAD:params.yaml"))
+    assert params.model_dump(mode="json") == check_params(
+        merged(committed, {"campaign": {"name": "second"}}), Path()
+    ).model_dump(mode="json")
+
+
+def test_every_default_of_the_form_says_nothing() -> None:
+    said = {name: each.default for name, each in inspect.signature(deployed.active_learning.fn).parameters.items()}
+    assert said.pop("campaign") == "scheduled"
+    assert set(said.values()) == {None}
+
+
+def test_a_value_that_is_wrong_changes_neither_params_nor_data(make_project: Callable[..., Path]) -> None:
+    root = make_project()
+    prepare(Workspace(root).data, Workspace(root).params)
+    before = {path: path.read_bytes() for path in (root / "params.yaml", *(root / "data").rglob("*.*"))}
+    with pytest.raises(BadParams, match="stride"):
+        deployed._open_campaign(root, "other", "other", {"simulation": {"steps": 10, "stride": 20}})
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("parameters", "key"),
+    [
+        ({"campaign": "demo\n"}, "campaign"),
+        ({"protein": "a\nb"}, "protein"),
+        ({"campaign": "{{ 7 * 7 }}"}, "campaign"),
+        ({"overrides": {"training": {"learning_rate": float("inf")}}}, "overrides"),
+        ({"overrides": {"execution": {"oracle_workers": 10**6}}}, "overrides"),
+        ({"rounds": -1}, "rounds"),
+    ],
+)
+def test_the_forms_schema_refuses_what_no_campaign_means(parameters: dict[str, Any], key: str) -> None:
+    """What Prefect's server checks at submission."""
+    schema = parameter_schema(deployed.active_learning.fn).model_dump_for_openapi()
+    validate({"campaign": "demo"}, schema)
+    with pytest.raises(ValidationError) as refused:
+        validate(parameters, schema)
+    assert refused.value.absolute_path[0] == key
+
+
+INTERRUPTED = """
+import os, sys
+from pathlib import Path
+from flows.settings import use_project_settings
+root = Path(sys.argv[1])
+os.chdir(root)
+use_project_settings(root)
+from flows.serving.startup import start_prefect
+start_prefect().wait()
+from prefect.client.orchestration import get_client
+from prefect.states import Completed, Crashed, Failed, Pending, Running
+from flows.serving import pools
+pools.provision(root)
+with get_client(sync_client=True) as client:
+    deployment = client.read_deployment_by_name("active-learning/active-learning")
+    states = {"old": Crashed(), "atwork": Running(), "refused": Failed(), "done": Completed()}
+    for name, state in states.items():
+        run = client.create_flow_run_from_deployment(deployment.id, name=name, parameters={"campaign": name})
+        client.update_flow_run_labels(run.id, {"prefect.worker.name": pools.worker_name("cgal-cpu")})
+        client.set_flow_run_state(run.id, state, force=True)
+    for _ in range(2):
+        pools.take_over("cgal-cpu")
+    again = [run for run in client.read_flow_runs() if run.state_name == "Scheduled"]
+    print("again:", *(run.name for run in again))
+    fires = again + [client.create_flow_run_from_deployment(deployment.id, parameters={}) for _ in range(3)]
+    print("fires:", *(client.set_flow_run_state(run.id, Pending()).state.name for run in fires))
+"""
+
+
+def test_an_interrupted_campaign_comes_back_once_and_one_of_the_missed_fires_runs(
+    make_project: Callable[..., Path],
+) -> None:
+    """Whatever was refused or done since; a real server, no worker."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(make_project())],
+        env={name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
+    assert said["again"] == "atwork"
+    assert said["fires"] == "Pending Cancelled Cancelled Cancelled"
 
 
 @pytest.mark.parametrize(("state", "error"), [(dispatch.REFUSED, CgalError), ("Failed", dispatch.StageLost)])

@@ -12,6 +12,7 @@ import pytest
 
 from flows.tracking.process import log_round, warm_up
 from flows.tracking.runs import TrackingConflict, TrackingUnavailable
+from tests.conftest import REPOSITORY
 from tests.test_tracking import make_record
 
 
@@ -55,3 +56,34 @@ def test_process_ends_with_a_run_that_is_killed(tmp_path: Path) -> None:
     run.wait()
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
+
+
+OPEN_AT = """
+import sys, time
+from pathlib import Path
+import flows.tracking.runs as runs
+runs._set_environment()
+import mlflow
+print("ready", flush=True)
+sys.stdin.readline()
+runs.open_experiment(Path(sys.argv[1]), "chignolin")
+"""
+
+
+def test_of_two_processes_that_make_the_tables_at_once_one_waits(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN_AT, str(tmp_path)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    for process in pair:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in pair:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [process.communicate(timeout=120)[1] for process in pair if process.wait(timeout=120)] == []

@@ -25,7 +25,7 @@ def active_learning(root: Path, campaign: str, startup_s: float = 0.0) -> int:
     3. publish: DVC records the bytes, git tags them `<campaign>/round-<k>`;
     4. track: MLflow shows how good the round is;
     5. append the labels as shard k + 1, which opens the next round; or stop, when the round's selection found a
-       reason to ask for no label (`cgal.stopping`).
+       reason to ask for no label (`cgal.selection.closing`).
 
     A tag that exists means that steps 2 and 3 are done: that is how a killed campaign goes on. `startup_s` is what it
     took to get here; the first round bears it.

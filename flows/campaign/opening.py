@@ -112,12 +112,15 @@ def continue_campaign(workspace: Workspace, repository: Repository, state: Campa
         repository.checkout_round(f"{state.name}/round-{state.last_published:03d}")
 
 
-def change_params(path: Path, changes: Mapping[str, Any]) -> None:
-    """Change values of a `params.yaml`, comments kept; raises BadParams, and leaves it as it was, when one is wrong."""
+def change_params(path: Path, changes: Mapping[str, Any], text: str | None = None) -> None:
+    """Change values of a `params.yaml`, or of another `text` that takes its place, comments kept.
+
+    Raises BadParams, and leaves the file as it was, when a value is wrong.
+    """
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 120
-    content = yaml.load(path.read_text())
+    content = yaml.load(path.read_text() if text is None else text)
     check_params(merged(content, changes), path)
     _assign(content, changes)
     with atomic_write(path) as temporary:

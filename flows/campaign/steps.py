@@ -143,6 +143,7 @@ def publish_task(round_index: int, workspace: Workspace) -> Callable[[Path], str
         published = Repository(root).publish(Workspace(root).params.campaign.name, round_index)
         for warning in published.warnings:
             console.print(f"[yellow]![/yellow] {warning}")
+        Workspace(root).prune_scratch(keep=f"label-r{round_index:03d}")
         return published.tag
 
     return _as_task(run, "publish", round_index, workspace)

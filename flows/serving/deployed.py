@@ -21,7 +21,7 @@ from pydantic import Field
 
 from cgal.errors import BadFile, CgalError
 from cgal.files import read_json
-from cgal.params import Name, merged
+from cgal.params import Name, check_params, merged
 from cgal.progress import Progress
 from flows.serving.form import Acquisition, Overrides
 from flows.serving.pools import CAMPAIGN_TAG, GPU_LIMIT
@@ -39,22 +39,26 @@ LEASE_S = 60.0
 
 LOG_INTERVAL_S = 15.0
 
+MOST_ROUNDS, MOST_STEPS, MOST_WORKERS = 10_000, 10**12, 1024
+"""Bounds of the forms: far beyond any campaign, and no slip of the finger."""
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Files = dict[str, str] | None
 
 
 @flow(name="active-learning")
 def active_learning(
-    protein: Name = "chignolin",
+    protein: Name | None = None,
     campaign: Name = "scheduled",
-    rounds: Annotated[int, Field(ge=0)] = 2,
-    budget: Annotated[int, Field(ge=0)] = 0,
-    acquisition: Acquisition = "rmsd_histogram",
+    rounds: Annotated[int, Field(ge=0, le=MOST_ROUNDS)] | None = None,
+    budget: Annotated[int, Field(ge=0, le=MOST_STEPS)] | None = None,
+    acquisition: Acquisition | None = None,
     overrides: Overrides | None = None,
 ) -> str:
     """Run a campaign of active learning in this project, from where it stands to its closing round.
 
-    A campaign that is not there yet starts from the seed, with the values of this form in `params.yaml`. One that was
+    A campaign that is not there yet starts from the seed, with the values of this form in `params.yaml`; what the form
+    leaves alone is as in the `params.yaml` that is committed, whatever the last campaign had. One that was
     interrupted goes on as it was begun, whatever the form says now. One that is complete is followed by the next of its
     series: `scheduled` by `scheduled2`, `scheduled3` ... each with the next random seed, so that a schedule builds up
     the spread over seeds that claims about a model need.
@@ -65,22 +69,26 @@ def active_learning(
         protein: Folder in data/ that holds structure, seed and reference.
         campaign: Name of the campaign, or of the first of its series. Its rounds become the git tags NAME/round-000 ...
         rounds: Acquisition rounds at most; a closing round without acquisition follows.
-        budget: All-atom MD steps to spend on labels at most, the seed's aside. 0 means what the rounds ask for.
+        budget: All-atom MD steps to spend on labels at most, the seed's aside. 0: what the rounds ask for.
         acquisition: How the simulated frames that are worth a label are chosen.
         overrides: Other values for params.yaml. What is left out stays as it is there; 'cgal params' explains each.
     """
     root = _begin()
-    from flows.campaign.active_learning import active_learning as run_campaign
-    from flows.campaign.opening import campaign_closing
-    from flows.serving.dispatch import use_pools
-    from flows.serving.orphans import close_dead_runs, project_tag
-    from flows.versioning import CampaignLock, Repository
+    from flows.versioning import CampaignLock
 
-    form: dict[str, Any] = overrides.model_dump(exclude_none=True) if overrides else {}
-    form["protein"] = protein
-    form["campaign"] = {"rounds": rounds, "budget_steps": budget}
-    form["selection"] = form.get("selection", {}) | {"strategy": acquisition}
-    with CampaignLock(root, campaign):
+    asked = {
+        "protein": protein,
+        "campaign": {"rounds": rounds, "budget_steps": budget},
+        "selection": {"strategy": acquisition},
+    }
+    form = merged(overrides.model_dump(exclude_none=True) if overrides else {}, _without_none(asked))
+    with CampaignLock(root, campaign):  # before the science is imported
+        from flows.campaign.active_learning import active_learning as run_campaign
+        from flows.campaign.opening import campaign_closing
+        from flows.serving.dispatch import use_pools
+        from flows.serving.orphans import close_dead_runs, project_tag
+        from flows.versioning import Repository
+
         close_dead_runs(root)
         name = _interrupted() or _next_of_series(Repository(root), campaign)
         _introduce(name, project_tag(root))
@@ -94,7 +102,7 @@ def active_learning(
 
 
 @flow(name="reference", flow_run_name="reference-{protein}")
-def reference(protein: Name = "chignolin", workers: Annotated[int, Field(ge=1)] = 2) -> dict[str, Any]:
+def reference(protein: Name = "chignolin", workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 2) -> dict[str, Any]:
     """Make the ground truth of a protein, or go on with it: a swarm of all-atom trajectories and its Markov model.
 
     Args:
@@ -152,6 +160,12 @@ def label(campaign: Name, round_index: int, inputs: Sha256, files: Files = None)
     return _run_stage("label", campaign, round_index, inputs, files)
 
 
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """What is said, of values and of values within values."""
+    said = {key: _without_none(value) if isinstance(value, dict) else value for key, value in values.items()}
+    return {key: value for key, value in said.items() if value not in (None, {})}
+
+
 def _begin() -> Path:
     """Tie this process to its worker, however that ends, and give the project's folder."""
     Thread(target=die_with, args=(os.getppid(),), daemon=True).start()
@@ -195,9 +209,11 @@ def _open_campaign(root: Path, series: str, name: str, form: dict[str, Any]) -> 
     if published and Workspace(root).params.campaign.name != name:
         repository.checkout_round(published[-1].tag)
     elif not published and not _has_begun(Workspace(root), name):
-        fetch_data(Workspace(root, form["protein"]), repository)
-        seed = _first_seed(repository, series, form, Workspace(root)) + int(name.removeprefix(series) or 1) - 1
-        change_params(root / "params.yaml", merged(form, {"seed": seed, "campaign": {"name": name}}))
+        committed = repository.git.run("show", "HEAD:params.yaml")
+        before = check_params(yaml.safe_load(committed), Path("params.yaml of HEAD"))
+        fetch_data(Workspace(root, form.get("protein", before.protein)), repository)
+        seed = _first_seed(repository, series, form.get("seed", before.seed)) + int(name.removeprefix(series) or 1) - 1
+        change_params(root / "params.yaml", merged(form, {"seed": seed, "campaign": {"name": name}}), committed)
         new_campaign(Workspace(root), repository, name)
     workspace = Workspace(root)
     continue_campaign(workspace, repository, campaign_state(workspace, repository))
@@ -208,11 +224,11 @@ def _has_begun(workspace: "Workspace", name: str) -> bool:
     return manifest.is_file() and read_json(manifest)["campaign"] == name == workspace.params.campaign.name
 
 
-def _first_seed(repository: "Repository", series: str, form: dict[str, Any], workspace: "Workspace") -> int:
+def _first_seed(repository: "Repository", series: str, otherwise: int) -> int:
     """Random seed of the first campaign of a series."""
     if published := repository.published(series):
         return int(yaml.safe_load(repository.read_round_file(published[0].tag, "params.yaml"))["seed"])
-    return int(form.get("seed", workspace.params.seed))
+    return otherwise
 
 
 def _run_stage(stage: str, campaign: str, round_index: int, inputs: str, files: Files) -> State[Any]:

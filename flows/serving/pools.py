@@ -58,6 +58,7 @@ CAMPAIGN_TAG = "campaign:"
 """Begins the tag of a run that says which campaign it is at; a second run gets it from the first."""
 
 ALIVE = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+INTERRUPTED = (StateType.PENDING, StateType.RUNNING, StateType.CRASHED)
 
 HEARTBEAT = timedelta(seconds=30)
 """How often a worker reports to the server."""
@@ -156,34 +157,33 @@ def take_over(pool: str) -> None:
     """Set the dead runs of this machine's worker to "Crashed", and start the interrupted campaign again."""
     with get_client(sync_client=True) as client:
         for deployment in RESUMED:
-            _hand_on(client, _mine(_latest(client, pool, deployment), pool))
+            _hand_on(client, _interrupted(client, pool, deployment))
         alive = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[*ALIVE])))
         for run in _mine(client.read_flow_runs(work_pool_filter=_named(pool), flow_run_filter=alive), pool):
             close_run(client, run, f"its worker {worker_name(pool)} was stopped or killed")
 
 
-def _latest(client: SyncPrefectClient, pool: str, deployment: str) -> list[FlowRun]:
-    states = [StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED, *ALIVE]
-    return client.read_flow_runs(
+def _interrupted(client: SyncPrefectClient, pool: str, deployment: str) -> FlowRun | None:
+    """Newest run of this machine's worker that was interrupted, whatever was refused, failed or ended since."""
+    runs = client.read_flow_runs(
         work_pool_filter=_named(pool),
         deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[deployment])),
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states))),
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[*INTERRUPTED]))),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-        limit=1,
     )
+    return next(iter(_mine(runs, pool)), None)
 
 
-def _hand_on(client: SyncPrefectClient, runs: Iterable[FlowRun]) -> None:
-    for run in runs:
-        interrupted = run.state_type in (*ALIVE, StateType.CRASHED) and run.state_type is not StateType.CANCELLING
-        if interrupted and run.deployment_id:
-            client.create_flow_run_from_deployment(
-                run.deployment_id,
-                parameters=run.parameters,
-                name=run.name,
-                tags=[tag for tag in run.tags if tag.startswith(CAMPAIGN_TAG)],
-                idempotency_key=f"after-{run.id}",
-            )
+def _hand_on(client: SyncPrefectClient, run: FlowRun | None) -> None:
+    """Start an interrupted run again, once: a second life that exists already is left as it is."""
+    if run and run.deployment_id:
+        client.create_flow_run_from_deployment(
+            run.deployment_id,
+            parameters=run.parameters,
+            name=run.name,
+            tags=[tag for tag in run.tags if tag.startswith(CAMPAIGN_TAG)],
+            idempotency_key=f"after-{run.id}",
+        )
 
 
 def _mine(runs: Iterable[FlowRun], pool: str) -> list[FlowRun]:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic, sleep
-from typing import Self
+from typing import BinaryIO, Self
 from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -35,6 +35,8 @@ LOOPBACK = "127.0.0.1"
 LOCAL = (LOOPBACK, "localhost", "::1")
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 30.0
+LARGE_LOG_BYTES = 10 * 2**20
+OLD_LOGS = 2
 DEFAULTS = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # beside the science the server may have to wait for a core
@@ -120,7 +122,7 @@ class Supervisor:
                 )
 
     def _launch(self, part: Part) -> "subprocess.Popen[bytes]":
-        with self._log(part).open("wb") as log:
+        with open_log(self._log(part)) as log:
             return subprocess.Popen(
                 part.command,
                 stdin=subprocess.DEVNULL,
@@ -313,6 +315,19 @@ def _answers(url: str) -> bool:
             return True
     except (URLError, OSError):
         return False
+
+
+def open_log(path: Path) -> BinaryIO:
+    """Open a log to be appended to; one that has grown large becomes `<name>.1`, and that one `<name>.2`."""
+    if path.is_file() and path.stat().st_size > LARGE_LOG_BYTES:
+        for number in reversed(range(OLD_LOGS)):
+            older = path.with_name(f"{path.name}.{number}") if number else path
+            if older.is_file():
+                os.replace(older, path.with_name(f"{path.name}.{number + 1}"))
+    log = path.open("ab")
+    log.write(f"--- {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: started\n".encode())
+    log.flush()
+    return log
 
 
 def _end_with_parent() -> None:

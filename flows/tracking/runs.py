@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from urllib.request import urlopen
 
+from filelock import FileLock
+
 from cgal.errors import CgalError
 from flows.settings import without_passwords
 
@@ -259,7 +261,9 @@ def _connect(root: Path) -> "MlflowClient":
     from mlflow import MlflowClient
 
     uri = tracking_uri(root)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    (root / ".cgal").mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".cgal" / "mlflow.lock"):  # two processes that make the embedded tables at once both fail
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def _find_or_create_experiment(client: "MlflowClient", root: Path, protein: str) -> str:
