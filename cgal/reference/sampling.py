@@ -39,6 +39,8 @@ from cgal.randomness import derive_seed
 
 __all__ = [
     "Loss",
+    "PhasePoint",
+    "Start",
     "Status",
     "SwarmRecipe",
     "bead_distances",
@@ -49,6 +51,7 @@ __all__ = [
     "relax",
     "status",
     "swarm",
+    "trajectory_ends",
 ]
 
 CLASH_nm = 0.08
@@ -268,6 +271,16 @@ def load_swarm_labels(recipe: SwarmRecipe) -> LabelledFrames:
     )
 
 
+def trajectory_ends(recipe: SwarmRecipe) -> list[PhasePoint]:
+    """Where each trajectory of the swarm stands, in order; one without a start is left out."""
+    ends = []
+    for index in range(recipe.params.trajectories):
+        if recipe.start(index).is_file():
+            chain = _chain(recipe, index)
+            ends.append(chain[-1].end if chain else Start.load(recipe.start(index)).end)
+    return ends
+
+
 def bead_distances(positions: Float32[np.ndarray, "frames beads 3"]) -> Float64[np.ndarray, "frames pairs"]:
     """Distance of every two beads [nm]."""
     first, second = np.triu_indices(positions.shape[1], 1)
@@ -340,7 +353,7 @@ class _HotFrames(Hdf5Record):
 
 
 @dataclass(frozen=True, eq=False)
-class _Start(Hdf5Record):
+class Start(Hdf5Record):
     """Where a trajectory of the swarm starts."""
 
     KIND = "reference-start"
@@ -364,7 +377,7 @@ def _chain(recipe: SwarmRecipe, trajectory: int) -> list[_Segment]:
     """Segments of a trajectory up to the first that is missing, damaged, or does not continue the one before."""
     chain: list[_Segment] = []
     try:
-        state = _Start.load(recipe.start(trajectory)).end
+        state = Start.load(recipe.start(trajectory)).end
         while True:
             segment = _Segment.load(recipe.segment(trajectory, len(chain)))
             if segment.begin != state.digest:
@@ -407,14 +420,14 @@ def _run_relax(
     run = _relaxed_run(recipe, frame.astype(np.float64), recipe.temperature_K, seed)
     announce("equilibrating")
     (end,) = _moments(run, 1, recipe.steps(recipe.params.equilibration_ps))
-    _Start(PhasePoint(end.positions, end.velocities)).save(recipe.start(index))
+    Start(PhasePoint(end.positions, end.velocities)).save(recipe.start(index))
 
 
 def _run_segment(task: tuple[int, int], attempt: int, announce: Announce, *, recipe: SwarmRecipe) -> None:
     """One segment of a trajectory, from where the one before ended."""
     trajectory, index = task
     begin = (
-        _Segment.load(recipe.segment(trajectory, index - 1)).end if index else _Start.load(recipe.start(trajectory)).end
+        _Segment.load(recipe.segment(trajectory, index - 1)).end if index else Start.load(recipe.start(trajectory)).end
     )
     seed = derive_seed(recipe.seed, trajectory, f"reference segment {index}", attempt)
     run = _new_run(recipe, recipe.temperature_K, seed)
