@@ -250,7 +250,7 @@ def _roofline(model: Potential, starts: Float32[np.ndarray, "replicas beads 3"])
     flop, byte = _work(FusedEvaluator(model), starts)
     steps, ours = 40, _ours(model, starts)
     counted = (
-        f"{flop / 1e6:.2f} MFLOP and {byte / 1e6:.2f} MB a replica-step by count, {flop / byte:.0f} FLOP/byte; peer: "
+        f"{flop / 1e6:.2f} MFLOP and {byte / 1e6:.2f} MB per replica-step by count, {flop / byte:.0f} FLOP/byte; peer: "
     )
     for name, rate, unit, machine, note in (
         (

@@ -1,4 +1,4 @@
-"""The all-atom oracle on chignolin: steps against the ordinary way to build it, a second process, labels an hour."""
+"""The all-atom oracle on chignolin: steps against the ordinary way to build it, a second process, labels per hour."""
 
 import time
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ REPETITIONS = 2
 
 
 def results() -> Iterator[Result]:
-    """Everything on the CPU platform with one thread a process, as the oracle runs."""
+    """Everything on the CPU platform with one thread per process, as the oracle runs."""
     yield _against_xml()
     yield _against_native()
     yield from _labelling()
@@ -113,7 +113,7 @@ def _run(context: openmm.Context) -> None:
 
 @dataclass(frozen=True)
 class Labelling:
-    """One call of `label`: seconds to the first outcome of every process, and after that picks a second of each."""
+    """One call of `label`: seconds to the first outcome of every process, and after that picks per second of each."""
 
     start_s: float
     picks_per_s: float

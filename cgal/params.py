@@ -168,7 +168,7 @@ class TrainingParams(Section):
     """Force matching."""
 
     epochs: Count = 50
-    batch_size: Count = Field(16, description="frames a batch; with few labels many small steps train best")
+    batch_size: Count = Field(16, description="frames per batch; with few labels many small steps train best")
     learning_rate: Positive = 3e-3
     final_learning_rate_fraction: Fraction = 0.02
     weight_decay: NonNegative = 1e-4

@@ -82,7 +82,7 @@ def describe(summary: Mapping[str, float | int | str]) -> str:
 
 
 def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a round: each W1 with 95 % intervals, then what they cost; and the floor in the last row."""
+    """One row per round: each W1 with 95 % intervals, then what they cost; and the floor in the last row."""
     from cgal.benchmark.observables import in_records
 
     shown = in_records(name for entry in rounds for name in entry["w1"])

@@ -19,7 +19,7 @@ START_COLOURS = dict(zip((OWN, *ANNEAL_STEPS), ("#222222", "#d1495b", "#edae49",
 
 
 def plot_curves(records: pd.DataFrame, arms: Sequence[str], metrics: dict[str, str], mode: str) -> Figure:
-    """Draw W1 against oracle steps: a panel a metric (`metrics` gives headings), a line an arm, bands over seeds."""
+    """Draw W1 against oracle steps: a panel per metric (`metrics` gives headings), a line per arm, bands over seeds."""
     figure = Figure(figsize=(3.1 * len(metrics), 3.6), layout="constrained")
     panels = figure.subplots(1, len(metrics))
     for panel, (metric, heading) in zip(panels, metrics.items(), strict=True):
@@ -41,7 +41,7 @@ def plot_curves(records: pd.DataFrame, arms: Sequence[str], metrics: dict[str, s
 def plot_changes(
     records: pd.DataFrame, arms: Sequence[str], metrics: dict[str, str], mode: str, to: str = BASE
 ) -> Figure:
-    """Draw the change of W1 to an arm with its interval: a panel a metric, a row an arm.
+    """Draw the change of W1 to an arm with its interval: a panel per metric, a row per arm.
 
     Panels end at `LARGEST_CHANGE`, whatever lies beyond.
     """
@@ -60,7 +60,7 @@ def plot_changes(
 
 
 def plot_burn_in(found: pd.DataFrame) -> Figure:
-    """Draw both differences against the length of the burn-in, a line a start."""
+    """Draw both differences against the length of the burn-in, a line per start."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     texts = {"between": "two labels of a frame differ by", "error": "a label is off the long average by"}
     for axes, (what, text) in zip(figure.subplots(1, 2, sharey=True), texts.items(), strict=True):

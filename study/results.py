@@ -239,7 +239,7 @@ def _burn_in(found: pd.DataFrame) -> str:
         "start (`cgal burn-in`). Root mean square differences in kJ/mol/nm with 95 % intervals over frames; the long "
         f"averages themselves are {found['signal'].max():.0f} kJ/mol/nm.",
         "",
-        "| start | burn-in, steps | two labels differ by | off the long average by | steps a label | failed |",
+        "| start | burn-in, steps | two labels differ by | off the long average by | steps per label | failed |",
         "|---|---|---|---|---|---|",
     ]
     for row in found.to_dict("records"):

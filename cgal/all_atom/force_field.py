@@ -186,7 +186,7 @@ def _explain(forcefield: app.ForceField, topology: app.Topology, params: ForceFi
 def choose_platform(name: str) -> tuple[str, dict[str, str]]:
     """Platform to run on and its properties; `auto` is the fastest that works here, tried in turn.
 
-    A CPU platform gets one thread (a process a frame uses the cores better) and sums forces in a fixed order.
+    A CPU platform gets one thread (a process per frame uses the cores better) and sums forces in a fixed order.
     Raises BadParams when the platform that was asked for does not work on this machine.
     """
     candidates = FASTEST_FIRST if name == "auto" else (name,)

@@ -1,4 +1,4 @@
-"""Book-keeping of a labelling: a file a labelled frame in the scratch folder, and a folder for each failed one.
+"""Book-keeping of a labelling: a file per labelled frame in the scratch folder, and a folder for each failed one.
 
 A file is keyed by all that its label depends on, so that a labelling that was killed goes on with what is missing, and
 takes nothing that was made otherwise.

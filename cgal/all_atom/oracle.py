@@ -1,4 +1,4 @@
-"""All-atom labels: forces on picked frames from OpenMM, one process a frame, no frame lost without a reason.
+"""All-atom labels: forces on picked frames from OpenMM, one process per frame, no frame lost without a reason.
 
 Two kinds of label. `mean_force`: C-alpha held, the forces on all atoms averaged over the rest; far less noise a
 label. `free` (Bachelor et al. 2025): a short unconstrained run, whose frames carry instantaneous forces. Both let the

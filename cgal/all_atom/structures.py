@@ -150,7 +150,7 @@ def _strip_water(fixer: PDBFixer) -> None:
 
 
 def _check_chain(topology: app.Topology) -> None:
-    """One chain of amino acids: what this model of one bead a residue, bonded in order, can hold."""
+    """One chain of amino acids: what this model of one bead per residue, bonded in order, can hold."""
     for residue in topology.residues():
         if residue.name not in AMINO_ACIDS:
             raise BadStructure(

@@ -50,7 +50,7 @@ def plot_rounds(rounds: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]
 
 
 def plot_rmsd_rounds(rounds: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Draw the RMSD histograms of simulation, training set and reference, a panel a round (`rmsd_rounds.png`).
+    """Draw the RMSD histograms of simulation, training set and reference, a panel per round (`rmsd_rounds.png`).
 
     Each mapping is the histograms of one round, as `benchmark` gives them, with its number as `round` (else its place).
     """

@@ -33,7 +33,7 @@ class Observable:
         What its values lie on, which decides how W1 is estimated (`cgal.benchmark.wasserstein.estimators`): on a line,
         on a circle [rad] if it is periodic, or in a plane, all columns together.
     values:
-        `values(trajectory, tica)`: a row a frame, a column a term. `tica` is the model fitted to the reference.
+        `values(trajectory, tica)`: a row per frame, a column per term. `tica` is the model fitted to the reference.
     scale:
         What W1 is multiplied by for its column in tables.
     """

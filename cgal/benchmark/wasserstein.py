@@ -5,7 +5,7 @@ Two modes, each with an estimator for what an observable lies on (`estimators`):
 `exact`
     From the samples, nothing smoothed. Bond, angle and dihedral: W1 of each term, averaged over terms (pooled terms
     can hide an error in one behind another). Dihedrals on the circle. TICA: the transport problem in the plane between
-    at most `maximum_frames` evenly thinned frames a sample.
+    at most `maximum_frames` evenly thinned frames per sample.
 `paper`
     As the authors do it: Gaussian kernel density (Scott's rule) of the observable, terms pooled, on 100 points (TICA:
     25 x 25 points over the joint range widened by 10 %), normalised, then transported; dihedrals on the line. Two
@@ -13,7 +13,7 @@ Two modes, each with an estimator for what an observable lies on (`estimators`):
     outside would vanish; and a kernel is never narrower than half the grid spacing, or it would fall between points.
 
 Intervals. Replicas (a lone trajectory: contiguous blocks) of both sides are drawn with replacement. A resample only
-reweights blocks, so each side is kept as masses on common points, one row a block: in `paper` mode the grid itself
+reweights blocks, so each side is kept as masses on common points, one row per block: in `paper` mode the grid itself
 (bandwidth held), in `exact` mode Voronoi cells around evenly thinned frames. What a resample changes there, W1* - W1,
 is taken for the error of the value (the basic bootstrap): low = W1 - q_97.5 and high = W1 - q_2.5. Resampling noise
 pushes every W1* up just as sampling noise pushed W1 up, so this corrects the bias that a percentile interval would
@@ -51,7 +51,7 @@ TURN_RAD = 2 * np.pi
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One observable of one side: a column a term (for TICA: a dimension), statistical weights, and blocks 0, 1, ...
+    """One observable of one side: a column per term (for TICA: a dimension), statistical weights, and blocks 0, 1, ...
 
     Frames of one block are correlated and stay together in the bootstrap.
     """
@@ -94,7 +94,7 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Resamples:
-    """How often each block is drawn, one row a bootstrap resample; row 0 is the sample itself, every block once."""
+    """How often each block is drawn, one row per bootstrap resample; row 0 is the sample itself, every block once."""
 
     model: Float64[np.ndarray, "rows blocks"]
     reference: Float64[np.ndarray, "rows others"]
@@ -112,7 +112,7 @@ class Resamples:
 
 @dataclass(frozen=True, eq=False)
 class Masses:
-    """Both sides as masses on common points, one row a block; the rows of a side add up to its distribution."""
+    """Both sides as masses on common points, one row per block; the rows of a side add up to its distribution."""
 
     points: Float64[np.ndarray, "points dims"]
     model: Float64[np.ndarray, "blocks points"]
@@ -205,7 +205,7 @@ def circle_value(model: Sample, reference: Sample) -> float:
 
 
 def plane_value(model: Sample, reference: Sample, maximum_frames: int) -> float:
-    """W1 in the plane, Euclidean, between at most `maximum_frames` frames a side."""
+    """W1 in the plane, Euclidean, between at most `maximum_frames` frames per side."""
     few, others = model.thin(maximum_frames), reference.thin(maximum_frames)
     return _emd(_norm(few.weights), _norm(others.weights), cdist(few.values, others.values))
 
@@ -296,7 +296,7 @@ def _kernel_masses(
     return masses
 
 
-# Transport between probabilities on common points, one row a resample
+# Transport between probabilities on common points, one row per resample
 
 
 def line_transport(points: Float64[np.ndarray, "points 1"], p: Rows, q: Rows) -> Float64[np.ndarray, " rows"]:

@@ -42,7 +42,7 @@ TERMS = (
 class Prior(nn.Module):
     """U = sum k/2 (r - r0)^2 + sum k/2 (theta - theta0)^2 + sum_n (a_n cos n phi + b_n sin n phi) + sum e (s/r)^6.
 
-    The last sum runs over the pairs |i-j| >= 3. Terms are buffers, one entry a term (dihedrals: terms x order), in
+    The last sum runs over the pairs |i-j| >= 3. Terms are buffers, one entry per term (dihedrals: terms x order), in
     float64 as fitted; `Potential` casts a copy to float32. `temperature_K` is that of the fit.
     """
 

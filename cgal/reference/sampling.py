@@ -1,6 +1,6 @@
 """Unbiased all-atom sampling for a ground truth: hot exploration, k-centre starts, a swarm at the target temperature.
 
-Everything lies in one folder, a file a piece of work, each written atomically and made by one process with its own
+Everything lies in one folder, a file per piece of work, each written atomically and made by one process with its own
 seed; so a run that was killed goes on with what is missing, and gives the same bytes:
 
     recipe.json             what the pieces depend on; another recipe is refused
@@ -227,7 +227,7 @@ def status(recipe: SwarmRecipe) -> Status:
 
 
 def load_swarm(recipe: SwarmRecipe) -> CGTrajectory:
-    """All C-alpha frames of the swarm, a replica a trajectory, with equal weights.
+    """All C-alpha frames of the swarm, a replica per trajectory, with equal weights.
 
     Time counts from the start of each trajectory [ps]. Raises SamplingError when there is no frame.
     """

@@ -1,4 +1,4 @@
-"""Which simulated frames are worth an oracle call: one strategy a file, behind one signature."""
+"""Which simulated frames are worth an oracle call: one strategy per file, behind one signature."""
 
 from cgal.selection.acquisition import acquire, measure_pool, select
 from cgal.selection.committee import Committee

@@ -186,7 +186,7 @@ class Frames(NamedTuple):
 def _prepare(
     shards: Sequence[LabelledFrames], priors: Mapping[str, Prior], params: TrainingParams
 ) -> tuple[list[Frames], list[Frames]]:
-    """Frames to train on and frames held out, one entry a protein, in order of sequence."""
+    """Frames to train on and frames held out, one entry per protein, in order of sequence."""
     training, held_out = [], []
     masks = held_out_masks(shards, params)
     for number, shard in enumerate(shards):
@@ -425,7 +425,7 @@ def _preflight(validation: Validation) -> None:
 
 
 def write_history_csv(result: TrainingResult, path: Path) -> None:
-    """Write one row an epoch."""
+    """Write one row per epoch."""
     stream = StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(EpochRecord._fields)

@@ -1,4 +1,4 @@
-"""How good each round is, shown by MLflow: one experiment a protein, one run a campaign, one nested run a round.
+"""How good each round is, shown by MLflow: one experiment per protein, one run per campaign, one nested run per round.
 
 The only module that imports mlflow, and only inside functions (the import takes seconds). MLflow holds numbers,
 figures and pointers (git tag, commit, DVC md5), never the bytes of a dataset or checkpoint. Everything here may be
