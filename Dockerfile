@@ -13,9 +13,13 @@ RUN make setup
 FROM python:3.12-slim-bookworm
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends git && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 1000 cgal && install --directory --owner=cgal /project /state
+    && useradd --create-home --uid 1000 cgal && install --directory --owner=cgal /project \
+    && install --directory --mode=1777 /state
 COPY --from=build /cgal /cgal
+ARG CGAL_COMMIT=""
 ENV PATH=/cgal/.venv/bin:$PATH \
+    CGAL_COMMIT=$CGAL_COMMIT \
+    NUMBA_CACHE_DIR=/state/numba \
     PREFECT_SERVER_ANALYTICS_ENABLED=false \
     MLFLOW_DISABLE_TELEMETRY=true \
     DO_NOT_TRACK=true \

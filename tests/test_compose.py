@@ -73,6 +73,8 @@ def test_a_service_is_checked_and_reached_from_this_machine_alone(name: str) -> 
     assert "healthcheck" in described or name == "bucket"
     assert all(port["host_ip"] == "127.0.0.1" for port in described.get("ports", []))
     assert described["cap_drop"] == ["ALL"]
+    assert described["mem_limit"]
+    assert described["logging"]["options"].keys() == {"max-size", "max-file"}
 
 
 def test_every_variable_is_documented() -> None:

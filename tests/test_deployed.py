@@ -139,13 +139,14 @@ start_prefect().wait()
 from prefect.client.orchestration import get_client
 from prefect.states import Completed, Crashed, Failed, Pending, Running
 from flows.serving import pools
+from flows.serving.health import worker_name
 pools.provision(root)
 with get_client(sync_client=True) as client:
     deployment = client.read_deployment_by_name("active-learning/active-learning")
     states = {"old": Crashed(), "atwork": Running(), "refused": Failed(), "done": Completed()}
     for name, state in states.items():
         run = client.create_flow_run_from_deployment(deployment.id, name=name, parameters={"campaign": name})
-        client.update_flow_run_labels(run.id, {"prefect.worker.name": pools.worker_name("cgal-cpu")})
+        client.update_flow_run_labels(run.id, {"prefect.worker.name": worker_name("cgal-cpu")})
         client.set_flow_run_state(run.id, state, force=True)
     for _ in range(2):
         pools.take_over("cgal-cpu")

@@ -18,7 +18,7 @@ from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import CronSchedule
 
-from flows.serving.pools import worker_name
+from flows.serving.health import worker_name
 from flows.tracking.runs import experiment_page
 from flows.versioning import CampaignLock, Repository
 from tests.browser import NO_ASSISTANT, Browser, browsing, needs_browser

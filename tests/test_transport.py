@@ -22,7 +22,7 @@ from cgal.dataset import prepare
 from cgal.errors import BadFile, CgalError, VersioningError
 from cgal.progress import silent
 from flows.campaign.stages import STAGES, run_stage
-from flows.serving.pools import worker_name
+from flows.serving.health import worker_name
 from flows.serving.transport import Output, hash_inputs, read_outputs, received, send_inputs, send_outputs, take_outputs
 from flows.settings import NO_TELEMETRY
 from flows.versioning import Repository

@@ -170,6 +170,15 @@ def test_publishing_leaves_head_index_and_dirty_files_as_they_were(fresh: Path) 
     assert "print('code')" in shell(fresh, "git show demo/round-000:cgal/code.py"), "dirty code is named, not committed"
 
 
+def test_a_container_names_the_commit_of_its_image(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The project that is mounted there may stand at any commit."""
+    run_stages(fresh)
+    Repository(fresh).dvc.record_data()
+    monkeypatch.setenv("CGAL_COMMIT", "c0ffee")
+    Repository(fresh).publish("demo", 0)
+    assert "\nCode: c0ffee (image)\n" in shell(fresh, "git log -1 --format=%B demo/round-000")
+
+
 def test_stock_commands_restore_the_bytes_and_then_nothing_has_changed(root: Path) -> None:
     newest = contents(root / "data"), contents(root / "round")
     append_shard(root, 2)

@@ -32,11 +32,13 @@ def worker(
 ) -> None:
     """Run a worker of a pool, for the Prefect server that PREFECT_API_URL names; 'cgal serve' starts its own."""
     root = open_project(root)
-    from flows.serving.pools import POOLS, become_worker, require_worker
+    if check:
+        from flows.serving.health import require_worker
+
+        require_worker(pool)
+        return
+    from flows.serving.pools import POOLS, become_worker
 
     if pool not in POOLS:
         raise typer.BadParameter(f"no pool {pool!r}; the pools are {', '.join(POOLS)}")
-    if check:
-        require_worker(pool)
-    else:
-        become_worker(root, pool)
+    become_worker(root, pool)

@@ -1,12 +1,11 @@
 """Work pools: what is set up for them in Prefect, and a worker that first closes what its last life left behind."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from uuid import UUID
@@ -29,6 +28,7 @@ from prefect.exceptions import ObjectAlreadyExists
 
 from cgal.errors import CgalError
 from cgal.files import write_text
+from flows.serving.health import worker_name
 from flows.serving.orphans import close_run
 
 __all__ = [
@@ -37,9 +37,7 @@ __all__ = [
     "POOLS",
     "become_worker",
     "provision",
-    "require_worker",
     "worker_is_up",
-    "worker_name",
 ]
 
 POOLS = {
@@ -60,15 +58,7 @@ CAMPAIGN_TAG = "campaign:"
 ALIVE = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 INTERRUPTED = (StateType.PENDING, StateType.RUNNING, StateType.CRASHED)
 
-HEARTBEAT = timedelta(seconds=30)
-"""How often a worker reports to the server."""
-
 WORKER_DEFAULTS = {"PREFECT_WORKER_QUERY_SECONDS": "2"}
-
-
-def worker_name(pool: str) -> str:
-    """Name of this machine's worker of a pool; the same each time, so that it knows its own runs again."""
-    return f"{pool}@{socket.gethostname()}"
 
 
 def provision(root: Path) -> None:
@@ -125,12 +115,6 @@ def worker_is_up(pool: str, since: datetime) -> bool:
         workers = client.read_workers_for_work_pool(pool)
     heard = [worker.last_heartbeat_time for worker in workers if worker.name == worker_name(pool)]
     return any(moment is not None and moment > since for moment in heard)
-
-
-def require_worker(pool: str) -> None:
-    """Raise CgalError unless this machine's worker of a pool has reported in the last minute and a half."""
-    if not worker_is_up(pool, datetime.now(UTC) - 3 * HEARTBEAT):
-        raise CgalError(f"{worker_name(pool)} has not reported for {3 * HEARTBEAT.seconds} s; is it running?")
 
 
 def become_worker(root: Path, pool: str) -> None:

@@ -1,5 +1,6 @@
 """A round's commit and tag, made by git plumbing."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -89,8 +90,11 @@ def _is_unfinished(git: Git, tip: str, tree: str, tag: str) -> bool:
 
 
 def _with_trailers(git: Git, message: str, tag: str, head: str) -> str:
-    changed = git.run("status", "--porcelain", "--", *CODE_PATHS)
-    state = "with uncommitted changes" if changed else "clean"
+    if image := os.environ.get("CGAL_COMMIT"):  # the code is that of a container's image, not that of the project
+        head, state = image, "image"
+    else:
+        changed = git.run("status", "--porcelain", "--", *CODE_PATHS)
+        state = "with uncommitted changes" if changed else "clean"
     data = data_md5((git.root / "data.dvc").read_bytes())
     model = model_md5((git.root / "dvc.lock").read_bytes())
     trailers = (f"Round: {tag}", f"Code: {head} ({state})", f"Data-MD5: {data}", f"Model-MD5: {model}")
