@@ -163,10 +163,13 @@ def submit_form(browser: Browser, address: str) -> None:
     browser.open(address)
     page.wait_for_load_state("networkidle")
     page.get_by_role("textbox", name="campaign").fill("shown")
-    page.get_by_role("spinbutton", name="rounds").fill("1")
-    page.get_by_role("button", name="Select acquisition").click()
+    change = page.get_by_role("tab", name="change")  # of protein, rounds, budget, acquisition and overrides
+    change.nth(1).click()
+    page.get_by_role("spinbutton").fill("1")
+    change.nth(3).click()
+    page.get_by_role("button", name="Select change").click()
     page.get_by_role("option", name="random", exact=True).click()
-    page.get_by_role("tab", name="change").click()
+    change.nth(4).click()
     photograph(browser, "prefect-form")
     page.get_by_role("button", name="Submit").click()
     with suppress(PageTimeout):

@@ -39,6 +39,9 @@ LEASE_S = 60.0
 
 LOG_INTERVAL_S = 15.0
 
+CHANGE = Field(title="change")
+"""What the form calls the tab beside "None" in which a value is given."""
+
 MOST_ROUNDS, MOST_STEPS, MOST_WORKERS = 10_000, 10**12, 1024
 """Bounds of the forms: far beyond any campaign, and no slip of the finger."""
 
@@ -48,11 +51,11 @@ Files = dict[str, str] | None
 
 @flow(name="active-learning")
 def active_learning(
-    protein: Name | None = None,
+    protein: Annotated[Name, CHANGE] | None = None,
     campaign: Name = "scheduled",
-    rounds: Annotated[int, Field(ge=0, le=MOST_ROUNDS)] | None = None,
-    budget: Annotated[int, Field(ge=0, le=MOST_STEPS)] | None = None,
-    acquisition: Acquisition | None = None,
+    rounds: Annotated[int, Field(ge=0, le=MOST_ROUNDS), CHANGE] | None = None,
+    budget: Annotated[int, Field(ge=0, le=MOST_STEPS), CHANGE] | None = None,
+    acquisition: Annotated[Acquisition, CHANGE] | None = None,
     overrides: Overrides | None = None,
 ) -> str:
     """Run a campaign of active learning in this project, from where it stands to its closing round.
