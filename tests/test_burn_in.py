@@ -8,7 +8,9 @@ import pytest
 from cgal.frames import AtomFrames
 from cgal.params import MappingParams, Params, load_params
 from cgal.projection.mapping import ForceMap, fit_force_map
+from flows.cli.study import _burn_in_table
 from study import burn_in
+from study.figures import plot_burn_in
 from tests.conftest import REPOSITORY
 
 SMALL = REPOSITORY / "tests" / "data" / "chignolin_small.h5"
@@ -58,5 +60,5 @@ def test_each_start_and_burn_in_has_a_row_with_its_cost_and_an_interval(
     again = burn_in.measure(frames, force_map, params, scratch=tmp_path)
     assert again.equals(found)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")} == made, "labels were made again"
-    assert burn_in.burn_in_table(found).row_count == len(found)
-    burn_in.plot_burn_in(found).savefig(tmp_path / "burn_in.png")
+    assert _burn_in_table(found).row_count == len(found)
+    plot_burn_in(found).savefig(tmp_path / "burn_in.png")

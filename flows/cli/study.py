@@ -68,11 +68,12 @@ def burn_in(
 
 def _burn_in_table(found: "pd.DataFrame") -> "Table":
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title="labels from each start [kJ/mol/nm]", box=SIMPLE_HEAD)
+    table = Table(title=escape("labels from each start [kJ/mol/nm]"), box=SIMPLE_HEAD)
     for heading in ("start", "burn-in [steps]", "two labels differ by", "off the long average by", "steps", "failed"):
-        table.add_column(heading, justify="right")
+        table.add_column(escape(heading), justify="right")
     for row in found.itertuples():
         between = f"{row.between:.0f} [{row.between_low:.0f}, {row.between_high:.0f}]"
         error = f"{row.error:.0f} [{row.error_low:.0f}, {row.error_high:.0f}]"
