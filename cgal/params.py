@@ -289,13 +289,14 @@ class OracleParams(Section):
 
 
 class BenchmarkParams(Section):
-    """The five Wasserstein-1 distances to the reference."""
+    """The Wasserstein-1 distances of all observables to the reference."""
 
     mode: Literal["exact", "paper"] = Field(
         "exact", description="definition of the W1 that is shown; both are computed"
     )
     tica_lag_ps: Positive = Field(
-        100.0, description="rounded to whole frames of the reference; metrics.json says what was used"
+        100.0,
+        description="taken to the nearest whole number of the reference's frames; metrics.json and cgal rounds tell it",
     )
     discard_fraction: float = Field(
         0.1, ge=0, lt=1, description="fraction of each replica that is dropped at its start"

@@ -1,5 +1,6 @@
 """Units and physical constants: nm, ps, kJ/mol, amu and K everywhere (those of OpenMM and mdtraj)."""
 
+import math
 from typing import Final
 
 BOLTZMANN_kJ_per_mol_K: Final = 8.31446261815324e-3
@@ -13,3 +14,12 @@ def thermal_energy_kJ_per_mol(temperature_K: float) -> float:
     2.9101
     """
     return BOLTZMANN_kJ_per_mol_K * temperature_K
+
+
+def whole_frames(time_ps: float, spacing_ps: float) -> int:
+    """Nearest whole number of frames to a time; the smaller one of two equally near.
+
+    >>> whole_frames(20.0, 8.0), whole_frames(21.0, 8.0)
+    (2, 3)
+    """
+    return math.ceil(time_ps / spacing_ps - 0.5)

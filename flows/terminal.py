@@ -83,7 +83,7 @@ def describe(summary: Mapping[str, float | int | str]) -> str:
 
 def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
     """One row per round: each W1 with 95 % intervals, then what they cost; and the floor in the last row."""
-    from cgal.benchmark.observables import in_records
+    from cgal.benchmark.observables import MISSING, in_records
 
     shown = in_records(name for entry in rounds for name in entry["w1"])
     title = f"campaign {campaign}: Wasserstein-1 to the reference, with 95 % intervals"
@@ -101,7 +101,10 @@ def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
     for entry in rounds:
         table.add_row(
             str(entry["round"]),
-            *(_interval(entry["w1"].get(name), observable.scale) for name, observable in shown.items()),
+            *(
+                _interval(entry["w1"][name], observable.scale) if name in entry["w1"] else MISSING
+                for name, observable in shown.items()
+            ),
             str(entry["frames"]),
             f"{entry['oracle_steps'] / 1000:.0f}k",
             f"{entry['lost_replicas']}/{entry['replicas']}",
@@ -111,20 +114,24 @@ def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
     if rounds:
         table.add_section()
         floor = rounds[-1]["floor"]
-        cells = (f"{floor[name] * each.scale:.2g}" if name in floor else "–" for name, each in shown.items())
+        cells = (f"{floor[name] * each.scale:.2g}" if name in floor else MISSING for name, each in shown.items())
         table.add_row("floor", *cells, *[""] * 5)
     table.caption = (
         "frames: training set; AA steps: all-atom MD steps of the oracle so far; lost: replicas that exploded, "
         "imploded or went NaN; failed: frames the oracle could not label; wall: in brackets all that is no science, "
         "with the publishing of the round before; "
-        "floor: one half of the reference against the other; differences below it are noise"
+        "floor: one half of the reference against the other; differences below it are noise" + _lag(rounds)
     )
     return table
 
 
-def _interval(score: Mapping[str, float] | None, scale: float) -> str:
-    if score is None:
-        return "–"
+def _lag(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """Lags that TICA was fitted with; rounds from before it was recorded do not tell theirs."""
+    lags_ps = dict.fromkeys(f"{entry['tica_lag_ps']:g}" for entry in rounds if entry.get("tica_lag_ps"))
+    return f"; TICA: at a lag of {' or '.join(lags_ps)} ps, whole frames of the reference" if lags_ps else ""
+
+
+def _interval(score: Mapping[str, float], scale: float) -> str:
     value, low, high = (f"{score[name] * scale:.2g}" for name in ("value", "low", "high"))
     return f"{value}\n{low}-{high}"
 

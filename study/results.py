@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cgal.benchmark.observables import OBSERVABLES, in_records
+from cgal.benchmark.observables import HEADLINE, MISSING, OBSERVABLES, in_records
 from cgal.errors import BadFile
 from cgal.files import write_json, write_text
 from study.burn_in import RECORDS as BURN_IN
@@ -29,7 +29,12 @@ DEFAULT = "default"
 """The arm of the ablations that changes nothing."""
 
 TARGET_CHANGE, TARGET_CLEAR = -50.0, -33.0
-"""What the best arm should reach against the base, in percent of TICA W1, and what its interval should be clear of."""
+"""What the best arm should reach against the base, in percent of the headline W1, and what its interval clears."""
+
+TITLE = OBSERVABLES[HEADLINE].title
+
+WORDS = ("better", "worse", "undecided", "not measured")
+"""What is said of a metric of an arm."""
 
 ABLATIONS = "ablations.csv"
 PAPER_CHANGE = {"tica": -33.05, "reaction_coordinate": 153.6, "bond": -48.8, "angle": -8.2, "dihedral": 42.7}
@@ -94,19 +99,20 @@ def in_shown_units(records: pd.DataFrame) -> pd.DataFrame:
 
 def _changes(records: pd.DataFrame, arms: Sequence[str]) -> str:
     lines = ["## Change of each W1 to the base model, in percent, with 95 % intervals over seeds", ""]
+    metrics = headings(records)
     for mode in ("exact", "paper"):
         lines += [
             f"Mode `{mode}`:",
             "",
-            f"| arm | seeds | {' | '.join(headings(records))} |",
-            f"|---|---|{'---|' * len(headings(records))}",
+            f"| arm | seeds | {' | '.join(metrics)} |",
+            f"|---|---|{'---|' * len(metrics)}",
         ]
         for arm in arms:
-            cells = [_percent(change(records, arm, BASE, metric, mode)) for metric in headings(records)]
+            cells = [_percent(change(records, arm, BASE, metric, mode)) for metric in metrics]
             seeds = records.loc[records["arm"] == arm, "seed"].nunique()
             lines.append(f"| `{arm}` | {seeds} | {' | '.join(cells)} |")
         if mode == "paper":
-            theirs = " | ".join(f"{value:+.0f}" for value in PAPER_CHANGE.values())
+            theirs = " | ".join(f"{PAPER_CHANGE[name]:+.0f}" if name in PAPER_CHANGE else MISSING for name in metrics)
             lines.append(f"| Bachelor et al., explicit solvent, one run | 1 | {theirs} |")
         lines.append("")
     return "\n".join(
@@ -123,7 +129,7 @@ def _changes(records: pd.DataFrame, arms: Sequence[str]) -> str:
 
 
 def _cost(records: pd.DataFrame, arms: Sequence[str]) -> str:
-    last = final(records).query("metric == 'tica' and mode == 'exact'")
+    last = final(records).query("metric == @HEADLINE and mode == 'exact'")
     lines = [
         "## What it cost",
         "",
@@ -132,7 +138,7 @@ def _cost(records: pd.DataFrame, arms: Sequence[str]) -> str:
     ]
     for arm in (BASE, *arms):
         rows = last[last["arm"] == arm]
-        wall = records.query("arm == @arm and metric == 'tica' and mode == 'exact'").groupby("seed")["wall_s"].sum()
+        wall = records.query("arm == @arm and metric == @HEADLINE and mode == 'exact'").groupby("seed")["wall_s"].sum()
         lines.append(
             f"| `{arm}` | {rows['round'].min()} to {rows['round'].max()} | {rows['oracle_steps'].mean():.0f} | "
             f"{rows['oracle_failed'].mean():.0f} | {rows['exploded_fraction'].mean():.2%} | {wall.mean() / 60:.1f} |"
@@ -145,7 +151,7 @@ def _verdicts(records: pd.DataFrame, arms: Sequence[str]) -> str:
     pairs = [(arm, to) for to in (BASE, PAPER_ARM) if to in {BASE, *arms} for arm in arms if arm != to]
     for arm, to in pairs:
         words = {metric: _word(change(records, arm, to, metric, "exact")) for metric in headings(records)}
-        groups = {word: [m for m, w in words.items() if w == word] for word in ("better", "worse", "undecided")}
+        groups = {word: [m for m, w in words.items() if w == word] for word in WORDS}
         said = "; ".join(f"{word}: {', '.join(metrics)}" for word, metrics in groups.items() if metrics)
         lines.append(f"- `{arm}` against `{to}`: {said}.")
     floor = final(records).query("mode == 'exact'").groupby("metric")["floor"].mean()
@@ -161,28 +167,28 @@ def _controls(records: pd.DataFrame, arms: Sequence[str]) -> str:
     lines = [
         "## Is it the acquisition? Arms against the controls",
         "",
-        "Change of the TICA W1 (mode `exact`) in the closing round to that of the control, in percent, with 95 % "
+        f"Change of the {TITLE} W1 (mode `exact`) in the closing round to that of the control, in percent, with 95 % "
         "intervals over the seeds that both have.",
         "",
         f"| arm | {' | '.join(f'`{control}`' for control in controls)} |",
         f"|---|{'---|' * len(controls)}",
     ]
     for arm in arms:
-        cells = ["" if arm == to else _percent(change(records, arm, to, "tica", "exact")) for to in controls]
+        cells = ["" if arm == to else _percent(change(records, arm, to, HEADLINE, "exact")) for to in controls]
         lines.append(f"| `{arm}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _targets(records: pd.DataFrame, arms: Sequence[str]) -> str:
-    last = final(records).query("metric == 'tica' and mode == 'exact'")
+    last = final(records).query("metric == @HEADLINE and mode == 'exact'")
     lines = [
         "## The targets",
         "",
         "Mode `exact`, against `base`. A metric is worse when its change is above zero, in brackets those whose "
-        f"interval is too. Steps: those after which the mean TICA W1 first is that of `{PAPER_ARM}`'s closing round, "
-        "as a share of all that it spent.",
+        f"interval is too. Steps: those after which the mean {TITLE} W1 first is that of `{PAPER_ARM}`'s closing "
+        "round, as a share of all that it spent.",
         "",
-        f"| arm | TICA by half or more | interval clear of {TARGET_CLEAR:.0f} % | metrics worse | "
+        f"| arm | {TITLE} by half or more | interval clear of {TARGET_CLEAR:.0f} % | metrics worse | "
         "exploded in the closing round | steps to `paper` |",
         "|---|---|---|---|---|---|",
     ]
@@ -190,8 +196,8 @@ def _targets(records: pd.DataFrame, arms: Sequence[str]) -> str:
         shifts = {metric: change(records, arm, BASE, metric, "exact") for metric in headings(records)}
         worse = [name if shift.low <= 0 else f"({name})" for name, shift in shifts.items() if shift.value > 0]
         cells = [
-            "yes" if shifts["tica"].value <= TARGET_CHANGE else "no",
-            "yes" if shifts["tica"].high < TARGET_CLEAR else "no",
+            "yes" if shifts[HEADLINE].value <= TARGET_CHANGE else "no",
+            "yes" if shifts[HEADLINE].high < TARGET_CLEAR else "no",
             ", ".join(worse) or "none",
             f"{last[last['arm'] == arm]['exploded_fraction'].max():.2%}",
             _share(records, arm) if PAPER_ARM in arms else "",
@@ -201,8 +207,8 @@ def _targets(records: pd.DataFrame, arms: Sequence[str]) -> str:
 
 
 def _share(records: pd.DataFrame, arm: str) -> str:
-    target = curve(records, PAPER_ARM, "tica", "exact")
-    steps = steps_to_reach(curve(records, arm, "tica", "exact"), float(target["w1"].iloc[-1]))
+    target = curve(records, PAPER_ARM, HEADLINE, "exact")
+    steps = steps_to_reach(curve(records, arm, HEADLINE, "exact"), float(target["w1"].iloc[-1]))
     share = steps / float(target["oracle_steps"].iloc[-1])
     return "never" if math.isinf(share) else f"{share:.0%}"
 
@@ -222,7 +228,7 @@ def _ablations(records: pd.DataFrame, arms: Sequence[str]) -> str:
         f"|---|---|---|---|{'---|' * len(headings(records))}",
     ]
     for arm in arms:
-        rows = last[(last["arm"] == arm) & (last["metric"] == "tica")]
+        rows = last[(last["arm"] == arm) & (last["metric"] == HEADLINE)]
         cells = [_percent(change(records, arm, DEFAULT, metric, "exact")) for metric in headings(records)]
         lines.append(
             f"| `{arm}` | {len(rows)} | {rows['oracle_steps'].mean():.0f} | {rows['frames'].mean():.0f} | "
@@ -251,12 +257,16 @@ def _burn_in(found: pd.DataFrame) -> str:
 
 
 def _word(shift: Interval) -> str:
+    if math.isnan(shift.value):
+        return "not measured"
     if not shift.clear_of(0.0):
         return "undecided"
     return "better" if shift.value < 0 else "worse"
 
 
 def _percent(shift: Interval) -> str:
+    if math.isnan(shift.value):
+        return MISSING
     interval = "one seed" if math.isnan(shift.low) else f"{shift.low:+.0f} to {shift.high:+.0f}"
     return f"{shift.value:+.0f} ({interval})"
 

@@ -23,7 +23,7 @@ KEYS = ["arm", "seed", "metric", "mode"]
 
 
 class Interval(NamedTuple):
-    """An estimate with its 95 % interval, which is not a number with fewer than two seeds."""
+    """An estimate with its 95 % interval, which is not a number with fewer than two seeds (nor is it, with none)."""
 
     value: float
     low: float
@@ -38,7 +38,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
     """Mean over seeds with Student's interval."""
     sample = np.asarray(values, dtype=float)
     if len(sample) < 2:
-        return Interval(float(sample.mean()), float("nan"), float("nan"))
+        return Interval(*sample, *[float("nan")] * (3 - len(sample)))
     if np.allclose(sample, sample[0], rtol=1e-12, atol=0.0):
         return Interval(*[float(sample[0])] * 3)
     low, high = stats.ttest_1samp(sample, 0.0).confidence_interval(LEVEL)
@@ -55,13 +55,16 @@ def change(records: pd.DataFrame, arm: str, to: str, metric: str, mode: str) -> 
     """Relative change [%] of W1 in the last round of an arm to that of another, over the seeds that both have.
 
     Ratios are averaged by their logarithms, seed by seed, with Student's interval there: a halving and a doubling
-    cancel. Raises BadFile when the arms share no seed.
+    cancel. Not a number where one of the arms was run before the metric was measured. Raises BadFile when the arms
+    share no seed.
     """
-    rows = final(records).query("metric == @metric and mode == @mode").pivot(index="seed", columns="arm", values="w1")
-    ratios = (rows[arm] / rows[to]).dropna() if {arm, to} <= set(rows) else rows.iloc[:0, 0]
-    if ratios.empty:
-        raise BadFile(f"records: arms {arm} and {to} share no seed for {metric}; run both with 'cgal compare'")
-    return _relative(ratios)
+    last = final(records)
+    seeds, others = (set(last.loc[last["arm"] == each, "seed"]) for each in (arm, to))
+    if not seeds & others:
+        raise BadFile(f"records: arms {arm} and {to} share no seed; run both with 'cgal compare'")
+    rows = last.query("metric == @metric and mode == @mode").pivot(index="seed", columns="arm", values="w1")
+    rows = rows.reindex(columns=list({arm, to}))
+    return _relative((rows[arm] / rows[to]).dropna())
 
 
 def _relative(ratios: pd.Series) -> Interval:
@@ -124,8 +127,8 @@ def steps_to_reach(curve: pd.DataFrame, w1: float) -> float:
 def summarise(records: pd.DataFrame) -> list[dict[str, float | int | str | None]]:
     """One entry for each arm, metric and mode: base and final W1 (means over seeds), change to base [%] with interval.
 
-    `oracle_steps` and `exploded_fraction` are means over seeds in the last round. An arm of one seed has no interval:
-    `low` and `high` are None.
+    `oracle_steps` and `exploded_fraction` are means over seeds in the last round. None stands for what is not there:
+    the interval (`low`, `high`) of an arm of one seed, a change to a base from before the metric was measured.
     """
     last = final(records)
     entries: list[dict[str, float | int | str | None]] = []
@@ -133,7 +136,7 @@ def summarise(records: pd.DataFrame) -> list[dict[str, float | int | str | None]
         arm, metric, mode = map(str, names)
         shift = change(records, arm, BASE, metric, mode)
         base = last.query("arm == @BASE and metric == @metric and mode == @mode and seed in @rows.seed")
-        entry: dict[str, float | int | str | None] = {
+        entry: dict[str, float | int | str] = {
             "arm": arm,
             "seeds": len(rows),
             "metric": metric,
@@ -141,10 +144,14 @@ def summarise(records: pd.DataFrame) -> list[dict[str, float | int | str | None]
             "base": float(base["w1"].mean()),
             "final": float(rows["w1"].mean()),
             "change_percent": shift.value,
-            "low": None if len(rows) < 2 else shift.low,
-            "high": None if len(rows) < 2 else shift.high,
+            "low": shift.low,
+            "high": shift.high,
             "oracle_steps": int(rows["oracle_steps"].mean()),
             "exploded_fraction": float(rows["exploded_fraction"].mean()),
         }
-        entries.append({key: round(value, 6) if isinstance(value, float) else value for key, value in entry.items()})
+        entries.append({key: _json(value) if isinstance(value, float) else value for key, value in entry.items()})
     return entries
+
+
+def _json(value: float) -> float | None:
+    return None if np.isnan(value) else round(value, 6)

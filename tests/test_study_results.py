@@ -118,7 +118,7 @@ def test_final_is_each_campaigns_own_last_round() -> None:
 
 def test_the_summary_has_an_entry_for_each_arm_metric_and_mode() -> None:
     entries = summarise(records(noise=0.1))
-    assert len(entries) == 4 * 5 * 2
+    assert len(entries) == 4 * len(OBSERVABLES) * 2
     assert set(entries[0]) == {"arm", "seeds", "metric", "mode", "base", "final", "change_percent", "low", "high",
                                "oracle_steps", "exploded_fraction"}  # fmt: skip
     for entry in entries:
@@ -176,3 +176,21 @@ def test_figures_are_in_the_units_of_their_headings() -> None:
 def test_what_the_study_computes_needs_no_workflow_tool() -> None:
     code = "import sys; sys.modules |= dict.fromkeys(('prefect', 'dvc', 'mlflow')); import study.results, study.design"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+def test_arms_from_before_a_metric_show_a_dash_for_it(tmp_path: Path) -> None:
+    """Base and `paper` were run before the last metric of the table was measured, the other arms after."""
+    found, newest = records(noise=0.05), list(OBSERVABLES)[-1]
+    found = found[~(found["arm"].isin(["base", "paper"]) & (found["metric"] == newest))]
+    found.to_csv(tmp_path / "arms.csv", index=False)
+    (tmp_path / "preface.md").write_text("# Results\n")
+    write_results(tmp_path, tmp_path / "results.md", tmp_path / "preface.md")
+    page = (tmp_path / "results.md").read_text()
+    (line, _) = [line for line in page.splitlines() if line.startswith("| `coverage` | 5 |")]
+    assert line.endswith("| – |")
+    assert line.count("–") == 1
+    assert f"not measured: {newest}" in page
+    entries = json.loads((tmp_path / "summary.json").read_text())
+    (entry,) = [e for e in entries if (e["arm"], e["metric"], e["mode"]) == ("random", newest, "exact")]
+    assert entry["final"] > 0
+    assert entry["base"] is entry["change_percent"] is entry["low"] is None

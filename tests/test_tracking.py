@@ -223,6 +223,18 @@ def test_metrics_carry_the_names_of_the_contract(tmp_path: Path) -> None:
     assert metrics["timing/total_s"] == sum(record.timings.values())
 
 
+def test_a_metric_that_is_new_in_a_round_is_logged_from_there(embedded: Store) -> None:
+    metrics = dict(make_record(embedded.root, 1).metrics)
+    new = {"gyration": {"value": 0.1, "low": 0.05, "high": 0.2}}
+    first = embedded.log(0)
+    second = embedded.log(1, metrics=metrics | {"w1": metrics["w1"] | new, "tica_lag_ps": 16.0})
+    assert "w1/gyration" not in embedded.client.get_run(first.round).data.metrics
+    held = embedded.client.get_run(second.round).data.metrics
+    assert (held["w1/gyration"], held["w1/gyration/low"], held["tica_lag_ps"]) == (0.1, 0.05, 16.0)
+    history = embedded.client.get_metric_history(first.campaign, "w1/gyration")
+    assert [(point.step, point.value) for point in history] == [(1, 0.1)]
+
+
 def test_a_missing_number_is_shown_as_nan_and_not_left_out(store: Store) -> None:
     metrics = {"round": 0, "w1": {"tica": {"value": None, "low": None, "high": None}}}
     ids = store.log(0, metrics=metrics)

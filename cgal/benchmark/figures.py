@@ -11,7 +11,7 @@ from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 
-from cgal.benchmark.observables import OBSERVABLES, Observable
+from cgal.benchmark.observables import OBSERVABLES, Observable, in_records
 from cgal.benchmark.suite import BenchmarkResult
 from cgal.benchmark.wasserstein import Sample
 from cgal.files import atomic_write
@@ -27,18 +27,22 @@ DENSITY_BINS = 80
 
 
 def plot_benchmark(result: BenchmarkResult, folder: Path) -> list[Path]:
-    """Draw TICA free-energy maps (`tica.png`) and the densities of all other observables (`densities.png`)."""
-    return [_save(_tica_maps(result), folder / "tica.png"), _save(_densities(result), folder / "densities.png")]
+    """Draw free-energy maps (`<name>.png`) of observables in a plane, and densities of all others (`densities.png`)."""
+    planes = [observable for observable in OBSERVABLES.values() if observable.geometry == "plane"]
+    maps = [_save(_maps(plane, result), folder / f"{plane.name}.png") for plane in planes]
+    return [*maps, _save(_densities(result), folder / "densities.png")]
 
 
 def plot_rounds(rounds: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     """Draw each W1 over rounds with intervals and floor, and folded and lost fractions (`w1_rounds.png`).
 
-    Each mapping is the metrics of one round, as `benchmark` gives them, with its number as `round` (else its place).
+    Each mapping is the metrics of one round, as `benchmark` gives them, with its number as `round` (else its place). A
+    round from before an observable was measured has no point in its panel.
     """
-    figure, panels = _grid(len(OBSERVABLES) + 1, columns=3, panel=(10 / 3, 2.9))
+    drawn = in_records(name for metrics in rounds for name in metrics["w1"])
+    figure, panels = _grid(len(drawn) + 1, columns=3, panel=(10 / 3, 2.9))
     numbers = [int(metrics.get("round", place)) for place, metrics in enumerate(rounds)]
-    for panel, observable in zip(panels, OBSERVABLES.values(), strict=False):
+    for panel, observable in zip(panels, drawn.values(), strict=False):
         _draw_w1(panel, observable, numbers, rounds)
     _draw_fractions(panels[-1], numbers, rounds)
     for panel in panels:
@@ -70,18 +74,19 @@ def plot_rmsd_rounds(rounds: Sequence[Mapping[str, Any]], folder: Path) -> list[
     return [_save(figure, folder / "rmsd_rounds.png")]
 
 
-def _tica_maps(result: BenchmarkResult) -> Figure:
-    sides = {"Reference": result.reference["tica"], "Model": result.model["tica"]}
+def _maps(plane: Observable, result: BenchmarkResult) -> Figure:
+    """Free energy in the plane of an observable, of reference and model."""
+    sides = {"Reference": result.reference[plane.name], "Model": result.model[plane.name]}
     edges = _map_edges([side.values for side in sides.values()])
     figure = Figure(figsize=(9, 4.1), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for panel, (name, side) in zip(panels, sides.items(), strict=True):
         contours = _draw_map(panel, side, edges)
         panel.set_title(f"{name} ({len(side)} frames)", fontsize=10)
-        panel.set_xlabel("TIC 1")
-    panels[0].set_ylabel("TIC 2")
+        panel.set_xlabel(plane.with_unit(f"{plane.axis} 1"))
+    panels[0].set_ylabel(plane.with_unit(f"{plane.axis} 2"))
     figure.colorbar(contours, ax=panels, label="free energy / kT")
-    figure.suptitle(_w1_title(OBSERVABLES["tica"], result.metrics), fontsize=11)
+    figure.suptitle(_w1_title(plane, result.metrics), fontsize=11)
     return figure
 
 
@@ -113,7 +118,7 @@ def _densities(result: BenchmarkResult) -> Figure:
         panel.stairs(reference, edges, color=REFERENCE, alpha=0.15, fill=True)
         panel.stairs(reference, edges, color=REFERENCE, linewidth=1.4, label="reference")
         panel.stairs(model, edges, color=MODEL, linewidth=1.4, label="model")
-        panel.set_xlabel(observable.axis)
+        panel.set_xlabel(observable.with_unit(observable.axis))
         panel.set_ylabel(f"density / {observable.unit}$^{{-1}}$" if observable.unit else "density")
         panel.set_ylim(bottom=0)
         panel.set_title(_w1_title(observable, result.metrics), fontsize=10)

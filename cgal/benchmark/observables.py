@@ -14,7 +14,23 @@ from jaxtyping import Float64
 
 from cgal.frames import CGTrajectory
 
-__all__ = ["OBSERVABLES", "Observable", "angles", "bonds", "dihedrals", "in_records", "reaction_coordinate"]
+__all__ = [
+    "HEADLINE",
+    "MISSING",
+    "OBSERVABLES",
+    "Observable",
+    "angles",
+    "bonds",
+    "dihedrals",
+    "in_records",
+    "reaction_coordinate",
+]
+
+HEADLINE = "tica"
+"""Name of the observable whose W1 decides whether a campaign has converged and an arm is better."""
+
+MISSING = "–"
+"""What tables show for a round from before an observable was measured."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,7 @@ class Observable:
     title, heading:
         Of figures, and of columns in tables.
     unit, axis:
-        Of its values, and the label of their axis; both empty for a plane without unit.
+        Of its values ("" if they have none), and what their axis is called; a plane numbers its two axes.
     geometry:
         What its values lie on, which decides how W1 is estimated (`cgal.benchmark.wasserstein.estimators`): on a line,
         on a circle [rad] if it is periodic, or in a plane, all columns together.
@@ -90,23 +106,23 @@ def _of_beads(compute: Callable[[mdtraj.Trajectory], Any]) -> Callable[[CGTrajec
 OBSERVABLES = {
     observable.name: observable
     for observable in (
-        Observable("tica", "TICA", "TICA", "", "", "plane", _slow),
+        Observable(HEADLINE, "TICA", "TICA", "", "TIC", "plane", _slow),
         Observable(
-            "reaction_coordinate", "Reaction coordinate", "RC [nm]", "nm", "distance of first and last CA / nm",
+            "reaction_coordinate", "Reaction coordinate", "RC [nm]", "nm", "distance of first and last CA",
             "line", _of_beads(reaction_coordinate),
         ),
         Observable(
-            "bond", "CA-CA bond", "bond [pm]", "nm", "CA-CA bond / nm", "line", _of_beads(bonds), scale=1000.0
+            "bond", "CA-CA bond", "bond [pm]", "nm", "CA-CA bond", "line", _of_beads(bonds), scale=1000.0
         ),
         Observable(
-            "angle", "CA-CA-CA angle", "angle [rad]", "rad", "CA-CA-CA angle / rad", "line", _of_beads(angles)
+            "angle", "CA-CA-CA angle", "angle [rad]", "rad", "CA-CA-CA angle", "line", _of_beads(angles)
         ),
         Observable(
-            "dihedral", "CA dihedral", "dihedral [rad]", "rad", "CA dihedral / rad", "circle", _of_beads(dihedrals)
+            "dihedral", "CA dihedral", "dihedral [rad]", "rad", "CA dihedral", "circle", _of_beads(dihedrals)
         ),
     )
 }  # fmt: skip
-"""The five of the paper, in the order of its Table 1."""
+"""By name, in the order of tables and figures. The first five are those of the paper's Table 1."""
 
 
 def in_records(names: Iterable[str]) -> dict[str, Observable]:

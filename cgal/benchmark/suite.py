@@ -10,7 +10,7 @@ from deeptime.decomposition import CovarianceKoopmanModel
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from cgal.benchmark.observables import OBSERVABLES
-from cgal.benchmark.tica import fit_tica, frame_spacing_ps
+from cgal.benchmark.tica import fit_tica, used_lag_ps
 from cgal.benchmark.wasserstein import MODES, Resamples, Sample, estimate, estimators
 from cgal.errors import BadTrajectory, EmptyTrajectory
 from cgal.frames import CGTrajectory, rmsd_nm
@@ -54,7 +54,7 @@ def benchmark(
 
     Metrics: `w1` (headline mode), `w1_exact` and `w1_paper` give value, low and high for each observable in its unit;
     `floor`, `floor_exact` and `floor_paper` W1 between two halves of the reference, by trajectory (contiguous, if it is
-    only one); `tica_lag_ps` the lag in whole frames of the reference; `simulation` the losses and frames;
+    only one); `tica_lag_ps` the lag used, in whole frames of the reference; `simulation` the losses and frames;
     `folded_fraction` of model and reference. Histograms: `rmsd`, to the native frame [nm], of simulation, training and
     reference, each summing to one.
 
@@ -65,7 +65,8 @@ def benchmark(
     production = _production(trajectory, params.discard_fraction)
     tica = fit_tica(reference, params.tica_lag_ps)
     model, truth = (observe(side, tica, _blocks(side, params.blocks)) for side in (production, reference))
-    resamples = Resamples.draw(model["tica"], truth["tica"], params.bootstrap, derive_generator(seed, 0, "bootstrap"))
+    one, other = (next(iter(side.values())) for side in (model, truth))  # all observables have the same blocks
+    resamples = Resamples.draw(one, other, params.bootstrap, derive_generator(seed, 0, "bootstrap"))
     halves = _halves(reference)
 
     table = estimators(params.maximum_frames)
@@ -89,7 +90,7 @@ def benchmark(
         "floor": floor[params.mode],
         **{f"w1_{mode}": w1[mode] for mode in MODES},
         **{f"floor_{mode}": floor[mode] for mode in MODES},
-        "tica_lag_ps": tica.lagtime * frame_spacing_ps(reference),
+        "tica_lag_ps": used_lag_ps(reference, params.tica_lag_ps),
         "simulation": _fates(trajectory, production),
         "folded_fraction": {
             "model": _share_below(*deviations_nm["simulation"], params.folded_rmsd_nm),

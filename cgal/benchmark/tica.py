@@ -15,8 +15,9 @@ from jaxtyping import Float64
 
 from cgal.errors import BadParams, BadTrajectory
 from cgal.frames import CGTrajectory
+from cgal.units import whole_frames
 
-__all__ = ["fit_tica", "frame_spacing_ps", "lag_frames", "pair_distances_of", "project"]
+__all__ = ["fit_tica", "frame_spacing_ps", "lag_frames", "pair_distances_of", "project", "used_lag_ps"]
 
 COMPONENTS = 2
 
@@ -60,9 +61,12 @@ def pair_distances_of(trajectory: CGTrajectory) -> Float64[np.ndarray, "frames p
 
 
 def lag_frames(reference: CGTrajectory, lag_ps: float) -> int:
-    """Lag in frames of the reference, checked against its spacing and its longest trajectory."""
+    """Lag in frames of the reference, as a whole number (`whole_frames`): what is used is `used_lag_ps`.
+
+    Raises BadParams when the lag is below the frame spacing, BadTrajectory when no trajectory is longer.
+    """
     spacing_ps = frame_spacing_ps(reference)
-    lag = round(lag_ps / spacing_ps)
+    lag = whole_frames(lag_ps, spacing_ps)
     if lag < 1:
         raise BadParams(
             f"benchmark.tica_lag_ps: {lag_ps:g} ps is below the reference's frame spacing, {spacing_ps:g} ps; raise it"
@@ -71,9 +75,14 @@ def lag_frames(reference: CGTrajectory, lag_ps: float) -> int:
     if longest <= lag:
         raise BadTrajectory(
             f"reference: its longest trajectory has {longest} frames ({longest * spacing_ps:g} ps), not more than the "
-            f"TICA lag of {lag} frames ({lag_ps:g} ps); give a longer reference or lower benchmark.tica_lag_ps"
+            f"TICA lag of {lag} frames ({lag * spacing_ps:g} ps); give longer ones or lower benchmark.tica_lag_ps"
         )
     return lag
+
+
+def used_lag_ps(reference: CGTrajectory, lag_ps: float) -> float:
+    """Lag that TICA is fitted with [ps]: the one asked for, in whole frames of the reference (`lag_frames`)."""
+    return lag_frames(reference, lag_ps) * frame_spacing_ps(reference)
 
 
 def frame_spacing_ps(reference: CGTrajectory) -> float:

@@ -25,6 +25,7 @@ from cgal.reference.msm import (
     frame_weights,
     implied_timescales,
 )
+from cgal.units import whole_frames
 
 __all__ = ["Analysis", "analyse", "summarise"]
 
@@ -101,6 +102,7 @@ def summarise(analysis: Analysis, params: ReferenceParams) -> dict[str, Any]:
         "effective_frames": float(1 / np.sum(swarm.weights**2)),
         "markov_model": {
             "lag_ps": model.lag_ps,
+            "tica_lag_ps": max(1, whole_frames(params.tica_lag_ps, params.spacing_ps)) * params.spacing_ps,
             "states": params.states,
             "connected_states": len(model.active),
             "timescales_ps": [None if math.isnan(each) else float(each) for each in model.timescales_ps(PROCESSES)],

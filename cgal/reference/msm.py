@@ -23,6 +23,7 @@ from cgal.params import ReferenceParams
 from cgal.progress import Progress, silent
 from cgal.randomness import derive_generator, derive_seed
 from cgal.reference.sampling import bead_distances
+from cgal.units import whole_frames
 
 __all__ = [
     "ChapmanKolmogorov",
@@ -66,7 +67,7 @@ class DiscreteTrajectories:
 
     def frames(self, lag_ps: float) -> int:
         """Lag in frames; raises SamplingError when no trajectory is longer."""
-        lag = max(1, round(lag_ps / self.spacing_ps))
+        lag = max(1, whole_frames(lag_ps, self.spacing_ps))
         longest = max(len(path) for path in self.paths)
         if longest <= lag:
             raise SamplingError(

@@ -40,6 +40,7 @@ def _describe(published: PublishedRound, metrics: dict[str, Any], seconds: dict[
         "floor": metrics["floor"],
         "floor_exact": metrics["floor_exact"],
         "floor_paper": metrics["floor_paper"],
+        "tica_lag_ps": metrics.get("tica_lag_ps"),
         "frames": metrics["dataset"]["frames"],
         "oracle_steps": metrics["dataset"]["oracle_steps"],
         "acquisition_steps": metrics["dataset"]["acquisition_steps"],

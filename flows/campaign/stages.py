@@ -16,6 +16,7 @@ import torch
 from cgal.all_atom import oracle
 from cgal.all_atom.backmapping.backmap import backmap
 from cgal.benchmark.figures import plot_benchmark
+from cgal.benchmark.observables import HEADLINE
 from cgal.benchmark.suite import benchmark as run_benchmark
 from cgal.dataset import Manifest, append, load_manifest, load_shards, round_index
 from cgal.files import read_json, write_json
@@ -117,7 +118,7 @@ def select(workspace: Workspace, progress: Progress) -> Summary:
         pool,
         params.campaign,
         k,
-        read_json(workspace.round / "metrics.json")["w1"]["tica"],
+        read_json(workspace.round / "metrics.json")["w1"][HEADLINE],
         affordable=_affordable_picks(workspace, manifest),
         earlier=[shard.outcome for shard in manifest.shards if shard.outcome],
         seed=derive_seed(params.seed, k, "select"),

@@ -16,7 +16,7 @@ def rounds(
     campaign: Annotated[str | None, typer.Option(help="Another campaign than that of params.yaml.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Show every published round: tag, commit, the five W1 with intervals, frames, oracle steps, lost replicas.
+    """Show every published round: tag, commit, each W1 with its interval, frames, oracle steps, lost replicas.
 
     Rounds that a DVC remote lacks are named, and tags that were moved.
     """

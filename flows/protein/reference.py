@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cgal.benchmark.observables import in_records
+from cgal.benchmark.tica import used_lag_ps
 from cgal.files import sha256, write_json
 from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.reference.analysis import Analysis, analyse, summarise
@@ -103,6 +104,7 @@ def _weigh(workspace: Workspace, recipe: SwarmRecipe, losses: Sequence[Loss], pr
         fallen = floors(found.swarm, truth, params, progress)
     plot_floor(fallen, params.benchmark.mode, figures)
     summary = _summary(workspace, found, fallen, losses)
+    summary["floor_tica_lag_ps"] = used_lag_ps(truth, params.benchmark.tica_lag_ps)
     if preview:
         _write(figures, truth, summary)
     else:
@@ -158,6 +160,7 @@ def reference_table(summary: dict[str, Any], mode: str) -> Table:
         f"{summary['trajectories']} trajectories, {summary['frames']} frames, {summary['frames_without_weight']} of "
         f"them without weight; folded {folded['value']:.2f} [{folded['low']:.2f}, {folded['high']:.2f}]; slowest "
         f"process {slowest['value']:.0f} ps [{slowest['low']:.0f}, {slowest['high']:.0f}]; "
-        f"{events['folding']} folding and {events['unfolding']} unfolding events"
+        f"{events['folding']} folding and {events['unfolding']} unfolding events; "
+        f"TICA of the benchmark: at a lag of {summary['floor_tica_lag_ps']:g} ps"
     )
     return table

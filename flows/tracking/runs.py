@@ -66,7 +66,7 @@ PARAMS_PER_BATCH = 100
 MODEL_TRAINING_VIEW = "workflowType=machine_learning"
 """Without it MLflow's pages open in their view for language models, which shows no runs."""
 
-SECTIONS = ("w1", "w1_paper", "floor", "floor_paper", "folded_fraction", "simulation", "dataset")
+SECTIONS = ("w1", "w1_paper", "floor", "floor_paper", "tica_lag_ps", "folded_fraction", "simulation", "dataset")
 """Parts of `metrics.json` that MLflow shows."""
 
 

@@ -81,9 +81,9 @@ def test_observables_have_one_column_a_term():
 def test_the_record_of_an_observable_is_complete(observable):
     assert observable.title
     assert observable.heading
-    assert bool(observable.axis) == (observable.geometry != "plane")
-    assert not observable.unit or observable.axis.endswith(f"/ {observable.unit}")
-    assert observable.periodic == (observable.name == "dihedral")
+    assert observable.axis
+    assert observable.periodic == (observable.geometry == "circle")
+    assert not observable.periodic or observable.unit == "rad"
 
 
 def test_rmsd_is_blind_to_rigid_motion_and_sees_mirror_images():
