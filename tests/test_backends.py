@@ -238,6 +238,7 @@ def test_health_checks_of_the_containers_tell_life_from_death(lab: Lab, name: st
 def check_health(lab: Lab, name: str, addresses: dict[str, str], socket: Path) -> int:
     kind, *command = service(name)["healthcheck"]["test"]
     assert kind == "CMD"
+    command = [str(socket) if word == "127.0.0.1" else word for word in command]  # where this PostgreSQL listens
     for address, real in addresses.items():
         command = [word.replace(address, real) for word in command]
     environment = clean_environment() | lab.environment | {"PGHOST": str(socket)}
