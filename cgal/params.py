@@ -386,7 +386,7 @@ class Params(Section):
     @model_validator(mode="before")
     @classmethod
     def _device_of_earlier_versions(cls, content: Any) -> Any:
-        """Take `execution.device`, where it stood until 0.1, as `simulation.device`."""
+        """Take `execution.device`, where it stood in 0.1, as `simulation.device`, unless that is there."""
         execution = content.get("execution") if isinstance(content, Mapping) else None
         if not isinstance(execution, Mapping) or "device" not in execution:
             return content

@@ -9,8 +9,9 @@ import yaml
 
 from cgal.dataset import prepare
 from cgal.frames import CGTrajectory
-from cgal.params import Params, check_params
+from cgal.params import Params, check_params, load_params
 from cgal.progress import silent
+from flows.campaign.opening import move_device
 from flows.campaign.stages import STAGES, run_stage
 from flows.workspace import Workspace
 from tests.conftest import REPOSITORY
@@ -34,18 +35,17 @@ class Watched:
         return getattr(self.params, name)
 
 
-def test_a_stage_reads_no_parameter_that_dvc_does_not_know_of(
+def test_a_stage_reads_the_parameters_that_dvc_names_for_it_and_no_others(
     make_project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_project(selection={"strategy": "committee", "committee": 2, "frames": 2})
-    workspace = Workspace(root)
-    prepare(workspace.data, workspace.params)
+    prepare(Workspace(root).data, Workspace(root).params)
     for name in STAGES:
         watched = Watched(Workspace(root).params)
         monkeypatch.setattr(Workspace, "params", watched)
-        run_stage(name, workspace, silent)
+        run_stage(name, Workspace(root), silent)
         monkeypatch.undo()
-        assert watched.read - FREE <= DEPENDENCIES[name], name
+        assert watched.read - FREE == DEPENDENCIES[name], name
     assert CGTrajectory.load(root / "round" / "trajectory.h5").device == "cpu"
 
 
@@ -53,3 +53,23 @@ def test_a_device_where_earlier_versions_had_it_is_taken() -> None:
     params = check_params({"execution": {"device": "cpu", "oracle_workers": 3}}, Path("params.yaml"))
     assert params.simulation.device == "cpu"
     assert params.execution.oracle_workers == 3
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("execution:\n  device: cuda\n  retries: 1\n", {"execution": {"retries": 1}, "simulation": {"device": "cuda"}}),
+        ("execution: {device: cuda}\nsimulation: {device: cpu}\n", {"execution": {}, "simulation": {"device": "cpu"}}),
+    ],
+)
+def test_a_device_of_earlier_versions_is_written_where_rounds_record_it(
+    tmp_path: Path, before: str, after: dict[str, Any]
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("seed: 3  # kept\n" + before)
+    meant = load_params(path)
+    assert move_device(path)
+    assert yaml.safe_load(path.read_text()) == {"seed": 3} | after
+    assert "# kept" in path.read_text()
+    assert load_params(path) == meant
+    assert not move_device(path)

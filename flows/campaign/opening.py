@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from cgal.errors import BadFile, BadParams, VersioningError
 from cgal.files import atomic_write
 from cgal.params import check_params, merged
+from flows.terminal import console
 from flows.versioning import Repository
 from flows.workspace import Workspace
 
@@ -21,6 +22,7 @@ __all__ = [
     "change_params",
     "continue_campaign",
     "fetch_data",
+    "move_device",
     "new_campaign",
 ]
 
@@ -94,6 +96,12 @@ def continue_campaign(workspace: Workspace, repository: Repository, state: Campa
 
     Raises BadParams when the dataset belongs to another campaign and this one has no published round to go back to.
     """
+    _go_to_last_round(workspace, repository, state)
+    if move_device(workspace.root / "params.yaml"):
+        console.print("[yellow]![/yellow] params.yaml: execution.device is now simulation.device, which rounds record")
+
+
+def _go_to_last_round(workspace: Workspace, repository: Repository, state: CampaignState) -> None:
     from cgal.dataset import load_manifest, round_index
 
     manifest_path = workspace.data / "manifest.json"
@@ -117,14 +125,34 @@ def change_params(path: Path, changes: Mapping[str, Any], text: str | None = Non
 
     Raises BadParams, and leaves the file as it was, when a value is wrong.
     """
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 120
-    content = yaml.load(path.read_text() if text is None else text)
+    content = _round_trip().load(path.read_text() if text is None else text)
     check_params(merged(content, changes), path)
     _assign(content, changes)
     with atomic_write(path) as temporary:
-        yaml.dump(content, temporary)
+        _round_trip().dump(content, temporary)
+
+
+def _round_trip() -> YAML:
+    """Give a reader and writer that keeps comments and quotes."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 120
+    return yaml
+
+
+def move_device(path: Path) -> bool:
+    """Write `execution.device` of a `params.yaml` of version 0.1 as `simulation.device`; say whether it was there.
+
+    It is read from either place, but DVC records the file's own sections, of which `execution` is none.
+    """
+    content = _round_trip().load(path.read_text())
+    if "device" not in (content.get("execution") or {}):
+        return False
+    device = content["execution"].pop("device")
+    content.setdefault("simulation", {}).setdefault("device", device)
+    with atomic_write(path) as temporary:
+        _round_trip().dump(content, temporary)
+    return True
 
 
 def _assign(content: Any, changes: Mapping[str, Any]) -> None:

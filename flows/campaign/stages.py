@@ -75,7 +75,8 @@ def simulate(workspace: Workspace, progress: Progress) -> Summary:
         progress=progress,
     )
     trajectory.save(workspace.round / "trajectory.h5")
-    return {"frames": len(trajectory), "lost_replicas": sum(fate.lost for fate in trajectory.fates)}
+    lost = sum(fate.lost for fate in trajectory.fates)
+    return {"frames": len(trajectory), "lost_replicas": lost, "device": trajectory.device}
 
 
 def benchmark(workspace: Workspace, progress: Progress) -> Summary:
