@@ -83,8 +83,8 @@ class CGTrajectory(Hdf5Record):
 
     `replica` tells which replica (or all-atom trajectory) a frame belongs to; frames of one replica come in order.
     `weights` are statistical weights that sum to one, equal unless a reference brings its own.
-    `fates` and `device` (what simulated it: "cpu" or "cuda") are empty for a reference. On disk: HDF5 that
-    `mdtraj.load` opens.
+    `fates` and `device` (what simulated it: "cpu" or "cuda") are empty for a reference; `forces` on the beads
+    [kJ/mol/nm] are there for a reference whose every frame has them. On disk: HDF5 that `mdtraj.load` opens.
     """
 
     KIND = "cg-trajectory"
@@ -96,6 +96,7 @@ class CGTrajectory(Hdf5Record):
     weights: Float64[np.ndarray, " frames"]
     fates: tuple[ReplicaFate, ...] = field(default=(), metadata=stored(text=True))
     device: str = ""
+    forces: Float32[np.ndarray, "frames beads 3"] | None = None
 
     @classmethod
     def from_positions(
@@ -130,6 +131,7 @@ class CGTrajectory(Hdf5Record):
             time_ps=self.time_ps[indices],
             replica=self.replica[indices],
             weights=weights / total if total > 0 else weights,
+            forces=None if self.forces is None else self.forces[indices],
         )
 
     def to_mdtraj(self) -> mdtraj.Trajectory:

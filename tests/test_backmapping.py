@@ -1,36 +1,67 @@
 """Backmapping of real chignolin beads, and of beads that no molecule can have."""
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
-from cgal.all_atom.backmapping.backmap import backmap
+from cgal.all_atom.backmapping import pulchra
+from cgal.all_atom.backmapping.backmap import HeavyAtoms, backmap, backmapper_of
 from cgal.all_atom.force_field import build_system, read_structure
 from cgal.all_atom.soundness import cis_peptide_bonds, clashes, faults, stretched_bonds, wrong_handed_centres
 from cgal.errors import BackmappingError
-from cgal.frames import AtomFrames, alpha_carbons
+from cgal.frames import AtomFrames, alpha_carbons, sequence_of
 from cgal.params import BackmappingParams, ForceFieldParams
 
 FRAMES = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
 ALPHA = alpha_carbons(FRAMES.topology)
 BEADS = FRAMES.positions[:, ALPHA]
+SEQUENCE = sequence_of(FRAMES.topology)
 TOPOLOGY, _ = read_structure(FRAMES.pdb)
 SYSTEM = build_system(TOPOLOGY, ForceFieldParams())
 PARAMS = BackmappingParams(warm_up_steps=20)
+METHODS = get_args(BackmappingParams.model_fields["method"].annotation)
 
 
 def rebuild(beads: np.ndarray, params: BackmappingParams = PARAMS, seed: int = 1) -> np.ndarray:
     return backmap(beads, FRAMES.pdb, params, ForceFieldParams(), temperature_K=350.0, seed=seed)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("frame", [0, 20, 39])
-def test_real_beads_become_a_sound_molecule_around_them(frame: int) -> None:
-    positions = rebuild(BEADS[frame])
+def test_real_beads_become_a_sound_molecule_around_them(frame: int, method: str) -> None:
+    positions = rebuild(BEADS[frame], PARAMS.model_copy(update={"method": method}))
     assert positions.shape == (166, 3)
     assert faults(TOPOLOGY, SYSTEM, positions, clash_nm=0.15) == ()
     assert cis_peptide_bonds(TOPOLOGY, positions) == ()
     assert np.linalg.norm(positions[ALPHA] - BEADS[frame], axis=1).max() < PARAMS.maximum_displacement_nm
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_heavy_atoms_move_with_the_beads(method: str) -> None:
+    """A backmapper sees no direction and no origin, but handedness; 0.001 nm is finer than what a PDB file holds."""
+    beads = BEADS[0].astype(np.float64)
+    turn, shift_nm = Rotation.random(rng=np.random.default_rng(1)), np.array([0.1, -0.7, 0.4])
+    there = backmapper_of(method)(beads, SEQUENCE)
+    moved = backmapper_of(method)(turn.apply(beads) + shift_nm, SEQUENCE)
+    assert there.keys() == moved.keys()
+    for atom, position in there.items():
+        np.testing.assert_allclose(moved[atom], turn.apply(position) + shift_nm, atol=1e-3)
+
+
+def test_atoms_that_a_backmapper_leaves_out_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PULCHRA's backbone alone: side chains come from the structure's geometry, and nothing else asks who did it."""
+    whole = pulchra.rebuild
+
+    def backbone(beads: np.ndarray, sequence: str) -> HeavyAtoms:
+        return {atom: place for atom, place in whole(beads, sequence).items() if atom[1] in {"N", "CA", "C", "O"}}
+
+    monkeypatch.setattr(pulchra, "rebuild", backbone)
+    positions = rebuild(BEADS[0])
+    assert faults(TOPOLOGY, SYSTEM, positions, clash_nm=0.15) == ()
+    assert np.linalg.norm(positions[ALPHA] - BEADS[0], axis=1).max() < PARAMS.maximum_displacement_nm
 
 
 def test_backbone_comes_back_close_to_the_real_one() -> None:

@@ -10,21 +10,34 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
+import mdtraj
 import numpy as np
 import pytest
 from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
 
-from cgal.all_atom.force_field import read_structure, write_structure
+from cgal.all_atom.force_field import build_system, forces_of, make_context, read_structure, write_structure
 from cgal.all_atom.structures import structure_from_sequence
 from cgal.errors import BadParams, CampaignLocked, SamplingError
 from cgal.files import read_json
-from cgal.frames import CGTrajectory
+from cgal.frames import AtomFrames, CGTrajectory
 from cgal.params import BenchmarkParams, ForceFieldParams, Params, ReferenceParams
+from cgal.projection.local_frames import project_in_local_frames
+from cgal.projection.mapping import constrained_clusters
 from cgal.reference.figures import plot_floor
 from cgal.reference.floor import floors
 from cgal.reference.msm import thin
-from cgal.reference.sampling import SwarmRecipe, explore, load_swarm, relax, status, swarm
+from cgal.reference.sampling import (
+    SwarmRecipe,
+    explore,
+    load_swarm,
+    load_swarm_labels,
+    relax,
+    status,
+    swarm,
+    trajectory_ends,
+)
 from flows.cli.main import app
 from flows.protein.reference import run_reference
 from flows.protein.reference_folder import recipe_of, sampling_lock
@@ -104,6 +117,52 @@ def test_segments_join_without_a_jump(sampled: SwarmRecipe) -> None:
 def test_trajectories_differ(sampled: SwarmRecipe) -> None:
     positions = load_swarm(sampled).positions
     assert np.abs(positions[:40] - positions[40:]).max() > 0.05
+
+
+def test_forces_are_those_on_the_beads_at_their_frames(sampled: SwarmRecipe) -> None:
+    """The last frame of a trajectory is kept with all atoms: OpenMM's forces there, projected, are the frame's.
+
+    Stored forces and positions are float32, which costs some 1e-3 kJ/mol/nm of the thousands on an atom.
+    """
+    topology, _ = read_structure(sampled.structure)
+    context = make_context(
+        build_system(topology, FORCE_FIELD), FORCE_FIELD, temperature_K=350.0, timestep_ps=0.001, seed=1
+    )
+    found = load_swarm(sampled)
+    for replica, end in enumerate(trajectory_ends(sampled)):
+        context.setPositions(end.positions)
+        positions, forces = (each[np.newaxis].astype(np.float32) for each in (end.positions, forces_of(context)))
+        atoms = AtomFrames(sampled.structure, positions, forces, np.zeros(1, dtype=np.int32), np.zeros(1), {})
+        expected = project_in_local_frames(atoms, constrained_clusters(atoms.topology))[0]
+        np.testing.assert_allclose(found.forces[found.replica == replica][-1], expected, atol=0.5)
+        assert np.abs(expected).max() > 50
+
+
+def test_labels_of_a_swarm_are_its_frames_and_forces(sampled: SwarmRecipe) -> None:
+    labels, frames = load_swarm_labels(sampled), load_swarm(sampled)
+    assert np.array_equal(labels.positions, frames.positions)
+    assert np.array_equal(labels.forces, frames.forces)
+    assert np.array_equal(labels.trajectory, frames.replica)
+    np.testing.assert_allclose(labels.time_ps, frames.time_ps)
+
+
+def test_segments_without_forces_are_read_and_continued(copy: SwarmRecipe, sampled: SwarmRecipe) -> None:
+    """As early versions wrote them: the frames are the same without forces, and what is missing is made with them."""
+    for path in copy.folder.glob("swarm/*/*.h5"):
+        with h5py.File(path, "a") as handle:
+            del handle["forces"]
+    whole, found = load_swarm(sampled), load_swarm(copy)
+    assert found.forces is None
+    assert np.array_equal(found.positions, whole.positions)
+    with pytest.raises(SamplingError, match="no frame with forces yet"):
+        load_swarm_labels(copy)
+    copy.segment(1, 1).unlink()
+    assert swarm(copy, workers=1) == ()
+    assert copy.segment(1, 1).read_bytes() == sampled.segment(1, 1).read_bytes()
+    assert load_swarm(copy).forces is None
+    labels = load_swarm_labels(copy)
+    assert np.array_equal(labels.forces, whole.forces[60:])
+    np.testing.assert_allclose(labels.time_ps, np.arange(21, 41) * 0.2)
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(sampled: SwarmRecipe, tmp_path: Path) -> None:
@@ -245,6 +304,9 @@ def test_command_makes_the_reference_and_says_how_far_it_is(project: Path, prefe
     truth = CGTrajectory.load(workspace.data / "reference.h5")
     assert len(truth) == 80
     assert truth.weights.sum() == pytest.approx(1)
+    assert truth.forces is not None
+    assert np.array_equal(truth.forces, load_swarm(recipe_of(workspace)).forces)
+    assert mdtraj.load(workspace.data / "reference.h5").n_frames == 80
     assert read_json(workspace.data / "reference.json")["folded"]["low"] >= 0
     assert (project / "data.dvc").read_text() != before
     figures = {path.name for path in (project / "report" / "reference" / "tetra").glob("*.png")}

@@ -6,14 +6,14 @@ seed; so a run that was killed goes on with what is missing, and gives the same 
     recipe.json             what the pieces depend on; another recipe is refused
     hot/000.h5 ...          all-atom frames of the exploration
     starts/000.h5 ...       all-atom states at the target temperature
-    swarm/000/0000.h5 ...   segments of each trajectory: C-alpha frames, and the all-atom state at the end
+    swarm/000/0000.h5 ...   segments of each trajectory: C-alpha frames and bead forces, all atoms at the end
 
 The swarm grows by one segment of every trajectory at a time, so that what is there is useful at any moment. More or
 longer trajectories add to it and throw nothing away: k-centre starts do not change when more of them are asked for.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
@@ -229,19 +229,22 @@ def status(recipe: SwarmRecipe) -> Status:
 def load_swarm(recipe: SwarmRecipe) -> CGTrajectory:
     """All C-alpha frames of the swarm, a replica per trajectory, with equal weights.
 
-    Time counts from the start of each trajectory [ps]. Raises SamplingError when there is no frame.
+    Forces come along if every segment has them. Time counts from the start of each trajectory [ps]. Raises
+    SamplingError when there is no frame.
     """
-    spacing_ps = recipe.params.spacing_ps
-    pieces = [_join(_chain(recipe, index)) for index in range(recipe.params.trajectories)]
-    lengths = [len(piece) for piece in pieces]
-    if not any(lengths):
+    chains = [_chain(recipe, index) for index in range(recipe.params.trajectories)]
+    lengths = [sum(len(segment.positions) for segment in chain) for chain in chains]
+    segments = [segment for chain in chains for segment in chain]
+    if not segments:
         raise SamplingError(f"{recipe.folder}: the swarm has no frame yet; run 'cgal reference'")
-    return CGTrajectory.from_positions(
+    forces = [segment.forces for segment in segments if segment.forces is not None]
+    found = CGTrajectory.from_positions(
         sequence_of(read_pdb_text(recipe.structure).topology),
-        np.concatenate([piece for piece in pieces if len(piece)]),
-        np.concatenate([spacing_ps * np.arange(1, length + 1) for length in lengths]),
-        np.repeat(np.arange(len(pieces)), lengths),
+        np.concatenate([segment.positions for segment in segments]),
+        np.concatenate([recipe.params.spacing_ps * np.arange(1, length + 1) for length in lengths]),
+        np.repeat(np.arange(len(chains)), lengths),
     )
+    return replace(found, forces=np.concatenate(forces)) if len(forces) == len(segments) else found
 
 
 def load_swarm_labels(recipe: SwarmRecipe) -> LabelledFrames:
@@ -386,12 +389,6 @@ def _chain(recipe: SwarmRecipe, trajectory: int) -> list[_Segment]:
             state = segment.end
     except BadFile:
         return chain
-
-
-def _join(chain: Sequence[_Segment]) -> Float32[np.ndarray, "frames beads 3"]:
-    if not chain:
-        return np.empty((0, 1, 3), dtype=np.float32)
-    return np.concatenate([segment.positions for segment in chain])
 
 
 # ------------------------------------------------------------------------------------- inside a worker process

@@ -1,11 +1,12 @@
-"""From C-alpha beads back to a sound, warm all-atom structure, by any of the ways in this package.
+"""From C-alpha beads back to a sound, warm all-atom structure, by any of the backmappers in this package.
 
-A way (`backmapping.method` names its module) rebuilds heavy atoms from the C-alpha trace. Common to all: hydrogens
-and what else the way does not know are set by the local geometry of the protein's own structure; then the C-alpha are
+A backmapper (`backmapping.method` names its module) rebuilds heavy atoms from the C-alpha trace. Common to all:
+hydrogens and what else it leaves out are set by the local geometry of the protein's own structure; then the C-alpha are
 restrained to the beads while the rest relaxes, and held while it warms up. Peptide planes that were set wrongly do not
 turn over at the temperature of the simulation; annealing (`anneal_steps`) lets them.
 """
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,18 +25,20 @@ from cgal.errors import BackmappingError, Diverged
 from cgal.frames import read_pdb_text, sequence_of
 from cgal.params import BackmappingParams, ForceFieldParams
 
-__all__ = ["HeavyAtoms", "backmap"]
+__all__ = ["Backmapper", "HeavyAtoms", "backmap", "backmapper_of"]
 
 type HeavyAtoms = dict[tuple[int, str], Float64[np.ndarray, "3"]]
-"""Positions [nm] of a rebuilt chain, by number of the residue (from 0) and name of the atom.
+"""Positions [nm] of a rebuilt chain, by number of the residue (from 0) and name of the atom."""
 
-Each module of this package has a `rebuild(beads, sequence)` that gives them: beads [nm], float64, one a residue, and
-one-letter codes. Hydrogens and atoms that the structure has not are left out of account; missing ones are grown.
+type Backmapper = Callable[[Float64[np.ndarray, "beads 3"], str], HeavyAtoms]
+"""`rebuild(beads, sequence)`: heavy atoms for beads [nm], one a residue, and one-letter codes; no chance in it.
+
+Atoms that the structure lacks are ignored, missing ones are placed by the structure's geometry. Raises
+BackmappingError when the beads cannot be rebuilt.
 """
 
 MAXIMUM_ENERGY_kJ_per_mol_atom = 1e3
 """More energy per atom than this after minimisation is no molecule (thermal energy is of the order of 10)."""
-
 
 MINIMISED_FORCE_kJ_per_mol_nm = 50.0
 """Root-mean-square force at which minimisation ends: a fraction of the thermal one, which the warm-up brings back."""
@@ -57,6 +60,12 @@ class Template:
     cis: tuple[str, ...]
     free: openmm.System
     held: openmm.System
+
+
+def backmapper_of(name: str) -> Backmapper:
+    """Backmapper of a name in `params.yaml`: `rebuild` of the module of that name."""
+    found: Backmapper = import_module(f"cgal.all_atom.backmapping.{name}").rebuild
+    return found
 
 
 def backmap(
@@ -121,9 +130,8 @@ def _heavy_atoms(
 ) -> tuple[Float64[np.ndarray, "atoms 3"], Bool[np.ndarray, " atoms"]]:
     """Positions of the atoms that the method knows, NaN for the others, and which they are."""
     positions = np.full_like(template.positions, np.nan)
-    rebuild = import_module(f"cgal.all_atom.backmapping.{method}").rebuild
     try:
-        found: HeavyAtoms = rebuild(beads.astype(np.float64), template.sequence)
+        found = backmapper_of(method)(beads.astype(np.float64), template.sequence)
     except BackmappingError as error:
         raise _failure(str(error), template, positions) from error
     for atom, position in found.items():

@@ -19,7 +19,7 @@ CAPPING_RESIDUES = 2
 
 
 def rebuild(beads: Float64[np.ndarray, "beads 3"], sequence: str) -> HeavyAtoms:
-    """Heavy atoms around the beads; raises BackmappingError on degenerate geometry. See `HeavyAtoms`."""
+    """Heavy atoms around the beads; raises BackmappingError on degenerate geometry. See `Backmapper`."""
     chain = _extend(_extend(beads)[::-1])[::-1]
     caps = "G" * CAPPING_RESIDUES
     try:
