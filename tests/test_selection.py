@@ -8,15 +8,15 @@ import pytest
 
 from cgal.dataset import load_manifest, load_shards, prepare
 from cgal.errors import BadFile, BadParams, EmptyTrajectory
-from cgal.params import SelectionParams
+from cgal.params import CampaignParams, SelectionParams
 from cgal.progress import silent
-from cgal.selection import Selection, plot_selection
+from cgal.selection import Selection, acquire, acquisition, measure_pool, nearest_rmsd_nm, plot_selection
 from cgal.selection.acquisition import strategy_of
 from cgal.training.train import held_out_masks
 from flows.campaign.stages import train_committee
 from flows.workspace import Workspace
 
-from .laws.test_selection import SEQUENCE, hairpins, pick, toy_committee
+from .laws.test_selection import SEQUENCE, hairpins, pick, toy_committee, trajectory_of
 
 SIMULATED = hairpins(np.linspace(0.0, 1.5, 60))
 TRAINING = hairpins([0.1] * 20, seed=3)
@@ -61,6 +61,26 @@ def test_closing_round_picks_nothing_but_still_measures(strategy):
     assert 0.5 < selection.uncovered_fraction < 1.0
     assert "asked for" not in selection.note
     assert selection.calibration is None
+
+
+@every_strategy
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_pairs_with_the_training_set_are_searched_once_a_round(strategy, rounds, monkeypatch):
+    """In the closing round (no acquisition round is left) as in another."""
+    searched = []
+
+    def search(frames, training):
+        searched.append(len(frames) * len(training))
+        return nearest_rmsd_nm(frames, training)
+
+    monkeypatch.setattr(acquisition, "nearest_rmsd_nm", search)
+    params = SelectionParams(strategy=strategy, frames=3)
+    pool = measure_pool(trajectory_of(SIMULATED), TRAINING, TRAINING[0], params, toy_committee)
+    w1 = {"value": 1.0, "low": 0.9, "high": 1.1}
+    found = acquire(pool, CampaignParams(rounds=rounds), 0, w1, affordable=3, earlier=[], seed=1)
+    assert searched == [60 * 20]
+    assert (0 < len(found.selection) <= 3) == (rounds > 0)
+    assert found.closing.startswith("rounds:") == (rounds == 0)
 
 
 @every_strategy
