@@ -2,12 +2,15 @@
 
     python -m study.swarms pack PROTEIN study/swarms/NAME.h5      # from .cgal/reference/PROTEIN, as params.yaml has it
     python -m study.swarms unpack study/swarms/NAME.h5 FOLDER     # starts of a swarm that goes on where this one stood
+    python -m study.swarms grow NEW.h5 MINUTES COPIES SPACING_ps TEMPERATURE_K FORCE_FIELD START...   # copies at once
 
-What is packed is for learning curves and references; what is unpacked are the starts of new trajectories.
+What is packed is for learning curves and references; what is unpacked are the starts of new trajectories. A START is a
+PDB file, or a packed swarm whose ends are gone on from; copies take the starts in turn, with velocities of their own.
 """
 
 import json
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +18,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from cgal.all_atom.copies import Lattice, side_by_side
+from cgal.all_atom.dynamics import AtomRun
+from cgal.all_atom.force_field import build_system, read_structure
+from cgal.errors import Diverged
 from cgal.files import read_json
-from cgal.frames import LabelledFrames
+from cgal.frames import AtomFrames, LabelledFrames, alpha_carbons, read_pdb_text, sequence_of
 from cgal.hdf5 import Hdf5Record, stored
 from cgal.params import ForceFieldParams, ReferenceParams, load_params
+from cgal.projection.local_frames import project_in_local_frames
+from cgal.projection.mapping import constrained_clusters
 from cgal.reference.sampling import PhasePoint, Start, SwarmRecipe, load_swarm_labels, trajectory_ends
 
-__all__ = ["Swarm", "pack", "unpack"]
+__all__ = ["Swarm", "grow", "pack", "unpack"]
+
+LOOKS = 10
+"""Frames between two times that the copies are put back on their sites."""
 
 THIN_PS = 2.0
 """Least time between the frames that are kept."""
@@ -66,6 +78,88 @@ def pack(recipe: SwarmRecipe) -> Swarm:
     )
 
 
+def grow(
+    starts: Float64[np.ndarray, "starts atoms 3"],
+    structure: str,
+    force_field: ForceFieldParams,
+    *,
+    temperature_K: float,
+    copies: int,
+    spacing_ps: float,
+    minutes: float,
+    seed: int = 1,
+) -> Swarm:
+    """Sample that long (wall time), all copies in one context, a frame with bead forces every `spacing_ps`.
+
+    Copy i starts at `starts[i % len(starts)]` [nm]. Where a copy diverges, what was sampled before is given.
+    """
+    topology, _ = read_structure(structure)
+    system = side_by_side(build_system(topology, force_field), copies)
+    run = AtomRun(system, force_field, temperature_K=temperature_K, timestep_ps=force_field.timestep_ps, seed=seed)
+    lattice, stride = Lattice(copies), round(spacing_ps / force_field.timestep_ps)
+    run.place(lattice.spread(starts[np.arange(copies) % len(starts)]), constrain=True)
+    run.draw_velocities()
+    blocks: list[list[tuple[Any, Any]]] = []
+    last, until = run.moment(), time.monotonic() + 60 * minutes
+    try:
+        while time.monotonic() < until or not blocks:
+            run.place(lattice.spread(lattice.gather(last.positions)), last.velocities)
+            moments = list(run.moments(LOOKS, stride))
+            blocks.append([(lattice.gather(moment.positions), lattice.gather(moment.forces)) for moment in moments])
+            last = moments[-1]
+    except Diverged as error:
+        print(f"stopped after {len(blocks) * LOOKS * spacing_ps / 1000:.1f} ns a copy: {error}")
+    provenance = {"origin": "side by side", "temperature_K": temperature_K, "spacing_ps": spacing_ps}
+    recipe = {"temperature_K": temperature_K, "seed": seed, **{f"force_field.{key}": v for key, v in force_field}}
+    return Swarm(
+        _bead_frames(blocks, structure, spacing_ps, provenance),
+        lattice.gather(last.positions),
+        lattice.gather(last.velocities),
+        structure,
+        recipe,
+    )
+
+
+def _bead_frames(
+    blocks: list[list[tuple[Any, Any]]], structure: str, spacing_ps: float, provenance: dict[str, Any]
+) -> LabelledFrames:
+    """Beads and bead forces, trajectory by trajectory."""
+    topology = read_pdb_text(structure).topology
+    carbons, clusters = alpha_carbons(topology), constrained_clusters(topology)
+    beads, forces = [], []
+    for block in blocks:
+        for positions, pushes in block:
+            count = len(positions)
+            frames = AtomFrames(
+                structure,
+                positions.astype(np.float32),
+                pushes.astype(np.float32),
+                np.zeros(count, dtype=np.int32),
+                np.zeros(count),
+                {"forces": "instantaneous"},
+            )
+            beads.append(_rounded(frames.positions[:, carbons], POSITION_STEP_nm))
+            forces.append(_rounded(project_in_local_frames(frames, clusters), FORCE_STEP_kJ_per_mol_nm))
+    looks, copies = len(beads), len(beads[0])
+    return LabelledFrames(
+        sequence_of(topology),
+        np.swapaxes(np.array(beads), 0, 1).reshape(looks * copies, -1, 3),
+        np.swapaxes(np.array(forces), 0, 1).reshape(looks * copies, -1, 3),
+        np.repeat(np.arange(copies, dtype=np.int32), looks),
+        np.tile(spacing_ps * np.arange(1, looks + 1), copies),
+        provenance | {"force_map": "local_frames", "total_ns": looks * copies * spacing_ps / 1000},
+    )
+
+
+def _starts(path: Path) -> tuple[str, Float64[np.ndarray, "starts atoms 3"]]:
+    """Structure, and all-atom positions to start from."""
+    if path.suffix == ".h5":
+        swarm = Swarm.load(path)
+        return swarm.structure, swarm.end_positions
+    text = path.read_text()
+    return text, read_structure(text)[1][np.newaxis]
+
+
 def _rounded(values: Float32[np.ndarray, "frames beads 3"], step: float) -> Float32[np.ndarray, "frames beads 3"]:
     return np.asarray(np.round(values / step) * step, dtype=np.float32)
 
@@ -104,6 +198,20 @@ def main(arguments: list[str]) -> None:
             print(json.dumps(swarm.frames.provenance))
         case ["unpack", path, folder]:
             unpack(Swarm.load(Path(path)), Path(folder))
+        case ["grow", path, minutes, copies, spacing_ps, temperature_K, name, *sources] if sources:
+            found = [_starts(Path(source)) for source in sources]
+            began = time.monotonic()
+            swarm = grow(
+                np.concatenate([positions for _, positions in found]),
+                found[0][0],
+                ForceFieldParams.model_validate({"name": name}),
+                temperature_K=float(temperature_K),
+                copies=int(copies),
+                spacing_ps=float(spacing_ps),
+                minutes=float(minutes),
+            )
+            swarm.save(Path(path))
+            print(f"{path}: {json.dumps(swarm.frames.provenance)} in {time.monotonic() - began:.0f} s")
         case _:
             sys.exit(__doc__)
 
