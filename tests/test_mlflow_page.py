@@ -7,12 +7,14 @@ By hand, on a project with a finished campaign (writes the picture that the READ
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.tracking.runs import RunIds, compare_page, experiment_page, log_round, round_metrics, tracking_uri
+from flows.tracking.views import view_page
 from tests.browser import NO_ASSISTANT, Browser, browsing, needs_browser
 from tests.test_tracking import make_record, serving
 
@@ -120,14 +122,54 @@ def test_the_compare_page_shows_two_rounds_side_by_side(tmp_path: Path, monkeypa
         assert "Comparing 2 Runs from 1 Experiment" in text
         shown = read_metrics(browser)
         browser.photograph(tmp_path / "compare.png")
-        assert experiment_page(address, "nobody") == address
-        browser.open(experiment_page(address, "chignolin"))
-        browser.wait_for(["demo", "Run Name"])
+        for protein, shown_there in (("nobody", ["chignolin", "Last modified"]), ("chignolin", ["demo", "Run Name"])):
+            browser.open(experiment_page(address, protein))
+            text = browser.wait_for(shown_there)
+            assert "Judges" not in text, "in the menu for language models"
     expected = [round_metrics(record) for record in records]
     for name in [f"{headline}{part}" for headline in HEADLINES for part in ("", "/low", "/high")]:
         assert [float(text) for text in shown[name]] == pytest.approx([m[name] for m in expected], abs=6e-4), name
     assert shown["dataset/frames"] == ["200", "224"]
     assert (tmp_path / "compare.png").stat().st_size > 50_000
+
+
+@pytest.mark.slow
+@needs_browser
+def test_somebody_else_finds_w1_and_what_campaigns_differ_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text, table and charts of an experiment with two campaigns, each from the link in its description."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    chosen = {"demo": {"selection.acquisition": "coverage"}, "other": {"selection.acquisition": "random", "seed": "7"}}
+    campaigns = []
+    for offset, (campaign, params) in enumerate(chosen.items()):
+        for k in range(3):
+            record = make_record(tmp_path, k, campaign=campaign, git_commit=f"{10 * offset + k + 1:040x}")
+            ids = log_round(tmp_path, replace(record, params=dict(record.params) | params))
+        campaigns.append(replace(ids, round=ids.campaign))
+    with serving(tmp_path) as address, browsing(1800, 1200) as browser:
+        browser.open(f"{address}/health")
+        browser.run(NO_ASSISTANT)
+        browser.open(experiment_page(address, "chignolin"))
+        browser.page.get_by_text("Active learning of coarse-grained").first.wait_for()
+        links = [
+            f"{address}/{browser.page.get_by_role('link', name=name).get_attribute('href')}"
+            for name in ("Table of rounds", "Comparison")
+        ]
+        assert links == [f"{address}/{view_page(campaigns[0].experiment, view)}" for view in ("rounds", "comparison")]
+        browser.open(links[0])
+        text = browser.wait_for([*HEADLINES, "closing", "cgal.latest_round", "demo", "other"])
+        assert "dataset/frames" not in text
+        assert "rounds: all" in text
+        browser.open(links[1])
+        browser.wait_for(["W1 to the reference", *HEADLINES, "demo (w1/tica)", "other (w1/tica)"])
+        browser.open(compare_page(address, campaigns))
+        text = browser.wait_for(["Parallel Coordinates Plot", "Clear All", "Run details"])
+        plot, details = text.split("Run details", 1)
+        assert "w1/tica" in plot
+        assert "dataset/" not in plot
+        assert "selection.acquisition" in plot
+        assert "training.epochs" not in details
+        browser.run("document.querySelector('main').scrollTop = 0")
+        browser.photograph(tmp_path / "campaigns.png")
 
 
 def photograph_campaign(root: Path, protein: str, campaign: str, picture: Path) -> None:

@@ -295,6 +295,25 @@ def test_the_campaign_run_shows_w1_by_round(store: Store) -> None:
     assert campaign.info.status == "FINISHED"
 
 
+def test_the_campaign_run_carries_the_parameters_that_are_not_defaults(store: Store) -> None:
+    params = dict(make_record(store.root, 0).params) | {"training.epochs": 3, "seed": 7}
+    ids = store.log(0, params=params)
+    store.log(1, params=params)
+    assert store.client.get_run(ids.campaign).data.params == {"training.epochs": "3", "seed": "7"}
+
+
+def test_what_a_reader_wrote_on_the_experiment_stays_and_what_lacks_comes_back(store: Store) -> None:
+    ids = store.log(0)
+    tags = store.client.get_experiment(ids.experiment).tags
+    assert tags["mlflow.experiment.primaryMetric.name"] == "w1/tica"
+    assert f"#/experiments/{ids.experiment}/runs?" in tags["mlflow.note.content"]
+    store.client.set_experiment_tag(ids.experiment, "mlflow.note.content", "ours")
+    store.client.delete_experiment_tag(ids.experiment, "mlflow.sharedViewState.rounds")
+    store.log(1)
+    again = store.client.get_experiment(ids.experiment).tags
+    assert again == tags | {"mlflow.note.content": "ours"}
+
+
 def test_each_round_has_a_model_version_that_points_and_holds_no_bytes(store: Store) -> None:
     (store.root / "round").mkdir(exist_ok=True)
     (store.root / "round" / "model.pt").write_bytes(b"weights")

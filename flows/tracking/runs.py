@@ -23,7 +23,9 @@ from urllib.request import urlopen
 from filelock import FileLock
 
 from cgal.errors import CgalError
+from cgal.params import Params
 from flows.settings import without_passwords
+from flows.tracking.views import MODEL_TRAINING_VIEW, experiment_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -62,9 +64,6 @@ SETTINGS = {
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
 """Most entries that MLflow takes in one request."""
-
-MODEL_TRAINING_VIEW = "workflowType=machine_learning"
-"""Without it MLflow's pages open in their view for language models, which shows no runs."""
 
 SECTIONS = ("w1", "w1_paper", "floor", "floor_paper", "tica_lag_ps", "folded_fraction", "simulation", "dataset")
 """Parts of `metrics.json` that MLflow shows."""
@@ -152,7 +151,7 @@ def server_command(root: Path, *, host: str = "127.0.0.1", port: int = 5000) -> 
 
 
 def experiment_page(address: str, protein: str) -> str:
-    """Address of the page that lists a protein's campaigns and rounds; the front page while there are none.
+    """Address of the page that lists a protein's campaigns and rounds; the list of proteins while there are none.
 
     Asks the MLflow server at `address`, without importing mlflow.
     """
@@ -161,7 +160,7 @@ def experiment_page(address: str, protein: str) -> str:
         with urlopen(question, timeout=10) as answer:  # noqa: S310 - an http address of the caller's own server
             experiment = json.load(answer)["experiment"]["experiment_id"]
     except OSError:
-        return address
+        return f"{address}/#/experiments?{MODEL_TRAINING_VIEW}"
     return f"{address}/#/experiments/{experiment}/runs?{MODEL_TRAINING_VIEW}"
 
 
@@ -270,10 +269,19 @@ def _find_or_create_experiment(client: "MlflowClient", root: Path, protein: str)
     location = (root.resolve() / ARTIFACTS / protein).as_uri() if _is_embedded(root) else None
     experiment = client.get_experiment_by_name(protein)
     if experiment is None:
-        return client.create_experiment(protein, artifact_location=location)
+        created = client.create_experiment(protein, artifact_location=location)
+        _describe_experiment(client, created, protein, {})
+        return created
+    _describe_experiment(client, experiment.experiment_id, protein, experiment.tags)
     if location and experiment.artifact_location != location and experiment.artifact_location.startswith("file:"):
         _follow_moved_project(root / DATABASE, experiment.experiment_id, experiment.artifact_location, location)
     return str(experiment.experiment_id)
+
+
+def _describe_experiment(client: "MlflowClient", experiment: str, protein: str, held: Mapping[str, str]) -> None:
+    """Say what a reader of the experiment needs; what somebody has written there stays."""
+    for name, value in _missing(experiment_tags(protein, experiment), held).items():
+        client.set_experiment_tag(experiment, name, value)
 
 
 def _is_embedded(root: Path) -> bool:
@@ -441,10 +449,16 @@ def _model_uri(root: Path, record: RoundRecord) -> str:
 
 
 def _log_to_campaign(client: "MlflowClient", campaign: "Run", run_id: str, record: RoundRecord) -> None:
-    """Say on the campaign's run what the round's run holds, at `step=round`; the latest round gives the tags."""
+    """Say on the campaign's run what the round's run holds, at `step=round`; the latest round gives the tags.
+
+    Of the parameters only those that are not the defaults, so that two campaigns side by side show what they are about.
+    """
     from mlflow.entities import RunTag
 
     run = client.get_run(run_id)
+    defaults = flatten(Params().model_dump())
+    chosen = {name: value for name, value in run.data.params.items() if value != str(defaults.get(name))}
+    _log_params(client, campaign.info.run_id, _missing(chosen, campaign.data.params))
     held = {name: run.data.metrics[name] for name in round_metrics(record)}
     _log_metrics(client, campaign.info.run_id, _at_step(held, record.round_index, run.info.start_time))
     if record.round_index >= int(campaign.data.tags.get("cgal.latest_round", 0)):
