@@ -25,7 +25,7 @@ from filelock import FileLock
 from cgal.errors import CgalError
 from cgal.params import Params
 from flows.settings import without_passwords
-from flows.tracking.views import MODEL_TRAINING_VIEW, experiment_tags
+from flows.tracking.views import HEADLINE, MODEL_TRAINING_VIEW, experiment_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -192,7 +192,8 @@ def round_metrics(record: RoundRecord) -> dict[str, float]:
     timing["total_s"] = sum(record.timings.values())
     selection = {"uncovered_fraction": record.uncovered_fraction}
     flat = flatten(sections | {"oracle": oracle, "timing": timing, "selection": selection}, separator="/")
-    return {name.removesuffix("/value"): _number(value) for name, value in flat.items() if _is_number(value)}
+    named = {name.removesuffix("/value"): _number(value) for name, value in flat.items() if _is_number(value)}
+    return {HEADLINE: named[HEADLINE]} | named if HEADLINE in named else named
 
 
 def log_round(root: Path, record: RoundRecord) -> RunIds:

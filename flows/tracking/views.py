@@ -13,13 +13,12 @@ In MLflow 3.17 the address alone decides; the tag `mlflow.experimentKind` does n
 
 OBSERVABLES = ("tica", "reaction_coordinate", "bond", "angle", "dihedral")
 HEADLINE = "w1/tica"
-"""The metric that a comparison opens on."""
+"""The metric that a comparison opens on: MLflow's page takes the one that was logged first."""
 
 
 def experiment_tags(protein: str, experiment: str) -> dict[str, str]:
-    """Tags of a protein's experiment, which MLflow 3.17's pages read: first metric, description, shared views."""
+    """Tags of a protein's experiment, which MLflow 3.17's pages read: description and shared views."""
     return {
-        "mlflow.experiment.primaryMetric.name": HEADLINE,
         "mlflow.note.content": _description(protein, experiment),
         "mlflow.sharedViewState.rounds": json.dumps(_table()),
         "mlflow.sharedViewState.comparison": json.dumps(_charts()),
