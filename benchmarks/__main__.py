@@ -25,6 +25,7 @@ SUBJECTS = (
     "numerics",
     "versioning",
     "startup",
+    "prefect_store",
 )
 PACKAGES = (
     "torch",

@@ -21,7 +21,7 @@ UNFINISHED = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 FAULTS = [
     ("train-r000", "cgal-gpu worker", "--pool cgal-gpu"),
     ("label-r000", "cgal-cpu worker", "--pool cgal-cpu"),
-    ("train-r001", "Prefect server", "prefect server start"),
+    ("train-r001", "Prefect server", "prefect_server server start"),
     ("simulate-r001", "", ""),  # everything at once, `cgal serve` too
     ("benchmark-r001", "MLflow server", "mlflow server"),
 ]
