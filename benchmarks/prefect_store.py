@@ -111,9 +111,13 @@ def _load(command: Sequence[str], workers: int) -> Load:
 
 def _click(client: httpx.Client) -> tuple[Counter[str], float]:
     """A schedule, then what a page does on clicks: lists of runs and artifacts, and new runs."""
-    flow = client.post("/flows/", json={"name": "click"}).json()["id"]
+    while (answer := client.post("/flows/", json={"name": "click"})).is_error:
+        time.sleep(CLICK_S)
+    flow = answer.json()["id"]
     schedule = {"schedule": {"interval": 5.0}, "active": True}
-    client.post("/deployments/", json={"name": "often", "flow_id": flow, "schedules": [schedule]}).raise_for_status()
+    often = {"name": "often", "flow_id": flow, "schedules": [schedule]}
+    while client.post("/deployments/", json=often).is_error:  # the peer may refuse it
+        time.sleep(CLICK_S)
     clicks = (
         ("/flow_runs/filter", {"limit": 50}),
         ("/flow_runs/", {"flow_id": flow, "state": {"type": "SCHEDULED"}}),
@@ -161,8 +165,9 @@ def _process(
         yield process
     finally:
         if process.poll() is None:
-            for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+            for child in psutil.Process(process.pid).children(recursive=True):
                 child.kill()
+            process.kill()
             process.wait()
 
 
