@@ -111,9 +111,9 @@ def _load(command: Sequence[str], workers: int) -> Load:
 
 def _click(client: httpx.Client) -> tuple[Counter[str], float]:
     """A schedule, then what a page does on clicks: lists of runs and artifacts, and new runs."""
-    while (answer := client.post("/flows/", json={"name": "click"})).is_error:
+    while (made := client.post("/flows/", json={"name": "click"})).is_error:
         time.sleep(CLICK_S)
-    flow = answer.json()["id"]
+    flow = made.json()["id"]
     schedule = {"schedule": {"interval": 5.0}, "active": True}
     often = {"name": "often", "flow_id": flow, "schedules": [schedule]}
     while client.post("/deployments/", json=often).is_error:  # the peer may refuse it
