@@ -25,6 +25,7 @@ SUBJECTS = (
     "numerics",
     "versioning",
     "startup",
+    "overhead",
     "prefect_store",
 )
 PACKAGES = (

@@ -5,19 +5,22 @@ The peer is cgal itself as it was before this was looked at, from the same repos
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import yaml
 
 from benchmarks.harness import Result, interleave
 from cgal.errors import VersioningError
+from cgal.params import merged
 from flows.versioning import Repository
 
 HERE = Path(__file__).parents[1]
@@ -45,9 +48,9 @@ class Campaign(NamedTuple):
 def results() -> Iterator[Result]:
     """Commands, start and overhead of HEAD, beside those of an earlier commit."""
     with TemporaryDirectory() as folder:
-        ours = _clone(Path(folder) / "ours", "HEAD")
+        ours = clone(Path(folder) / "ours", "HEAD")
         try:
-            peer = _clone(Path(folder) / "before", BEFORE)
+            peer = clone(Path(folder) / "before", BEFORE)
         except subprocess.CalledProcessError:
             peer = None
         note = f"peer: cgal at {BEFORE}" if peer else f"no peer: commit {BEFORE} is not in this clone"
@@ -64,8 +67,8 @@ def results() -> Iterator[Result]:
         yield _command("cli_params", ours, peer, note, "params", repetitions=3)
 
 
-def _clone(root: Path, revision: str) -> Path:
-    """Clone this repository at a revision, with tiny settings."""
+def clone(root: Path, revision: str, settings: Mapping[str, Any] = MappingProxyType({})) -> Path:
+    """Clone this repository at a revision, with tiny settings, and some of one's own."""
     for command in (
         ["git", "clone", "--quiet", "--local", "--no-checkout", str(HERE), str(root)],
         ["git", "-C", str(root), "checkout", "--quiet", "--detach", revision],
@@ -75,7 +78,7 @@ def _clone(root: Path, revision: str) -> Path:
         subprocess.run(command, check=True)
     path = root / "params.yaml"
     content = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump(content | {name: content.get(name, {}) | some for name, some in TINY.items()}))
+    path.write_text(yaml.safe_dump(merged(merged(content, TINY), settings)))
     return root
 
 
@@ -104,6 +107,20 @@ def _campaign(root: Path) -> Campaign:
         raise VersioningError(f"the campaign in {root} ended with exit code {process.returncode}")
     started, *published = seen.values()
     return Campaign(started, published[1] - published[0] - _stage_seconds(root, "tiny/round-002"))
+
+
+def seconds_to_first_stage(root: Path, *options: str) -> float:
+    """Time `cgal run` from the command to the start of its first stage, and stop it there."""
+    began = time.perf_counter()
+    process = _cgal(root, "run", *options, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.endswith(" starts\n"):
+            taken = time.perf_counter() - began
+            process.send_signal(signal.SIGINT)
+            process.communicate()
+            return taken
+    raise VersioningError(f"the campaign in {root} ended before its first stage")
 
 
 def _stage_seconds(root: Path, tag: str) -> float:

@@ -16,6 +16,7 @@ import yaml
 
 from cgal.errors import CampaignLocked, VersioningError
 from flows.versioning import CampaignLock, PublishedRound, Repository, dvc_session
+from flows.versioning.round_files import has_newer_inputs
 from flows.versioning.rounds import round_tag
 from flows.versioning.work_trees import make_work_tree
 
@@ -296,6 +297,21 @@ def test_a_stage_is_current_until_its_inputs_params_or_outputs_change(root: Path
 
     (root / "round" / "selection.h5").unlink()
     assert not repository.dvc.stage_is_current("select")
+
+
+def test_a_stage_whose_inputs_were_made_anew_is_not_current_by_the_lock_file_alone(root: Path) -> None:
+    write(root / "round" / "model.pt", "another model")
+    repository = Repository(root)
+    repository.dvc.record_stage("train")
+    assert repository.dvc.stage_is_current("train")
+    lock = (root / "dvc.lock").read_bytes()
+    assert [stage for stage in STAGES if has_newer_inputs(lock, stage)] == ["simulate"]
+    assert not repository.dvc.stage_is_current("simulate")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"stages: {train: {deps: [{}]}}", b"stages: ["])
+def test_a_lock_file_that_says_nothing_leaves_the_question_to_dvc(content: bytes) -> None:
+    assert not has_newer_inputs(content, "train")
 
 
 def test_a_stage_whose_outputs_left_the_cache_is_not_current(root: Path) -> None:

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64
 from scipy.optimize import minimize
-from scipy.stats import spearmanr
 
 from cgal.errors import EmptyTrajectory
 from cgal.potential.architectures import freeze
@@ -36,6 +35,8 @@ class Calibration:
         """Rank correlation of spread and error over the held-out frames; 0 when either is the same everywhere."""
         if np.ptp(self.spread) == 0 or np.ptp(self.error) == 0:
             return 0.0
+        from scipy.stats import spearmanr  # takes a second: no campaign without a committee waits for it
+
         return float(spearmanr(self.spread, self.error).statistic)
 
     @property

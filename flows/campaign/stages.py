@@ -1,4 +1,4 @@
-"""The stages of a round as plain functions: load, call cgal, save.
+"""The stages of a round as plain functions: load, call cgal, save; each imports what it alone needs.
 
 Both `cgal stage NAME` (the commands of `dvc.yaml`) and the Prefect tasks of `flows.campaign.steps` run these. Each
 returns a few numbers that say how it went.
@@ -7,40 +7,38 @@ returns a few numbers that say how it went.
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mdtraj
 import numpy as np
 import torch
 
-from cgal.all_atom import oracle
-from cgal.all_atom.backmapping.backmap import backmap
-from cgal.benchmark.figures import plot_benchmark
 from cgal.benchmark.observables import HEADLINE
-from cgal.benchmark.suite import benchmark as run_benchmark
 from cgal.dataset import Manifest, append, load_manifest, load_shards, round_index
 from cgal.files import read_json, write_json
 from cgal.frames import AtomFrames, CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
-from cgal.potential.figures import plot_prior
 from cgal.potential.potential import Potential
 from cgal.potential.prior import Prior, fit_prior
 from cgal.progress import Progress
 from cgal.randomness import derive_seed
-from cgal.selection import Committee, Selection, acquire, measure_pool, plot_selection
-from cgal.selection.closing import affordable_picks
 from cgal.simulation import simulate as run_simulation
 from cgal.training import train as training
-from cgal.training.figures import plot_training
 from flows.serving.task_runners import fanning_out
 from flows.workspace import Summary, Workspace
+
+if TYPE_CHECKING:
+    from cgal.selection import Committee
 
 __all__ = ["STAGES", "continue_seed", "run_stage", "train_committee"]
 
 
 def train(workspace: Workspace, progress: Progress) -> Summary:
     """Shards 0..k -> `round/model.pt`."""
+    from cgal.potential.figures import plot_prior
+    from cgal.training.figures import plot_training
+
     manifest, params = load_manifest(workspace.data), workspace.params
     k = round_index(manifest)
     result = training.train(
@@ -81,6 +79,9 @@ def simulate(workspace: Workspace, progress: Progress) -> Summary:
 
 def benchmark(workspace: Workspace, progress: Progress) -> Summary:
     """`round/trajectory.h5` against `reference.h5` -> `round/metrics.json`, figures."""
+    from cgal.benchmark.figures import plot_benchmark
+    from cgal.benchmark.suite import benchmark as run_benchmark
+
     manifest, params = load_manifest(workspace.data), workspace.params
     k = round_index(manifest)
     result = run_benchmark(
@@ -106,6 +107,8 @@ def benchmark(workspace: Workspace, progress: Progress) -> Summary:
 
 def select(workspace: Workspace, progress: Progress) -> Summary:
     """`round/trajectory.h5` -> `round/selection.h5`; the closing round picks no frame, and says why it closes."""
+    from cgal.selection import acquire, measure_pool, plot_selection
+
     manifest, params = load_manifest(workspace.data), workspace.params
     k = round_index(manifest)
     pool = measure_pool(
@@ -139,8 +142,10 @@ def select(workspace: Workspace, progress: Progress) -> Summary:
     }
 
 
-def train_committee(workspace: Workspace, manifest: Manifest, progress: Progress) -> Committee:
+def train_committee(workspace: Workspace, manifest: Manifest, progress: Progress) -> "Committee":
     """Train networks afresh on all shards, each from seeds of its own, and calibrate them on what all held out."""
+    from cgal.selection import Committee
+
     params, k = workspace.params, round_index(manifest)
     shards, prior = load_shards(workspace.data), _prior(workspace, manifest)
     seeds = [derive_seed(params.seed, k, "committee", member) for member in range(params.selection.committee)]
@@ -165,6 +170,8 @@ def train_committee(workspace: Workspace, manifest: Manifest, progress: Progress
 
 
 def _affordable_picks(workspace: Workspace, manifest: Manifest) -> int:
+    from cgal.selection.closing import affordable_picks
+
     params = workspace.params
     return affordable_picks(
         params.campaign,
@@ -179,6 +186,10 @@ def label(workspace: Workspace, progress: Progress) -> Summary:
 
     Fewer picks than a round wants, as the rest of a budget pays for, are too few for a quorum: they may all fail.
     """
+    from cgal.all_atom import oracle
+    from cgal.all_atom.backmapping.backmap import backmap
+    from cgal.selection import Selection
+
     manifest, params = load_manifest(workspace.data), workspace.params
     k = round_index(manifest)
     selection = Selection.load(workspace.round / "selection.h5")
@@ -212,6 +223,8 @@ def label(workspace: Workspace, progress: Progress) -> Summary:
 
 def continue_seed(workspace: Workspace, progress: Progress) -> int:
     """Append the continuation of the seed's all-atom trajectory as a shard, if that is not done; give its steps."""
+    from cgal.all_atom import oracle
+
     params, steps, origin = workspace.params, workspace.params.campaign.continued_md_steps, "continued all-atom MD"
     if origin in (shard.origin for shard in load_manifest(workspace.data).shards):
         return steps

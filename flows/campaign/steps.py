@@ -12,7 +12,6 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import TagsContext
 from prefect.tasks import exponential_backoff
 
-from cgal.all_atom.oracle import OracleResult
 from cgal.dataset import append, prepare
 from cgal.errors import CgalError
 from cgal.files import read_json
@@ -163,6 +162,8 @@ def append_task(round_index: int, workspace: Workspace) -> Callable[[Path], int]
     """Prefect task that makes the oracle's frames the next shard, which opens the next round; gives their number."""
 
     def run(root: Path) -> int:
+        from cgal.all_atom.oracle import OracleResult
+
         workspace = Workspace(root)
         result = OracleResult.load(workspace.round / "oracle.h5")
         manifest = append(

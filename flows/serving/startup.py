@@ -25,8 +25,8 @@ HOST = "127.0.0.1"
 POLL_S = 0.1
 STOP_S = 5.0
 
-NEEDED = ("prefect", "flows.campaign.active_learning", "schnetpack")
-"""What a campaign imports before its first stage."""
+NEEDED = ("prefect", "flows.campaign.active_learning")
+"""What a campaign imports before its first stage; what one stage alone needs is imported there."""
 
 SERVER_SETTINGS = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
 """No flow of ours uses Prefect's blocks; `cgal serve` registers them for its page."""

@@ -9,7 +9,7 @@ import platformdirs
 
 from cgal.errors import VersioningError
 from flows.versioning.dvc_session import reason, with_dvc
-from flows.versioning.round_files import data_md5
+from flows.versioning.round_files import data_md5, has_newer_inputs
 
 __all__ = ["BUNDLED_REMOTE", "Dvc", "own_remotes"]
 
@@ -28,7 +28,13 @@ class Dvc:
         self.root = root
 
     def stage_is_current(self, stage: str) -> bool:
-        """Whether command, inputs, params and outputs of a stage are those that `dvc.lock` records."""
+        """Whether command, inputs, params and outputs of a stage are those that `dvc.lock` records.
+
+        Inputs that another stage has made anew are seen in `dvc.lock` itself, before DVC hashes anything.
+        """
+        lock = self.root / "dvc.lock"
+        if lock.is_file() and has_newer_inputs(lock.read_bytes(), stage):
+            return False
         return not self._status(f"{self._path('dvc.yaml')}:{stage}")
 
     def stale_stages(self) -> list[str]:

@@ -6,7 +6,7 @@ import yaml
 
 from cgal.errors import VersioningError
 
-__all__ = ["ROUND_FILES", "data_md5", "model_md5", "outputs"]
+__all__ = ["ROUND_FILES", "data_md5", "has_newer_inputs", "model_md5", "outputs"]
 
 ROUND_FILES = ("data.dvc", "dvc.lock", "params.yaml")
 """What restores a round: which data, which outputs, which numbers."""
@@ -21,6 +21,16 @@ def model_md5(dvc_lock: bytes) -> str:
     """DVC hash of the checkpoint that a `dvc.lock` names."""
     outputs = _parse(dvc_lock)["stages"]["train"]["outs"]
     return str(next(output["md5"] for output in outputs if output["path"] == "round/model.pt"))
+
+
+def has_newer_inputs(dvc_lock: bytes, stage: str) -> bool:
+    """Whether a stage ran on what another stage has made anew since, by what a `dvc.lock` says of both."""
+    try:
+        stages = _parse(dvc_lock)["stages"]
+        made = {out["path"]: out["md5"] for entry in stages.values() for out in entry.get("outs", ())}
+        return any(made.get(used["path"], used["md5"]) != used["md5"] for used in stages[stage].get("deps", ()))
+    except (KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return False
 
 
 def outputs(data_dvc: bytes, dvc_lock: bytes) -> dict[str, str]:

@@ -1,0 +1,120 @@
+"""What a round costs beside its stages, from the first round to the thirtieth, which part costs what, and what grows.
+
+A tiny campaign runs in a clone with a clock around each part. The parts do not overlap; what remains is Prefect's flow
+and task runs, and the console. `python -m benchmarks.overhead FILE` is that run, in the clone.
+"""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+from benchmarks.harness import Result
+from benchmarks.startup import clone, seconds_to_first_stage
+from flows.campaign import active_learning, steps
+from flows.versioning import Repository
+from flows.versioning.dvc_repo import Dvc
+
+__all__ = ["results"]
+
+ROUNDS = 31
+"""Rounds 0 to 30 open another; the last one closes."""
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "campaign": {"name": "tiny", "rounds": ROUNDS, "stop_below": 0.0},
+    "selection": {"strategy": "random", "frames": 2},
+}
+"""Beside those of `benchmarks.startup.TINY`: nothing ends the campaign before its last round."""
+
+STAGES = "stages"
+
+PARTS: dict[str, tuple[Any, str]] = {
+    STAGES: (steps, "run_stage"),
+    "dvc_status": (Dvc, "stage_is_current"),
+    "dvc_record": (Dvc, "record_stage"),
+    "artifacts": (steps, "_publish_artifacts"),
+    "publish": (Repository, "publish"),
+    "mlflow": (steps, "log_round"),
+    "append": (steps, "append"),
+}
+"""The parts of a round: whose function, and its name."""
+
+
+def results() -> Iterator[Result]:
+    """Overhead of late rounds beside early ones, each part's share, and the start of a campaign in a used clone."""
+    with TemporaryDirectory() as folder:
+        root, path = clone(Path(folder) / "clone", "HEAD", SETTINGS), Path(folder) / "rounds.json"
+        command = [sys.executable, "-m", "benchmarks.overhead", str(path)]
+        subprocess.run(command, cwd=root, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        rounds: list[dict[str, float]] = json.loads(path.read_text())
+        yield from _growth([sum(parts.values()) - parts[STAGES] for parts in rounds])
+        yield from _shares(rounds)
+        new = seconds_to_first_stage(root, "--new", "again")
+        again = median(seconds_to_first_stage(root) for _ in range(3))
+        note = f"`cgal run` to its first stage; {new:.1f} s with --new, which brings the seed back"
+        yield Result("campaign_start_used_clone", again, None, None, "s", note)
+
+
+def _growth(overheads: list[float]) -> Iterator[Result]:
+    """A round's overhead scatters by a half: medians of five rounds are compared."""
+    early, late = median(overheads[:5]), median(overheads[-5:])
+    note = f"medians of rounds 0 to 4 and {len(overheads) - 5} to {len(overheads) - 1}; peer: the early ones"
+    yield Result("overhead_round_30_vs_2", late, early, early / late, "s", note)
+    note = f"of {len(overheads)} rounds; the dearest {max(overheads):.2f} s"
+    yield Result("overhead_median", median(overheads), None, None, "s", note)
+
+
+def _shares(rounds: list[dict[str, float]]) -> Iterator[Result]:
+    whole = median(sum(parts.values()) - parts[STAGES] for parts in rounds)
+    for part in rounds[0]:
+        if part != STAGES:
+            cost = median(parts[part] for parts in rounds)
+            yield Result(f"overhead_part_{part}", cost, None, None, "s", f"{cost / whole:.0%} of a round's overhead")
+
+
+def main(path: Path) -> None:
+    """Run the campaign of the current folder; write each round's seconds by part, from its opening to the next's."""
+    clock = Counter[str]()
+    rounds: list[dict[str, float]] = []
+    for part, (owner, name) in PARTS.items():
+        setattr(owner, name, _clocked(getattr(owner, name), part, clock))
+    opened = perf_counter()
+    run_round = active_learning.run_round
+
+    def next_round(root: Path, k: int) -> Any:
+        nonlocal opened
+        now = perf_counter()
+        if k:
+            rounds.append({**clock, "rest": now - opened - sum(clock.values())})
+            path.write_text(json.dumps(rounds))
+        opened = now
+        clock.clear()
+        return run_round(root, k)
+
+    active_learning.run_round = next_round  # type: ignore[assignment]
+    from flows.cli.main import app
+
+    app(["run"])
+
+
+def _clocked(function: Callable[..., Any], part: str, clock: Counter[str]) -> Callable[..., Any]:
+    @wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        began = perf_counter()
+        try:
+            return function(*arguments, **options)
+        finally:
+            clock[part] += perf_counter() - began  # type: ignore[assignment]
+
+    return call
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())
