@@ -13,14 +13,14 @@ from typing import Any
 
 import mdtraj
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Shaped
+from jaxtyping import Float32, Float64, Int, Int32, Shaped
 from mdtraj.formats.hdf5 import HDF5TrajectoryFile
 
 from cgal.errors import BadStructure
 from cgal.hdf5 import Hdf5Record, stored
+from cgal.residues import AMINO_ACIDS, CAPS, RESIDUE_NAMES, amino_acid_of
 
 __all__ = [
-    "RESIDUE_NAMES",
     "AtomFrames",
     "CGTrajectory",
     "LabelledFrames",
@@ -28,13 +28,6 @@ __all__ = [
     "bead_topology",
     "check_sequence",
 ]
-
-RESIDUE_NAMES = {
-    "A": "ALA", "R": "ARG", "N": "ASN", "D": "ASP", "C": "CYS", "Q": "GLN", "E": "GLU", "G": "GLY", "H": "HIS",
-    "I": "ILE", "L": "LEU", "K": "LYS", "M": "MET", "F": "PHE", "P": "PRO", "S": "SER", "T": "THR", "W": "TRP",
-    "Y": "TYR", "V": "VAL",
-}  # fmt: skip
-"""The twenty amino acids, one letter to three."""
 
 
 def check_sequence(sequence: str) -> str:
@@ -238,21 +231,34 @@ def read_pdb_text(pdb: str) -> mdtraj.Trajectory:
 
 
 def sequence_of(topology: mdtraj.Topology) -> str:
-    """One-letter sequence of a protein topology; raises BadStructure for a residue that is no amino acid."""
+    """One-letter sequence of a protein topology, without its caps; raises BadStructure for any other residue."""
     letters: list[str] = []
     for residue in topology.residues:
-        if residue.code is None:
+        if residue.name in CAPS:
+            continue
+        name = amino_acid_of(residue.name)
+        if name is None:
             raise BadStructure(f"residue {residue} is no amino acid; strip water, ions and ligands first")
-        letters.append(residue.code)
+        letters.append(AMINO_ACIDS[name])
     return check_sequence("".join(letters))
 
 
 def alpha_carbons(topology: mdtraj.Topology) -> Shaped[np.ndarray, " beads"]:
-    """Indices of the C-alpha atoms, one a residue and in order; raises BadStructure when a residue has none."""
-    indices = topology.select("name CA")
-    if len(indices) != topology.n_residues:
-        raise BadStructure(f"{topology.n_residues} residues but {len(indices)} C-alpha atoms: every residue needs one")
-    return np.asarray(indices)
+    """Indices of the C-alpha atoms, one a residue and in order; raises BadStructure when a residue has none.
+
+    Caps (ACE, NME, NH2) are no residues here.
+    """
+    residues = [residue for residue in topology.residues if residue.name not in CAPS]
+    indices = [atom.index for residue in residues for atom in residue.atoms if atom.name == "CA"]
+    if len(indices) != len(residues):
+        raise BadStructure(f"{len(residues)} residues but {len(indices)} C-alpha atoms: every residue needs one")
+    return np.array(indices, dtype=int)
+
+
+def beads_of_residues(topology: mdtraj.Topology) -> Int[np.ndarray, " residues"]:
+    """Number of each residue's bead; a cap goes with its neighbour's."""
+    counted = np.cumsum([residue.name not in CAPS for residue in topology.residues])
+    return np.asarray(np.maximum(counted - 1, 0))
 
 
 def rmsd_nm(

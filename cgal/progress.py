@@ -1,8 +1,12 @@
 """How a long stage tells its caller where it is, without knowing who draws the bar."""
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-__all__ = ["Progress", "silent"]
+__all__ = ["Note", "Progress", "silent", "unsaid"]
+
+type Note = Callable[[str], None]
+"""Called with one sentence that the user should read, about what was read otherwise than it is written."""
 
 
 @runtime_checkable
@@ -15,3 +19,7 @@ class Progress(Protocol):
 
 def silent(done: int, total: int, note: str = "") -> None:
     """Report nothing."""
+
+
+def unsaid(text: str) -> None:
+    """Say nothing."""

@@ -20,7 +20,7 @@ from jaxtyping import Float64
 from cgal.all_atom import oracle
 from cgal.all_atom.backmapping.backmap import backmap
 from cgal.files import write_text
-from cgal.frames import AtomFrames
+from cgal.frames import AtomFrames, alpha_carbons
 from cgal.params import MappingParams, Params
 from cgal.progress import Progress, silent
 from cgal.projection.mapping import ForceMap, coordinate_map, fit_force_map
@@ -119,7 +119,7 @@ def _labels(
         )
         beads = np.asarray(coordinate_map(frames.topology)(twice.positions), dtype=np.float32)
         result = oracle.label(beads, frames.pdb, rebuild=rebuild, rebuild_steps=chosen.steps, **settings)
-    forces = np.full((len(twice), frames.topology.n_residues, 3), np.nan)
+    forces = np.full((len(twice), len(alpha_carbons(frames.topology)), 3), np.nan)
     forces[result.labelled.trajectory] = force_map(result.labelled)
     return forces.reshape(len(frames), 2, -1, 3), round(result.steps / len(twice))
 

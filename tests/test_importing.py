@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cgal.all_atom.force_field import read_structure
-from cgal.errors import BadStructure, BadTrajectory, EmptyTrajectory
+from cgal.errors import BadParams, BadStructure, BadTrajectory, EmptyTrajectory
 from cgal.files import sha256
 from cgal.frames import AtomFrames, read_pdb_text
 from cgal.importing import as_reference, confine, import_reference, import_trajectory, medoid, structure_pdb
@@ -189,10 +189,36 @@ def test_force_that_is_infinite_is_named_by_its_frame_in_the_file(topology: Path
     refuse(topology, path, "frame 12: the force of atom 30 .* is not finite", stride=4)
 
 
-def test_molecule_wrapped_in_its_box(topology: Path, tmp_path: Path) -> None:
+def skewed(count: int) -> np.ndarray:
+    """Box vectors of a truncated octahedron [nm]."""
+    return np.tile(np.array([[3.0, 0, 0], [1.0, 2.828, 0], [-1.0, 1.414, 2.449]], dtype=np.float32), (count, 1, 1))
+
+
+@pytest.mark.parametrize("ending", ["xtc", "nc"])
+@pytest.mark.parametrize("box", [np.tile(3.0 * np.eye(3, dtype=np.float32), (40, 1, 1)), skewed(40)])
+def test_molecule_wrapped_in_its_box_is_made_whole(
+    topology: Path, tmp_path: Path, box: np.ndarray, ending: str
+) -> None:
+    """Every atom put into the cell, so that bonds run through its faces; XTC keeps 1e-3 nm, so does the result."""
+    inverse = np.linalg.inv(box.astype(np.float64))
+    fractions = np.einsum("fai,fij->faj", SMALL.positions, inverse) % 1.0
+    wrapped = np.einsum("fai,fij->faj", fractions, box).astype(np.float32)
+    run = as_mdtraj(wrapped)
+    run.unitcell_vectors = box
+    run.save(str(tmp_path / f"run.{ending}"))
+    said: list[str] = []
+    path = tmp_path / f"run.{ending}"
+    whole = import_reference(topology, [path], temperature_K=350.0, note=said.append)
+    expected = as_reference(SMALL).positions
+    for found, true in zip(whole.positions, expected, strict=True):
+        np.testing.assert_allclose(found - found[0], true - true[0], atol=3e-3)
+    assert f"run.{ending}: the chain was wrapped around its box in 40 frames and is made whole" in said
+
+
+def test_molecule_wrapped_without_a_box(topology: Path, tmp_path: Path) -> None:
     path = tmp_path / "run.xtc"
-    as_mdtraj(np.mod(SMALL.positions, 3.0).astype(np.float32), box_nm=3.0).save(str(path))
-    refuse(topology, path, "wrapped around the box: .*make_molecules_whole", forces="recompute")
+    as_mdtraj(np.mod(SMALL.positions, 3.0).astype(np.float32)).save(str(path))
+    refuse(topology, path, "wrapped .*make_molecules_whole", forces="recompute")
 
 
 def test_molecule_that_breaks_later(topology: Path, tmp_path: Path) -> None:
@@ -220,7 +246,156 @@ def test_other_temperature(topology: Path, tmp_path: Path) -> None:
 
 def test_formats_without_times_must_be_told(topology: Path, tmp_path: Path) -> None:
     as_mdtraj().save(str(tmp_path / "run.dcd"))
-    refuse(topology, tmp_path / "run.dcd", "hold no times", forces="recompute")
+    refuse(topology, tmp_path / "run.dcd", "holds no times; .*--frame-ps", forces="recompute")
+
+
+def test_netcdf_without_times_must_be_told(topology: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.nc"
+    with mdtraj.formats.NetCDFTrajectoryFile(str(path), "w") as handle:
+        handle.write(SMALL.positions[:3] * 10.0)
+    refuse(topology, path, "holds no times; .*--frame-ps", forces="recompute")
+    told = import_reference(topology, [path], temperature_K=350.0, frame_ps=2.0)
+    np.testing.assert_array_equal(told.time_ps, [0.0, 2.0, 4.0])
+
+
+@pytest.mark.parametrize(
+    ("time_ps", "message"),
+    [
+        ([0, 0, 0, 0], "frame 0 is at 0 ps and frame 1 at 0 ps: times must increase.*--frame-ps"),
+        ([0, 1, 2, 1], "frame 2 is at 2 ps and frame 3 at 1 ps: times must increase"),
+        ([0, 1, 2, 100], "frame 2 is at 2 ps and frame 3 at 100 ps: times must be evenly spaced, and 1 ps is usual"),
+        ([0, 1, np.nan, 3], "the time of frame 2 is not finite"),
+    ],
+)
+def test_times_that_no_clock_would_show(topology: Path, tmp_path: Path, time_ps: list[float], message: str) -> None:
+    run = as_mdtraj()[:4]
+    run.time = np.array(time_ps)
+    run.save(str(tmp_path / "run.xtc"))
+    refuse(topology, tmp_path / "run.xtc", message, forces="recompute")
+    changed = {"positions": SMALL.positions[:4], "forces": SMALL.forces[:4], "time_ps": np.array(time_ps, float)}
+    refuse(topology, plain(tmp_path / "run.h5", stride_ps=None, **changed), message)
+
+
+def test_times_of_a_long_run_keep_their_rounding(topology: Path, tmp_path: Path) -> None:
+    """XTC keeps times in single precision: steps of 0.1 ps after a microsecond are 0.125 or 0.0625 ps there."""
+    run = as_mdtraj()
+    run.time = 1e6 + 0.1 * np.arange(40)
+    run.save(str(tmp_path / "run.xtc"))
+    reference = import_reference(topology, [tmp_path / "run.xtc"], temperature_K=350.0)
+    np.testing.assert_allclose(reference.time_ps, run.time, atol=0.07)
+
+
+@pytest.mark.parametrize("frame_ps", [0.0, -1.0, float("nan"), float("inf")])
+def test_time_between_frames_that_is_none(topology: Path, tmp_path: Path, frame_ps: float) -> None:
+    with pytest.raises(BadParams, match=r"--frame-ps is .*positive"):
+        import_trajectory(topology, [plain(tmp_path / "run.h5")], temperature_K=350.0, frame_ps=frame_ps)
+
+
+def test_time_between_frames_replaces_times_of_any_file(topology: Path, tmp_path: Path) -> None:
+    frames = import_trajectory(topology, [plain(tmp_path / "run.h5")], temperature_K=350.0, frame_ps=2.5)
+    np.testing.assert_array_equal(frames.time_ps, 2.5 * np.arange(40))
+
+
+@pytest.mark.parametrize("layout", ["plain", "mdtraj"])
+def test_trajectories_that_a_file_numbers_are_kept_apart(topology: Path, tmp_path: Path, layout: str) -> None:
+    numbers = np.repeat([3, 1], [25, 15])
+    time_ps = np.concatenate([4.0 * np.arange(25), 4.0 * np.arange(15)])
+    path = tmp_path / "run.h5"
+    if layout == "plain":
+        plain(path, stride_ps=None, time_ps=time_ps, trajectory=numbers)
+    else:
+        run = as_mdtraj()
+        run.time = time_ps
+        run.save(str(path))
+        with h5py.File(path, "a") as handle:
+            handle["trajectory"] = numbers
+    reference = import_reference(topology, [path, path], temperature_K=350.0)
+    np.testing.assert_array_equal(reference.replica, np.repeat([0, 1, 2, 3], [25, 15, 25, 15]))
+    np.testing.assert_array_equal(reference.time_ps, np.tile(time_ps, 2))
+
+
+def test_trajectory_numbers_that_are_none(topology: Path, tmp_path: Path) -> None:
+    refuse(topology, plain(tmp_path / "run.h5", trajectory=np.zeros(7, dtype=int)), "not one whole number a frame")
+
+
+def test_ending_in_capitals(topology: Path, tmp_path: Path) -> None:
+    as_mdtraj().save(str(tmp_path / "run.xtc"))
+    path = (tmp_path / "run.xtc").rename(tmp_path / "RUN.XTC")
+    capital = topology.rename(tmp_path / "TOPOLOGY.PDB")
+    reference = import_reference(capital, [path], temperature_K=350.0)
+    np.testing.assert_allclose(reference.positions, as_reference(SMALL).positions, atol=1e-3)
+
+
+def test_file_that_takes_its_reader_down(topology: Path, tmp_path: Path) -> None:
+    """A word of the first frame's header that sends XTC's decompression out of its memory: SIGSEGV."""
+    path = tmp_path / "run.xtc"
+    as_mdtraj().save(str(path))
+    damaged = bytearray(path.read_bytes())
+    damaged[86] = 8
+    path.write_bytes(damaged)
+    with pytest.raises(BadTrajectory, match=r"run\.xtc: not readable .*SIG"):
+        import_reference(topology, [path], temperature_K=350.0)
+
+
+def test_empty_file(topology: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.xtc").touch()
+    refuse(topology, tmp_path / "run.xtc", "the file is empty", forces="recompute")
+
+
+def test_frames_that_are_all_equal(topology: Path, tmp_path: Path) -> None:
+    still = np.repeat(SMALL.positions[:1], 40, axis=0)
+    refuse(topology, plain(tmp_path / "run.h5", positions=still), "all 40 frames are equal, so nothing was sampled")
+
+
+def test_one_frame_alone(topology: Path, tmp_path: Path) -> None:
+    as_mdtraj()[:1].save(str(tmp_path / "run.xtc"))
+    with pytest.raises(EmptyTrajectory, match=r"run\.xtc: one frame only"):
+        import_reference(topology, [tmp_path / "run.xtc"], temperature_K=350.0)
+
+
+def test_mirror_image(topology: Path, tmp_path: Path) -> None:
+    mirrored = SMALL.positions * np.array([1, 1, -1], dtype=np.float32)
+    message = r"frame 0: wrong handedness at CA of TYR 1 \(and at \d+ more\): the frame is a mirror image"
+    refuse(topology, plain(tmp_path / "run.h5", positions=mirrored), message)
+
+
+def test_one_residue_that_is_not_left_handed(topology: Path, tmp_path: Path) -> None:
+    """The side chain of ASP 3 is reflected in the plane of N, CA and C, so that no bond changes its length."""
+    index = {atom.name: atom.index for atom in SMALL.topology.residue(2).atoms}
+    changed = SMALL.positions.copy()
+    nitrogen, centre, carbon = (changed[7, index[name]] for name in ("N", "CA", "C"))
+    normal = np.cross(nitrogen - centre, carbon - centre)
+    normal /= np.linalg.norm(normal)
+    side = [number for name, number in index.items() if name not in ("N", "H", "CA", "C", "O")]
+    arms = changed[7, side] - centre
+    changed[7, side] = centre + arms - 2.0 * (arms @ normal)[:, None] * normal
+    path = plain(tmp_path / "run.h5", positions=changed)
+    refuse(topology, path, "frame 7: wrong handedness at CA of ASP 3: it is no L residue")
+
+
+def turned_over(frames: int) -> np.ndarray:
+    """Frames of which the first ones have a cis peptide bond before THR 6.
+
+    All atoms up to CA of GLU 5 turn by 180 degrees about the bond from its C to the next N, and its O with them.
+    """
+    changed = SMALL.positions.copy()
+    residues = list(SMALL.topology.residues)
+    index = {atom.name: atom.index for atom in residues[4].atoms}
+    before = [atom.index for residue in residues[:5] for atom in residue.atoms if atom.index != index["C"]]
+    origin = changed[:frames, None, index["C"]]
+    axis = changed[:frames, None, residues[5].atom(0).index] - origin
+    axis /= np.linalg.norm(axis, axis=-1, keepdims=True)
+    arms = changed[:frames, before] - origin
+    changed[:frames, before] = origin + 2.0 * (arms * axis).sum(axis=-1, keepdims=True) * axis - arms
+    return changed
+
+
+def test_cis_peptide_bonds_are_said_and_refused_when_they_stay(topology: Path, tmp_path: Path) -> None:
+    assert SMALL.topology.residue(5).atom(0).name == "N"
+    few = plain(tmp_path / "few.h5", positions=turned_over(3))
+    frames = import_trajectory(topology, [few], temperature_K=350.0)
+    assert frames.provenance["notes"] == ["few.h5: cis peptide bond before THR 6 in 3 of 40 frames"]
+    refuse(topology, plain(tmp_path / "run.h5", positions=turned_over(30)), "cis peptide bond before THR 6 in 30 of 40")
 
 
 @pytest.mark.parametrize("ending", ["xtc", "h5", "nc"])
@@ -246,7 +421,9 @@ def test_water_in_the_topology(tmp_path: Path) -> None:
     )
     path = tmp_path / "solvated.pdb"
     path.write_text(solvated)
-    with pytest.raises(BadStructure, match=r"solvated\.pdb: residue HOH11 is no amino acid; strip water"):
+    with pytest.raises(BadStructure, match=r"solvated\.pdb: residue HOH 11 is no amino acid; strip water"):
+        import_trajectory(path, [plain(tmp_path / "run.h5")], temperature_K=350.0, select="all")
+    with pytest.raises(BadTrajectory, match="166 atoms, but the topology has 167"):
         import_trajectory(path, [plain(tmp_path / "run.h5")], temperature_K=350.0)
 
 

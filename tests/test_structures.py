@@ -93,10 +93,16 @@ def test_missing_side_chain_atoms_come_back_and_water_goes(tmp_path: Path, short
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda line: line.replace("HIS", "MSE"), "residue MSE 2 is none of the twenty"),
+        (lambda line: line.replace("HIS", "TPO"), r"residue TPO 2 \(phosphothreonine\) is none of the twenty"),
+        (lambda line: line.replace("HIS", "MSE"), "residue MSE 2 has atoms that MET has not .*CD2"),
+        (lambda line: line.replace("HIS", "QQQ"), "residue QQQ 2 is none of the twenty"),
         (lambda line: line[:21] + "B" + line[22:] if " 4 " in line[22:28] else line, r"2 chains \(A, B\)"),
         (lambda line: "" if " 2 " in line[22:28] else line, "chain is broken between ALA 1 and ASP 3"),
-        (lambda line: "", "no readable PDB"),
+        (lambda line: "", "the file is empty"),
+        (lambda line: "REMARK", "no readable PDB"),
+        (lambda line: line if line[12:16].strip() == "CA" else "", "holds only C-alpha atoms"),
+        (lambda line: "" if line[12:16] == " C  " else line, "residue ALA 1 lacks C; "),
+        (lambda line: line.replace("HIS", "ARN"), "ARN 2 has atoms that ARG has not"),
     ],
 )
 def test_a_structure_that_cannot_be_used_is_refused_with_its_file(tmp_path: Path, short: str, change, message) -> None:

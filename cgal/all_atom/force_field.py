@@ -13,9 +13,9 @@ from openmm import app, unit
 
 from cgal.all_atom.born import with_compiled_born
 from cgal.errors import BadParams, BadStructure
-from cgal.frames import RESIDUE_NAMES
 from cgal.params import ForceFieldParams
 from cgal.progress import Progress, silent
+from cgal.residues import RESIDUE_NAMES
 
 __all__ = [
     "FORCE_UNIT",

@@ -6,11 +6,22 @@ Positions in nm; topologies are OpenMM's.
 
 import numpy as np
 import openmm
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float64, Int, Shaped
 from openmm import app, unit
 from scipy.spatial import KDTree
 
-__all__ = ["cis_peptide_bonds", "clashes", "faults", "heavy_atoms", "stretched_bonds", "wrong_handed_centres"]
+__all__ = [
+    "are_cis",
+    "chiral_centres",
+    "cis_peptide_bonds",
+    "clashes",
+    "faults",
+    "handedness_nm3",
+    "heavy_atoms",
+    "peptide_bonds",
+    "stretched_bonds",
+    "wrong_handed_centres",
+]
 
 STRETCH_nm = 0.03
 """A bond this much off its force-field length is broken or runs through a ring: seven standard deviations at 350 K."""
@@ -37,15 +48,30 @@ def wrong_handed_centres(topology: app.Topology, positions: Shaped[np.ndarray, "
     For L residues (N - CA) x (C - CA) . (CB - CA) is positive; for (2S,3R)-threonine and (2S,3S)-isoleucine
     the like product of the C-beta's neighbours, in the order of `SIDE_CHAIN_CENTRES`, is positive too.
     """
-    found = []
+    labels, atoms = chiral_centres(topology)
+    wrong = handedness_nm3(positions[None], atoms)[0] <= 0
+    return tuple(f"wrong handedness at {label}" for label, is_wrong in zip(labels, wrong, strict=True) if is_wrong)
+
+
+def chiral_centres(topology: app.Topology) -> tuple[tuple[str, ...], Int[np.ndarray, "centres 4"]]:
+    """Where handedness is known, as phrases, and the atoms: the centre, then three of its neighbours."""
+    labels, atoms = [], []
     for residue in topology.residues():
         index = {atom.name: atom.index for atom in residue.atoms()}
         for names in (("CA", "N", "C", "CB"), SIDE_CHAIN_CENTRES.get(residue.name, ())):
             if names and all(name in index for name in names):
-                centre, first, second, third = (positions[index[name]].astype(np.float64) for name in names)
-                if np.linalg.det([first - centre, second - centre, third - centre]) <= 0:
-                    found.append(f"wrong handedness at {names[0]} of {_label(residue)}")
-    return tuple(found)
+                labels.append(f"{names[0]} of {_label(residue)}")
+                atoms.append([index[name] for name in names])
+    return tuple(labels), np.array(atoms, dtype=int).reshape(-1, 4)
+
+
+def handedness_nm3(
+    positions: Shaped[np.ndarray, "frames atoms 3"], centres: Int[np.ndarray, "centres 4"]
+) -> Float64[np.ndarray, "frames centres"]:
+    """Volume that three neighbours span around each centre: positive in the proteins of nature, negative mirrored."""
+    corners = positions[:, centres].astype(np.float64)
+    first, second, third = np.moveaxis(corners[:, :, 1:] - corners[:, :, :1], 2, 0)
+    return np.asarray((np.cross(first, second) * third).sum(axis=-1))
 
 
 def stretched_bonds(
@@ -79,17 +105,34 @@ def clashes(topology: app.Topology, positions: Shaped[np.ndarray, "atoms 3"], *,
 
 def cis_peptide_bonds(topology: app.Topology, positions: Shaped[np.ndarray, "atoms 3"]) -> tuple[str, ...]:
     """Peptide bonds whose omega is within 90 degrees of cis."""
-    found = []
+    labels, atoms = peptide_bonds(topology)
+    return tuple(
+        f"cis peptide bond before {label}"
+        for label, cis in zip(labels, are_cis(positions[None], atoms)[0], strict=True)
+        if cis
+    )
+
+
+def peptide_bonds(topology: app.Topology) -> tuple[tuple[str, ...], Int[np.ndarray, "bonds 4"]]:
+    """Residue after each peptide bond between amino acids, and the atoms CA, C, N, CA."""
     index = {(atom.residue.index, atom.name): atom.index for atom in topology.atoms()}
+    labels, atoms = [], []
     for first, second in topology.bonds():
         carbon, nitrogen = (first, second) if first.name == "C" else (second, first)
-        if (carbon.name, nitrogen.name) == ("C", "N"):
-            before = positions[index[carbon.residue.index, "CA"]].astype(np.float64)
-            after = positions[index[nitrogen.residue.index, "CA"]].astype(np.float64)
-            axis = positions[nitrogen.index].astype(np.float64) - positions[carbon.index]
-            if np.cross(before - positions[carbon.index], axis) @ np.cross(after - positions[nitrogen.index], axis) > 0:
-                found.append(f"cis peptide bond before {_label(nitrogen.residue)}")
-    return tuple(found)
+        ends = (carbon.residue.index, "CA"), (nitrogen.residue.index, "CA")
+        if (carbon.name, nitrogen.name) == ("C", "N") and all(end in index for end in ends):
+            labels.append(_label(nitrogen.residue))
+            atoms.append([index[ends[0]], carbon.index, nitrogen.index, index[ends[1]]])
+    return tuple(labels), np.array(atoms, dtype=int).reshape(-1, 4)
+
+
+def are_cis(
+    positions: Shaped[np.ndarray, "frames atoms 3"], bonds: Int[np.ndarray, "bonds 4"]
+) -> Bool[np.ndarray, "frames bonds"]:
+    """Which peptide bonds are within 90 degrees of cis."""
+    before, carbon, nitrogen, after = np.moveaxis(positions[:, bonds].astype(np.float64), 2, 0)
+    axis = nitrogen - carbon
+    return np.asarray((np.cross(before - carbon, axis) * np.cross(after - nitrogen, axis)).sum(axis=-1) > 0)
 
 
 def heavy_atoms(topology: app.Topology) -> Bool[np.ndarray, " atoms"]:

@@ -6,7 +6,7 @@ handedness, clashes, torn bonds and cis peptide bonds.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from itertools import pairwise
@@ -26,8 +26,12 @@ from cgal.all_atom.dynamics import AtomRun, restrain
 from cgal.all_atom.force_field import build_system, read_structure, write_structure
 from cgal.all_atom.soundness import cis_peptide_bonds, faults, heavy_atoms
 from cgal.errors import BadFile, BadStructure, Diverged
-from cgal.frames import RESIDUE_NAMES, check_sequence, read_pdb_text, sequence_of
+from cgal.foreign.chemistry import Residue, check_backbone, check_chain, check_known, notes_on_names, select_protein
+from cgal.foreign.pdb_text import plain_pdb
+from cgal.frames import check_sequence, read_pdb_text, sequence_of
 from cgal.params import ForceFieldParams
+from cgal.progress import Note, unsaid
+from cgal.residues import stated_protonation
 
 __all__ = ["structure_from_pdb_file", "structure_from_pdb_id", "structure_from_sequence"]
 
@@ -36,7 +40,8 @@ EXTENDED_PSI_degrees = 140.0
 RESTRAINT_kJ_per_mol_nm2 = 1000.0
 CLASH_nm = 0.08
 BROKEN_PEPTIDE_nm = 0.2
-AMINO_ACIDS = frozenset(RESIDUE_NAMES.values())
+VARIANTS = {"CYM": "CYX", "ARN": None, "TYM": None}
+"""What OpenMM calls a protonation where it is not AMBER's name; None where it has none. CYX and CYM both lack HG."""
 DOWNLOAD_URL = "https://files.rcsb.org/download/{}.pdb"
 DOWNLOAD_TIMEOUT_s = 30.0
 
@@ -68,22 +73,38 @@ def structure_from_sequence(
 
 
 def structure_from_pdb_file(
-    path: Path, params: ForceFieldParams, *, temperature_K: float, seed: int, relax_ps: float = 2.0
+    path: Path,
+    params: ForceFieldParams,
+    *,
+    temperature_K: float,
+    seed: int,
+    relax_ps: float = 2.0,
+    note: Note = unsaid,
 ) -> str:
     """PDB text of the protein in a PDB file: missing atoms and hydrogens added, relaxed; residues are not made up.
 
+    The first model is taken, and of alternative locations the one of highest occupancy; a residue that is named by its
+    protonation (HIE, GLH, HSP, ...) has it, others go by the pH; selenomethionine becomes methionine; disulfide bonds
+    are kept; water and ions are left out. `note` is called with each of these that was met.
+
     Raises BadFile when the file cannot be read, and BadStructure, naming the residue, when it holds anything but one
-    chain of the twenty amino acids (water is stripped), a gap in the chain, or what the force field cannot take.
+    chain of the twenty amino acids and caps, a gap in the chain, or what the force field cannot take.
     """
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise BadFile(f"{path}: cannot be read as a PDB file ({error})") from None
-    return _prepare(text, str(path), params, temperature_K, seed, relax_ps)
+    return _prepare(text, str(path), params, temperature_K, seed, relax_ps, note)
 
 
 def structure_from_pdb_id(
-    pdb_id: str, params: ForceFieldParams, *, temperature_K: float, seed: int, relax_ps: float = 2.0
+    pdb_id: str,
+    params: ForceFieldParams,
+    *,
+    temperature_K: float,
+    seed: int,
+    relax_ps: float = 2.0,
+    note: Note = unsaid,
 ) -> str:
     """PDB text of an entry of the Protein Data Bank, downloaded; otherwise as from a file.
 
@@ -99,12 +120,20 @@ def structure_from_pdb_id(
         raise BadFile(
             f"{url}: download failed ({error}); when offline, give a PDB file or a sequence instead"
         ) from None
-    return _prepare(text, f"PDB entry {pdb_id.upper()}", params, temperature_K, seed, relax_ps)
+    return _prepare(text, f"PDB entry {pdb_id.upper()}", params, temperature_K, seed, relax_ps, note)
 
 
-def _prepare(text: str, source: str, params: ForceFieldParams, temperature_K: float, seed: int, relax_ps: float) -> str:
+def _prepare(
+    text: str,
+    source: str,
+    params: ForceFieldParams,
+    temperature_K: float,
+    seed: int,
+    relax_ps: float,
+    note: Note = unsaid,
+) -> str:
     try:
-        topology, positions = _complete(text, params.ph, seed)
+        topology, positions = _complete(text, params.ph, seed, note)
         sequence_of(read_pdb_text(write_structure(topology, positions)).topology)
         relaxed = _relax(topology, positions, params, temperature_K, seed, relax_ps)
     except BadStructure as error:
@@ -116,20 +145,27 @@ def _prepare(text: str, source: str, params: ForceFieldParams, temperature_K: fl
     return pdb
 
 
-def _complete(text: str, ph: float, seed: int) -> tuple[app.Topology, Float64[np.ndarray, "atoms 3"]]:
-    """Missing heavy atoms and hydrogens added; water stripped; first model, first alternative locations."""
-    read_structure(text)
+def _complete(text: str, ph: float, seed: int, note: Note) -> tuple[app.Topology, Float64[np.ndarray, "atoms 3"]]:
+    """Missing heavy atoms and hydrogens added; what is no part of the chain left out."""
+    plain = plain_pdb(text)
+    kept, left_out = select_protein(plain.residues, "auto")
+    chain = [plain.residues[number] for number in kept]
+    check_chain(chain)
+    check_backbone(chain)
+    for found in (*left_out, *plain.notes, *_said_of_names(chain)):
+        note(found)
     with _seeded(seed):
-        fixer = PDBFixer(pdbfile=StringIO(text), platform=openmm.Platform.getPlatformByName("Reference"))
-        _strip_water(fixer)
-        _check_chain(fixer.topology)
+        platform = openmm.Platform.getPlatformByName("Reference")
+        fixer = PDBFixer(pdbfile=StringIO(plain.first_model(kept)), platform=platform)
+        check_known([residue._replace(atoms=names) for residue, names in _with_names(chain, fixer.topology)])
         fixer.missingResidues = {}
         fixer.findMissingAtoms()
         fixer.addMissingAtoms(seed=seed)
-        _check_gaps(fixer)
-        fixer.addMissingHydrogens(ph)
-    fixer.topology.setPeriodicBoxVectors(None)
-    return fixer.topology, np.array(fixer.positions.value_in_unit(unit.nanometer), dtype=np.float64)
+        _check_gaps(fixer, chain)
+        modeller = app.Modeller(fixer.topology, fixer.positions)
+        modeller.addHydrogens(pH=ph, variants=_variants(modeller.topology, chain, note), platform=platform)
+    modeller.topology.setPeriodicBoxVectors(None)
+    return modeller.topology, np.array(modeller.positions.value_in_unit(unit.nanometer), dtype=np.float64)
 
 
 @contextmanager
@@ -143,34 +179,56 @@ def _seeded(seed: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def _strip_water(fixer: PDBFixer) -> None:
-    modeller = app.Modeller(fixer.topology, fixer.positions)
-    modeller.deleteWater()
-    fixer.topology, fixer.positions = modeller.topology, modeller.positions
+def _with_names(chain: Sequence[Residue], topology: app.Topology) -> Iterator[tuple[Residue, tuple[str, ...]]]:
+    """Each residue with its atoms by the PDB's names, which OpenMM translates others to."""
+    for residue, found in zip(chain, topology.residues(), strict=True):
+        yield residue, tuple(atom.name for atom in found.atoms())
 
 
-def _check_chain(topology: app.Topology) -> None:
-    """One chain of amino acids: what this model of one bead per residue, bonded in order, can hold."""
-    for residue in topology.residues():
-        if residue.name not in AMINO_ACIDS:
+def _said_of_names(chain: Sequence[Residue]) -> tuple[str, ...]:
+    """What to say of residues whose names are not those of the twenty amino acids."""
+    stated = {str(residue): stated_protonation(residue.name) for residue in chain}
+    notes = [
+        f"{residue} is read as {residue.amino_acid}, protonated as its name says"
+        for residue in chain
+        if stated[str(residue)]
+    ]
+    return (*notes, *notes_on_names([residue for residue in chain if not stated[str(residue)]]))
+
+
+def _variants(topology: app.Topology, chain: Sequence[Residue], note: Note) -> list[str | None]:
+    """OpenMM's name of each residue's protonation, None where the pH decides; disulfide bonds are said."""
+    bridges = {
+        atom.residue.index: (one.residue, other.residue)
+        for one, other in topology.bonds()
+        for atom in (one, other)
+        if one.name == other.name == "SG"
+    }
+    for one, other in sorted(set(bridges.values()), key=lambda bridge: bridge[0].index):
+        note(f"the disulfide bond {chain[one.index]} to {chain[other.index]} is kept")
+    variants: list[str | None] = []
+    for number, residue in enumerate(chain):
+        stated = stated_protonation(residue.name)
+        if stated == "CYX" and number not in bridges:
             raise BadStructure(
-                f"residue {residue.name} {residue.id} is none of the twenty amino acids; "
-                "strip ions and ligands, and replace modified residues"
+                f"residue {residue} is named as half of a disulfide bond, but no other sulphur is within 0.3 nm of "
+                "its own; name it CYS, or give a structure with its partner"
             )
-    chains = [chain.id for chain in topology.chains()]
-    if len(chains) != 1:
-        raise BadStructure(f"{len(chains)} chains ({', '.join(chains)}); keep one chain only in the file")
+        variant = VARIANTS.get(stated, stated) if stated else None
+        if stated and variant is None:
+            raise BadStructure(f"residue {residue} has a protonation that no force field here knows; neutralise it")
+        variants.append(variant)
+    return variants
 
 
-def _check_gaps(fixer: PDBFixer) -> None:
+def _check_gaps(fixer: PDBFixer, chain: Sequence[Residue]) -> None:
     positions = np.array(fixer.positions.value_in_unit(unit.nanometer))
-    for first, second in pairwise(fixer.topology.residues()):
+    for number, (first, second) in enumerate(pairwise(fixer.topology.residues())):
         carbon = next(atom.index for atom in first.atoms() if atom.name == "C")
         nitrogen = next(atom.index for atom in second.atoms() if atom.name == "N")
         if np.linalg.norm(positions[carbon] - positions[nitrogen]) > BROKEN_PEPTIDE_nm:
             raise BadStructure(
-                f"the chain is broken between {first.name} {first.id} and {second.name} {second.id}; "
-                "model the missing residues"
+                f"the chain is broken between {chain[number]} and {chain[number + 1]}; model the missing residues"
             )
 
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from cgal.frames import RESIDUE_NAMES
 from cgal.params import NetworkParams
 from cgal.potential.geometry import pairs
+from cgal.residues import RESIDUE_NAMES
 
 __all__ = [
     "AMINO_ACIDS",

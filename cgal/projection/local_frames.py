@@ -13,7 +13,7 @@ hydrogen is in the group of its heavy atom, so rigid X-H constraints do no work 
 
 Groups: C, O of a residue and N, H of the next are the peptide plane, which turns with the bond CA-CA and, for its
 rotation about it, half with the bead before and half with the one after; the rest of a residue follows its own bead and
-both neighbours.
+both neighbours, and so does a cap (ACE, NME, NH2) with the residue that it is bonded to.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int
 
 from cgal.errors import BadStructure
-from cgal.frames import AtomFrames, alpha_carbons
+from cgal.frames import AtomFrames, alpha_carbons, beads_of_residues
+from cgal.residues import CAPS
 
 __all__ = ["RigidGroup", "project_in_local_frames", "rigid_groups"]
 
@@ -61,24 +62,12 @@ def rigid_groups(
     topology: mdtraj.Topology, clusters: Sequence[Int[np.ndarray, " _"]], *, follows_next: bool
 ) -> list[RigidGroup]:
     """Rigid groups of all atoms but C-alpha; peptide planes turn with the bead after them or with the one before."""
-    residues = topology.n_residues
+    residues = len(alpha_carbons(topology))
     if residues < 3:
         raise BadStructure(
             f"local frames need at least three residues, the chain has {residues}; use another force map"
         )
-    planes: list[list[int]] = [[] for _ in range(residues - 1)]
-    rest: list[list[int]] = [[] for _ in range(residues)]
-    atoms = list(topology.atoms)
-    for cluster in clusters:
-        heavy = next(atoms[index] for index in cluster if atoms[index].element.symbol != "H")
-        residue = heavy.residue.index
-        others = [int(index) for index in cluster if atoms[index].name != "CA"]
-        if heavy.name in ("C", "O") and residue < residues - 1:
-            planes[residue] += others
-        elif heavy.name == "N" and residue > 0:
-            planes[residue - 1] += others
-        else:
-            rest[residue] += others
+    planes, rest = _planes_and_rest(topology, clusters, residues)
     groups = []
     for i, members in enumerate(planes):
         before, after = (i - 1 if i > 0 else i + 2), (i + 2 if i + 2 < residues else i - 1)
@@ -89,6 +78,29 @@ def rigid_groups(
         if members:
             groups.append(RigidGroup(np.array(members), (i, i), axis, towards))
     return groups
+
+
+def _planes_and_rest(
+    topology: mdtraj.Topology, clusters: Sequence[Int[np.ndarray, " _"]], residues: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Atoms of the peptide plane after each residue but the last, and those that follow each residue's own bead."""
+    beads = beads_of_residues(topology)
+    planes: list[list[int]] = [[] for _ in range(residues - 1)]
+    rest: list[list[int]] = [[] for _ in range(residues)]
+    atoms = list(topology.atoms)
+    for cluster in clusters:
+        heavy = next(atoms[index] for index in cluster if atoms[index].element.symbol != "H")
+        residue = int(beads[heavy.residue.index])
+        others = [int(index) for index in cluster if atoms[index].name != "CA"]
+        if heavy.residue.name in CAPS:
+            rest[residue] += others
+        elif heavy.name in ("C", "O") and residue < residues - 1:
+            planes[residue] += others
+        elif heavy.name == "N" and residue > 0:
+            planes[residue - 1] += others
+        else:
+            rest[residue] += others
+    return planes, rest
 
 
 def _on_beads(

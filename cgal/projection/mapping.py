@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32, Float64, Int
 from scipy.linalg import lstsq
 
 from cgal.errors import BadStructure, BadTrajectory, EmptyTrajectory
-from cgal.frames import AtomFrames, alpha_carbons
+from cgal.frames import AtomFrames, alpha_carbons, beads_of_residues
 from cgal.hdf5 import Hdf5Record, stored
 from cgal.params import MappingParams
 from cgal.projection.bonds import along_bonds
@@ -188,11 +188,11 @@ def _cluster_sums(topology: mdtraj.Topology) -> Float64[np.ndarray, "clusters at
 
 def _residue_sums(
     topology: mdtraj.Topology, clusters: Float64[np.ndarray, "clusters atoms"]
-) -> Float64[np.ndarray, "residues clusters"]:
-    """One where the cluster lies in the residue: the whole residue's force is the guess for its bead's."""
-    residues = np.array([atom.residue.index for atom in topology.atoms])
-    of_cluster = residues[clusters.argmax(axis=1)]
-    matrix = np.zeros((topology.n_residues, len(clusters)))
+) -> Float64[np.ndarray, "beads clusters"]:
+    """One where the cluster lies in the bead's residue or its cap: their whole force is the guess for its bead's."""
+    beads = beads_of_residues(topology)[[atom.residue.index for atom in topology.atoms]]
+    of_cluster = beads[clusters.argmax(axis=1)]
+    matrix = np.zeros((beads.max() + 1, len(clusters)))
     matrix[of_cluster, np.arange(len(clusters))] = 1.0
     return matrix
 

@@ -17,6 +17,10 @@ def import_(
     forces: Annotated[
         Literal["stored", "recompute"], typer.Option(help="Read from the HDF5, or made with the force field.")
     ] = "stored",
+    select: Annotated[
+        Literal["auto", "protein", "all"],
+        typer.Option(help="Leave out water and ions; all but the protein; or nothing, and refuse the rest."),
+    ] = "auto",
     frame_ps: Annotated[float | None, typer.Option(help="Time between frames, for formats without times.")] = None,
     seed_first_ps: Annotated[float | None, typer.Option(help="Start of the seed's window.")] = None,
     seed_last_ps: Annotated[float | None, typer.Option(help="End of the seed's window.")] = None,
@@ -34,7 +38,9 @@ def import_(
     workspace = Workspace(root)
     with CampaignLock(root, "import"):
         window = SeedWindow(seed_first_ps, seed_last_ps, confine_nm)
-        import_protein(workspace, topology, trajectory, forces, window, frame_ps=frame_ps, mean_force=mean_force)
+        import_protein(
+            workspace, topology, trajectory, forces, window, frame_ps=frame_ps, mean_force=mean_force, select=select
+        )
         Repository(root).dvc.record_data()
 
 
@@ -106,5 +112,5 @@ def structure(
     from flows.protein.structure import make_structure
     from flows.workspace import Workspace
 
-    make_structure(out, Workspace(root).params, sequence=sequence, pdb=pdb, pdb_id=pdb_id)
+    make_structure(out, Workspace(root).params, sequence=sequence, pdb=pdb, pdb_id=pdb_id, note=print)
     print(out)

@@ -4,9 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from rich.markup import escape
+
 from cgal.dataset import reset
 from cgal.errors import EmptyTrajectory
 from cgal.files import write_text
+from cgal.foreign.chemistry import Selection
 from cgal.frames import AtomFrames
 from cgal.importing import as_reference, confine, import_trajectory, medoid, structure_pdb
 from cgal.projection.mapping import coordinate_map
@@ -35,6 +39,7 @@ def import_protein(
     *,
     frame_ps: float | None,
     mean_force: bool,
+    select: Selection = "auto",
 ) -> None:
     """Write `data/<protein>/` from an all-atom trajectory.
 
@@ -51,8 +56,11 @@ def import_protein(
             forces=forces,
             force_field=params.force_field,
             frame_ps=frame_ps,
+            select=select,
             progress=progress,
         )
+    for note in frames.provenance["notes"]:
+        console.print(f"  {escape(note)}")
     seed, centre = _seed(frames, window)
     reset(workspace.data)
     as_reference(frames).save(workspace.data / "reference.h5")
@@ -63,12 +71,13 @@ def import_protein(
 
 
 def _seed(frames: AtomFrames, window: SeedWindow) -> tuple[AtomFrames, int]:
-    first = frames.time_ps[0] if window.first_ps is None else window.first_ps
-    last = frames.time_ps[-1] if window.last_ps is None else window.last_ps
+    first = -np.inf if window.first_ps is None else window.first_ps
+    last = np.inf if window.last_ps is None else window.last_ps
     seed = frames.take((frames.time_ps >= first) & (frames.time_ps <= last))
     if not len(seed):
         raise EmptyTrajectory(
-            f"no frame lies between {first} and {last} ps; the trajectory ends at {frames.time_ps[-1]} ps"
+            f"no frame lies between {first} and {last} ps; the trajectories go from {frames.time_ps.min():g} to "
+            f"{frames.time_ps.max():g} ps: change --seed-first-ps or --seed-last-ps"
         )
     beads = coordinate_map(seed.topology)(seed.positions)
     centre = beads[medoid(beads)]

@@ -8,17 +8,25 @@ from cgal.all_atom.structures import structure_from_pdb_file, structure_from_pdb
 from cgal.errors import BadParams
 from cgal.files import write_text
 from cgal.params import Params
+from cgal.progress import Note, unsaid
 
 __all__ = ["make_structure"]
 
 
 def make_structure(
-    out: Path, params: Params, *, sequence: str | None = None, pdb: Path | None = None, pdb_id: str | None = None
+    out: Path,
+    params: Params,
+    *,
+    sequence: str | None = None,
+    pdb: Path | None = None,
+    pdb_id: str | None = None,
+    note: Note = unsaid,
 ) -> None:
     """Write a PDB file of all atoms, relaxed in the force field of params.yaml; raises BadParams unless one source.
 
     `sequence` is in one-letter code and becomes an extended chain, `pdb` is a file to complete, `pdb_id` an entry to
-    download. Raises BadFile and BadStructure as `cgal.all_atom.structures`.
+    download; `note` is called with what was read as another or left out. Raises BadFile and BadStructure as
+    `cgal.all_atom.structures`.
     """
     sources: dict[Callable[..., str], Any] = {
         structure_from_sequence: sequence,
@@ -29,4 +37,6 @@ def make_structure(
     if len(given) != 1:
         raise BadParams("give one of --sequence, --pdb and --pdb-id")
     build, source = given[0]
-    write_text(out, build(source, params.force_field, temperature_K=params.temperature_K, seed=params.seed))
+    options = {} if build is structure_from_sequence else {"note": note}
+    built = build(source, params.force_field, temperature_K=params.temperature_K, seed=params.seed, **options)
+    write_text(out, built)

@@ -22,8 +22,9 @@ from cgal.all_atom.dynamics import AtomRun, restrain
 from cgal.all_atom.force_field import build_system, read_structure
 from cgal.all_atom.soundness import cis_peptide_bonds, faults
 from cgal.errors import BackmappingError, Diverged
-from cgal.frames import read_pdb_text, sequence_of
+from cgal.frames import alpha_carbons, beads_of_residues, read_pdb_text, sequence_of
 from cgal.params import BackmappingParams, ForceFieldParams
+from cgal.residues import CAPS
 
 __all__ = ["Backmapper", "HeavyAtoms", "backmap", "backmapper_of"]
 
@@ -111,12 +112,18 @@ def _template(structure: str, force_field: ForceFieldParams) -> Template:
     for first, second in topology.bonds():
         neighbours[first.index].append(second.index)
         neighbours[second.index].append(first.index)
-    index = {(atom.residue.index, atom.name): atom.index for atom in topology.atoms()}
+    known = read_pdb_text(structure).topology
+    beads = beads_of_residues(known)
+    index = {
+        (int(beads[atom.residue.index]), atom.name): atom.index
+        for atom in topology.atoms()
+        if atom.residue.name not in CAPS
+    }
     return Template(
         topology,
-        sequence_of(read_pdb_text(structure).topology),
+        sequence_of(known),
         positions,
-        np.array([index[residue.index, "CA"] for residue in topology.residues()]),
+        alpha_carbons(known),
         index,
         tuple(tuple(sorted(atoms)) for atoms in neighbours),
         cis_peptide_bonds(topology, positions),
