@@ -221,12 +221,17 @@ class AtomFrames(Hdf5Record):
 
 
 def read_pdb_text(pdb: str) -> mdtraj.Trajectory:
-    """Parse PDB text with mdtraj (which wants a file), dropping any box."""
+    """Parse PDB text with mdtraj (which wants a file), dropping any box; disulfide bonds are those of near sulphurs.
+
+    mdtraj looks for these while positions are in Angstrom, by a distance in nm, and so finds none.
+    """
     with NamedTemporaryFile("w", suffix=".pdb") as stream:
         stream.write(pdb)
         stream.flush()
         trajectory = mdtraj.load_pdb(stream.name, standard_names=False)
     trajectory.unitcell_vectors = None
+    if not any(one.name == other.name == "SG" for one, other in trajectory.topology.bonds):  # by CONECT
+        trajectory.topology.create_disulfide_bonds(trajectory.xyz[0])
     return trajectory
 
 

@@ -24,7 +24,15 @@ from cgal.all_atom.force_field import read_structure, recompute_forces
 from cgal.errors import BadParams, BadStructure, BadTrajectory, EmptyTrajectory
 from cgal.files import sha256
 from cgal.foreign.chemistry import Selection
-from cgal.foreign.frame_checks import check_frames, check_handedness, check_times, made_whole, notes_on_cis, timed
+from cgal.foreign.frame_checks import (
+    check_frames,
+    check_handedness,
+    check_times,
+    made_whole,
+    notes_on_cis,
+    notes_on_motion,
+    timed,
+)
 from cgal.foreign.topology import Protein
 from cgal.foreign.trajectory import Source, check_in_child, open_protein, read_file
 from cgal.frames import AtomFrames, CGTrajectory, read_pdb_text, rmsd_nm, sequence_of
@@ -111,8 +119,8 @@ def import_trajectory(
         The topology is unreadable, or holds anything but one chain of the twenty amino acids with all their atoms.
     BadTrajectory
         A file is unreadable, has another number or order of atoms, lacks forces or times, has times that do not
-        increase evenly, is in other units, holds a number that is not finite, a broken or mirrored molecule, nothing
-        that moves, or was sampled at another temperature.
+        increase evenly, is in other units, holds a number that is not finite, a broken or mirrored molecule, or was
+        sampled at another temperature.
     EmptyTrajectory
         No frame lies in the window, or one alone.
     """
@@ -256,7 +264,7 @@ def _checked(source: Source, protein: Protein, atoms: app.Topology, frame_ps: fl
         note(f"{source.path.name}: the chain was wrapped around its box in {mended} frames and is made whole")
     check_frames(source, protein.topology)
     check_handedness(source, atoms)
-    for text in notes_on_cis(source, atoms):
+    for text in (*notes_on_motion(source), *notes_on_cis(source, atoms)):
         note(text)
     return source
 
@@ -304,7 +312,8 @@ def _check_labels(topology: Path, protein: Protein, forces: str) -> None:
 
 def _check_sulphurs(topology: Path, protein: Protein, known: mdtraj.Topology, note: Note) -> None:
     """Each sulphur of a cysteine has a hydrogen, a partner or a name that says that it has none."""
-    bridges = [bond for bond in known.bonds if bond[0].name == bond[1].name == "SG"]
+    sulphurs = [bond for bond in known.bonds if bond[0].name == bond[1].name == "SG"]
+    bridges = [sorted(bond, key=lambda atom: atom.index) for bond in sulphurs]
     for one, other in bridges:
         note(f"{topology.name}: the disulfide bond {one.residue}-{other.residue} is kept in the all-atom structure")
     bridged = {atom.residue.index for bond in bridges for atom in bond}

@@ -198,18 +198,18 @@ def _said_of_names(chain: Sequence[Residue]) -> tuple[str, ...]:
 
 def _variants(topology: app.Topology, chain: Sequence[Residue], note: Note) -> list[str | None]:
     """OpenMM's name of each residue's protonation, None where the pH decides; disulfide bonds are said."""
-    bridges = {
-        atom.residue.index: (one.residue, other.residue)
+    bridges = sorted(
+        sorted((one.residue.index, other.residue.index))
         for one, other in topology.bonds()
-        for atom in (one, other)
         if one.name == other.name == "SG"
-    }
-    for one, other in sorted(set(bridges.values()), key=lambda bridge: bridge[0].index):
-        note(f"the disulfide bond {chain[one.index]} to {chain[other.index]} is kept")
+    )
+    for first, second in bridges:
+        note(f"the disulfide bond {chain[first]} to {chain[second]} is kept")
+    bridged = {number for bridge in bridges for number in bridge}
     variants: list[str | None] = []
     for number, residue in enumerate(chain):
         stated = stated_protonation(residue.name)
-        if stated == "CYX" and number not in bridges:
+        if stated == "CYX" and number not in bridged:
             raise BadStructure(
                 f"residue {residue} is named as half of a disulfide bond, but no other sulphur is within 0.3 nm of "
                 "its own; name it CYS, or give a structure with its partner"

@@ -1,4 +1,4 @@
-"""Checks of a trajectory: a whole, moving molecule of natural handedness, at times that a clock would show.
+"""Checks of a trajectory: a whole molecule of natural handedness, at times that a clock would show.
 
 Each check raises BadTrajectory naming file, frame and cure, or gives what is to be said.
 """
@@ -17,7 +17,7 @@ from cgal.all_atom.soundness import are_cis, chiral_centres, handedness_nm3, pep
 from cgal.errors import BadTrajectory
 from cgal.foreign.trajectory import Source
 
-__all__ = ["check_frames", "check_handedness", "check_times", "made_whole", "notes_on_cis", "timed"]
+__all__ = ["check_frames", "check_handedness", "check_times", "made_whole", "notes_on_cis", "notes_on_motion", "timed"]
 
 LONGEST_HYDROGEN_BOND_nm = 0.15
 """No bond to hydrogen is longer (S-H has 0.134)."""
@@ -106,13 +106,12 @@ def _outwards(bonds: Int[np.ndarray, "bonds 2"], n_atoms: int) -> Iterator[tuple
 
 
 def check_frames(source: Source, topology: mdtraj.Topology) -> None:
-    """Positions and forces are finite, in nm, bonds are whole, and something moves."""
+    """Positions and forces are finite, in nm, and bonds are whole."""
     if not len(source.frame):
         return
     _check_finite(source, "position", source.positions, topology)
     if source.forces is not None:
         _check_finite(source, "force", source.forces, topology)
-    _check_moving(source)
     if not topology.n_bonds:
         return
     bonds = _bonds(topology)
@@ -137,12 +136,14 @@ def _check_finite(
         )
 
 
-def _check_moving(source: Source) -> None:
-    if len(source.frame) > 1 and not (source.positions != source.positions[:1]).any():
-        raise BadTrajectory(
-            f"{source.path.name}: all {len(source.frame)} frames are equal, so nothing was sampled; "
-            "give the trajectory of a run"
-        )
+def notes_on_motion(source: Source) -> tuple[str, ...]:
+    """What to say of frames that are equal: nothing was sampled, and no force map or benchmark comes of them."""
+    if len(source.frame) < 2 or (source.positions != source.positions[:1]).any():
+        return ()
+    return (
+        f"warning: {source.path.name}: all {len(source.frame)} frames are equal, so nothing was sampled; "
+        "give the trajectory of a run",
+    )
 
 
 def _check_length_unit(source: Source, vectors: Float32[np.ndarray, "frames bonds 3"]) -> None:

@@ -1,6 +1,4 @@
-"""PDB text made plain: one location an atom, no insertion codes, every residue's name that of an amino acid where it
-is one. What was changed is said.
-"""  # noqa: D205
+"""PDB text made plain, and what was changed: one location an atom, no insertion codes, names of the amino acids."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ from cgal.hdf5 import check_foreign_hdf5
 __all__ = ["Source", "check_in_child", "open_protein", "read_file"]
 
 FORMATS_WITH_TIMES = {".xtc", ".trr", ".nc", ".ncdf", ".netcdf", ".h5", ".hdf5"}
+OTHER_COUNT = ("same atoms", "must be shape")
+"""What mdtraj says of a file with another number of atoms than its topology."""
 READING = b"cgal reads the next file"
 NETCDF = {".nc", ".ncdf", ".netcdf"}
 HDF5 = {".h5", ".hdf5"}
@@ -82,7 +85,9 @@ def read_file(path: Path, protein: Protein, temperature_K: float) -> tuple[Sourc
         raise BadTrajectory(f"{path.name}: the file is empty; give a whole one")
     try:
         plain = _has_plain_layout(path)
-        source = _read_plain(path, protein, temperature_K) if plain else _read_with_mdtraj(path, protein)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="mdtraj")  # that reading with SciPy alone is slower
+            source = _read_plain(path, protein, temperature_K) if plain else _read_with_mdtraj(path, protein)
         return _apart(source)
     except CgalError:
         raise
@@ -223,7 +228,7 @@ def _load(path: Path, readable: Path, protein: Protein) -> mdtraj.Trajectory:
         mdtraj.load_frame(str(readable), 0, top=protein.file)  # with a choice of atoms mdtraj does not count them
         return mdtraj.load(str(readable), top=protein.file, atom_indices=protein.atoms)
     except (ValueError, AssertionError) as error:
-        if isinstance(error, AssertionError) or "same atoms" in str(error):
+        if isinstance(error, AssertionError) or any(told in str(error) for told in OTHER_COUNT):
             raise BadTrajectory(
                 f"{path.name}: another number of atoms than the {protein.file.n_atoms} of the topology; give the "
                 "topology that the trajectory was made with (or strip both to the same atoms)"
