@@ -109,7 +109,8 @@ def _machine() -> str:
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
     )
     machine = f"{psutil.cpu_count()} cores of {model}, {memory_GiB:.0f} GiB"
-    return f"Machine of the latest run (subjects that it did not name keep their earlier rows): {machine}; Python {platform.python_version()}, {packages}."
+    note = "subjects that it did not name keep their earlier rows"
+    return f"Machine of the latest run ({note}): {machine}; Python {platform.python_version()}, {packages}."
 
 
 def _cpuinfo() -> list[str]:
