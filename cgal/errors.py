@@ -3,6 +3,8 @@
 One root, so that a caller can tell "the user can mend this" (`CgalError`) from a defect (anything else).
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 __all__ = [
@@ -19,6 +21,8 @@ __all__ = [
     "OracleError",
     "PreflightFailed",
     "QuorumMissed",
+    "Refusals",
+    "Refused",
     "SamplingError",
     "VersioningError",
 ]
@@ -99,3 +103,52 @@ class CampaignLocked(CgalError):
 
 class VersioningError(CgalError):
     """DVC or git could not record or restore a round."""
+
+
+class Refused(CgalError):
+    """Several things to mend before any work begins, one a line; `errors` are those."""
+
+    def __init__(self, errors: Sequence[CgalError]) -> None:
+        lines = dict.fromkeys(str(error) for error in errors)
+        super().__init__("\n  ".join([f"{len(lines)} things to mend; nothing was changed", *lines]))
+        self.errors = tuple(errors)
+
+
+class Refusals:
+    """Errors of checks that do not wait for one another, so that all are told at once.
+
+    >>> refusals = Refusals()
+    >>> for frame_ps in (-1.0, 2.0, 0.0):
+    ...     with refusals.gathered():
+    ...         if frame_ps <= 0:
+    ...             raise BadParams(f"--frame-ps is {frame_ps:g}")
+    >>> refusals.tell()
+    Traceback (most recent call last):
+    cgal.errors.Refused: 2 things to mend; nothing was changed
+      --frame-ps is -1
+      --frame-ps is 0
+    """
+
+    def __init__(self) -> None:
+        self._errors: list[CgalError] = []
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._errors)
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Keep the error that the block raises, if it raises one, and go on behind it."""
+        try:
+            yield
+        except Refused as several:
+            self._errors += several.errors
+        except CgalError as error:
+            self._errors.append(error)
+
+    def tell(self) -> None:
+        """Raise the one error that was gathered, or Refused with all of them; nothing when there is none."""
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        if self._errors:
+            raise Refused(self._errors)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,7 +11,16 @@ from typing import Any
 
 from cgal.errors import BadFile
 
-__all__ = ["atomic_write", "read_json", "sha256", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "atomic_write",
+    "made_aside",
+    "read_json",
+    "settle_folder",
+    "sha256",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 
 @contextmanager
@@ -31,6 +41,62 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def made_aside(folder: Path) -> Iterator[Path]:
+    """Yield a copy of a folder beside it, `.<name>.new`, which takes its place on success and vanishes on failure.
+
+    Files of the copy are hard links where the file system has them: replace them, as all functions here do, and never
+    write into one. A process that is killed leaves the old folder whole, or the new one; after a kill between the two
+    renames the old one is called `.<name>.old`, until `settle_folder` puts it back. Raises BadFile when the disk is
+    full or the folder cannot be written. One process at a time.
+    """
+    settle_folder(folder)
+    new, old = _beside(folder)
+    try:
+        if folder.is_dir():
+            shutil.copytree(folder, new, copy_function=_link)
+        new.mkdir(parents=True, exist_ok=True)
+        yield new
+        if folder.is_dir():
+            folder.rename(old)
+        new.rename(folder)
+        _sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise BadFile(f"{folder}: could not be written: {error.strerror or error}; nothing was changed") from error
+    finally:
+        settle_folder(folder)
+
+
+def settle_folder(folder: Path) -> None:
+    """Put right what a killed `made_aside` left: the old folder back if it has no successor yet, the rest away."""
+    new, old = _beside(folder)
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _sync(folder: Path) -> None:
+    """Let the names in a folder reach the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 import mdtraj
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Shaped
+from jaxtyping import Bool, Float32, Float64, Int32
 from openmm import app
 
-from cgal.all_atom.force_field import read_structure, recompute_forces
-from cgal.errors import BadParams, BadStructure, BadTrajectory, EmptyTrajectory
+from cgal.all_atom.force_field import build_system, read_structure, recompute_forces
+from cgal.errors import BadParams, BadStructure, BadTrajectory, EmptyTrajectory, Refusals
 from cgal.files import sha256
 from cgal.foreign.chemistry import Selection
 from cgal.foreign.frame_checks import (
@@ -41,7 +41,21 @@ from cgal.progress import Note, Progress, silent, unsaid
 from cgal.projection.mapping import constrained_clusters, coordinate_map
 from cgal.residues import SELENOMETHIONINE, stated_protonation
 
-__all__ = ["as_reference", "confine", "import_reference", "import_trajectory", "medoid", "structure_pdb"]
+__all__ = [
+    "Choice",
+    "ReadTrajectories",
+    "as_reference",
+    "confine",
+    "import_reference",
+    "import_trajectory",
+    "medoid",
+    "near",
+    "read_trajectories",
+    "structure_pdb",
+]
+
+type ForceOrigin = Literal["stored", "recompute"]
+"""Forces that lie beside the positions, or that a force field gives."""
 
 TYPICAL_FORCE_kJ_per_mol_nm = (100.0, 1e5)
 """Between these lies the rms force on an atom of a protein near room temperature (about 850)."""
@@ -51,11 +65,11 @@ TYPICAL_FORCE_kJ_per_mol_nm = (100.0, 1e5)
 class Choice:
     """What of a file is taken: a part of its molecules, every so-many-th frame, a window of time, times of our own."""
 
-    select: Selection
-    stride: int
-    first_ps: float | None
-    last_ps: float | None
-    frame_ps: float | None
+    select: Selection = "auto"
+    stride: int = 1
+    first_ps: float | None = None
+    last_ps: float | None = None
+    frame_ps: float | None = None
 
     def check(self) -> None:
         """Raise BadParams for a spacing, window or stride that is none."""
@@ -68,12 +82,153 @@ class Choice:
                 raise BadParams(f"{name} is no number; give a time in ps")
 
 
+@dataclass(frozen=True, eq=False)
+class ReadTrajectories:
+    """All-atom frames that were read and passed all checks; forces are yet to be had.
+
+    `topology` is the path that errors name, `pdb` the first frame, `provenance` what the frames were read from.
+    """
+
+    topology: Path
+    protein: Protein
+    pdb: str
+    sources: tuple[Source, ...]
+    provenance: dict[str, Any]
+
+    @property
+    def time_ps(self) -> Float64[np.ndarray, " frames"]:
+        """Time of each frame [ps]."""
+        return np.concatenate([source.time_ps for source in self.sources])
+
+    @property
+    def trajectory(self) -> Int32[np.ndarray, " frames"]:
+        """Number of each frame's trajectory."""
+        lengths = [len(source.frame) for source in self.sources]
+        return np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+
+    def take(self, chosen: Bool[np.ndarray, " frames"]) -> "ReadTrajectories":
+        """Give the frames where a mask holds."""
+        starts = np.cumsum([len(source.frame) for source in self.sources])[:-1]
+        parts = zip(self.sources, np.split(chosen, starts), strict=True)
+        return replace(self, sources=tuple(source.take(np.flatnonzero(part)) for source, part in parts))
+
+    def reference(self) -> CGTrajectory:
+        """C-alpha beads of all frames, each trajectory one replica."""
+        to_beads = coordinate_map(self.protein.topology)
+        beads = np.concatenate([to_beads(source.positions) for source in self.sources])
+        return CGTrajectory.from_positions(sequence_of(self.protein.topology), beads, self.time_ps, self.trajectory)
+
+    def require_forces(self, forces: ForceOrigin, force_field: ForceFieldParams) -> None:
+        """Raise BadStructure or BadTrajectory when the frames cannot have forces of this origin."""
+        refusals = Refusals()
+        with refusals.gathered():
+            _check_labels(self.topology, self.protein, forces)
+        with refusals.gathered():
+            _check_sulphurs(self.topology, self.protein, read_pdb_text(self.pdb).topology)
+        if forces == "recompute" and not refusals:
+            with refusals.gathered():
+                build_system(read_structure(self.pdb)[0], force_field)
+        for source in self.sources if forces == "stored" else ():
+            with refusals.gathered():
+                _stored_forces(source)
+        refusals.tell()
+
+    def labelled(
+        self,
+        forces: ForceOrigin,
+        force_field: ForceFieldParams | None = None,
+        *,
+        note: Note = unsaid,
+        progress: Progress = silent,
+    ) -> AtomFrames:
+        """Frames with forces, stored beside them or those of the force field; raises as `require_forces`."""
+        force_field = force_field or ForceFieldParams()
+        self.require_forces(forces, force_field)
+        positions = np.concatenate([source.positions for source in self.sources])
+        notes = list(self.provenance["notes"])
+        if forces == "stored":
+            labels = np.concatenate([_stored_forces(source) for source in self.sources])
+        else:
+            labels = recompute_forces(self.pdb, positions, force_field, progress=progress)
+            if not self.protein.is_all:
+                notes.append(f"forces are those of {force_field.solvent}, not of what was left out")
+                note(notes[-1])
+        provenance = self.provenance | {
+            "forces": "instantaneous",
+            "force_origin": forces,
+            "force_field": force_field.model_dump() if forces == "recompute" else None,
+            "notes": notes,
+        }
+        return AtomFrames(self.pdb, positions, labels, self.trajectory, self.time_ps, provenance)
+
+
+def read_trajectories(
+    topology: Path,
+    trajectories: Sequence[Path],
+    choice: Choice,
+    *,
+    temperature_K: float,
+    note: Note = unsaid,
+    progress: Progress = silent,
+) -> ReadTrajectories:
+    """Read, check and cut every file; see `import_trajectory`. All faults of options, topology and files come at once.
+
+    Raises what `import_trajectory` raises, or Refused with several of these, and EmptyTrajectory when no frame of any
+    file is left.
+    """
+    notes: list[str] = []
+
+    def say(text: str) -> None:
+        notes.append(text)
+        note(text)
+
+    refusals = Refusals()
+    with refusals.gathered():
+        choice.check()
+    if refusals:  # read on, for what else is to be told
+        choice = Choice(choice.select, frame_ps=None if choice.frame_ps is None else 1.0)
+    sources: list[Source] = []
+    with refusals.gathered():
+        check_in_child(topology, trajectories, choice.select)
+        protein = _opened(topology, choice.select, say)
+        atoms, _ = read_structure(_pdb_text(protein.topology))
+        for number, path in enumerate(trajectories, start=1):
+            with refusals.gathered():
+                for source in read_file(path, protein, temperature_K):
+                    sources.append(_cut(_checked(source, protein, atoms, choice.frame_ps, say), choice))
+            progress(number, len(trajectories), path.name)
+    refusals.tell()
+    _check_count(sources, trajectories, choice)
+    first = next(source.positions[0] for source in sources if len(source.frame))
+    pdb = _with_positions(_pdb_text(protein.topology), first)
+    for bridge in _bridges(read_pdb_text(pdb).topology):
+        say(f"{topology.name}: the disulfide bond {bridge} is kept in the all-atom structure")
+    provenance = {
+        "topology": {"name": topology.name, "sha256": sha256(topology)},
+        "trajectories": [{"name": path.name, "sha256": sha256(path)} for path in trajectories],
+        "stride": choice.stride,
+        "first_ps": choice.first_ps,
+        "last_ps": choice.last_ps,
+        "temperature_K": temperature_K,
+        "notes": notes,
+    }
+    return ReadTrajectories(topology, protein, pdb, tuple(sources), provenance)
+
+
+def _opened(topology: Path, select: Selection, note: Note) -> Protein:
+    protein = open_protein(topology, select)
+    _check_hydrogens(topology, protein)
+    for text in protein.notes:
+        note(f"{topology.name}: {text}")
+    return protein
+
+
 def import_trajectory(
     topology: Path,
     trajectories: Sequence[Path],
     *,
     temperature_K: float,
-    forces: Literal["stored", "recompute"] = "stored",
+    forces: ForceOrigin = "stored",
     force_field: ForceFieldParams | None = None,
     stride: int = 1,
     first_ps: float | None = None,
@@ -124,38 +279,9 @@ def import_trajectory(
     EmptyTrajectory
         No frame lies in the window, or one alone.
     """
-    notes: list[str] = []
-
-    def say(text: str) -> None:
-        notes.append(text)
-        note(text)
-
     choice = Choice(select, stride, first_ps, last_ps, frame_ps)
-    protein, sources = _read(topology, trajectories, temperature_K, choice, say, progress)
-    _check_labels(topology, protein, forces)
-    positions = np.concatenate([source.positions for source in sources])
-    pdb = _with_positions(_pdb_text(protein.topology), positions[0])
-    _check_sulphurs(topology, protein, read_pdb_text(pdb).topology, say)
-    if forces == "stored":
-        labels = np.concatenate([_stored_forces(source) for source in sources])
-    else:
-        labels = recompute_forces(pdb, positions, force_field or ForceFieldParams(), progress=progress)
-        if not protein.is_all:
-            say(f"forces are those of {(force_field or ForceFieldParams()).solvent}, not of what was left out")
-    provenance = {
-        "topology": {"name": topology.name, "sha256": sha256(topology)},
-        "trajectories": [{"name": path.name, "sha256": sha256(path)} for path in trajectories],
-        "stride": stride,
-        "first_ps": first_ps,
-        "last_ps": last_ps,
-        "temperature_K": temperature_K,
-        "forces": "instantaneous",
-        "force_origin": forces,
-        "force_field": (force_field or ForceFieldParams()).model_dump() if forces == "recompute" else None,
-        "notes": notes,
-    }
-    time_ps, number = _times(sources)
-    return AtomFrames(pdb, positions, labels, number, time_ps, provenance)
+    read = read_trajectories(topology, trajectories, choice, temperature_K=temperature_K, note=note, progress=progress)
+    return read.labelled(forces, force_field, note=note, progress=progress)
 
 
 def import_reference(
@@ -176,10 +302,8 @@ def import_reference(
     Takes and raises the same as `import_trajectory`.
     """
     choice = Choice(select, stride, first_ps, last_ps, frame_ps)
-    protein, sources = _read(topology, trajectories, temperature_K, choice, note, progress)
-    to_beads = coordinate_map(protein.topology)
-    beads = np.concatenate([to_beads(source.positions) for source in sources])
-    return CGTrajectory.from_positions(sequence_of(protein.topology), beads, *_times(sources))
+    read = read_trajectories(topology, trajectories, choice, temperature_K=temperature_K, note=note, progress=progress)
+    return read.reference()
 
 
 def as_reference(frames: AtomFrames) -> CGTrajectory:
@@ -193,14 +317,24 @@ def confine(frames: AtomFrames, reference_beads: Float32[np.ndarray, "beads 3"],
 
     Raises EmptyTrajectory when none is.
     """
-    deviations_nm = rmsd_nm(coordinate_map(frames.topology)(frames.positions), reference_beads)
-    inside = deviations_nm <= maximum_rmsd_nm
+    inside = near(coordinate_map(frames.topology)(frames.positions), reference_beads, maximum_rmsd_nm)
+    return replace(frames.take(inside), provenance=frames.provenance | {"maximum_rmsd_nm": maximum_rmsd_nm})
+
+
+def near(
+    beads: Float32[np.ndarray, "frames beads 3"],
+    reference_beads: Float32[np.ndarray, "beads 3"],
+    maximum_rmsd_nm: float,
+) -> Bool[np.ndarray, " frames"]:
+    """Which frames have a C-alpha RMSD to a reference [nm] of at most so much; raises EmptyTrajectory when none has."""
+    deviations_nm = rmsd_nm(beads, reference_beads)
+    inside: Bool[np.ndarray, " frames"] = deviations_nm <= maximum_rmsd_nm
     if not inside.any():
         raise EmptyTrajectory(
             f"no frame is within {maximum_rmsd_nm} nm C-alpha RMSD of the reference "
             f"(nearest: {deviations_nm.min():.3f} nm); raise the limit or give another reference"
         )
-    return replace(frames.take(inside), provenance=frames.provenance | {"maximum_rmsd_nm": maximum_rmsd_nm})
+    return inside
 
 
 def medoid(beads: Float32[np.ndarray, "frames beads 3"]) -> int:
@@ -232,27 +366,6 @@ def _pdb_text(topology: mdtraj.Topology) -> str:
         frame.save_pdb(str(written))
         lines = [line for line in written.read_text().splitlines() if not line.startswith(("REMARK", "CRYST1"))]
     return "\n".join(lines) + "\n"
-
-
-def _read(
-    topology: Path, trajectories: Sequence[Path], temperature_K: float, choice: Choice, note: Note, progress: Progress
-) -> tuple[Protein, list[Source]]:
-    """Read, check and cut every file; raises EmptyTrajectory when no frame of any is left."""
-    choice.check()
-    check_in_child(topology, trajectories, choice.select)
-    protein = open_protein(topology, choice.select)
-    _check_hydrogens(topology, protein)
-    for text in protein.notes:
-        note(f"{topology.name}: {text}")
-    atoms, _ = read_structure(_pdb_text(protein.topology))
-    sources = []
-    for number, path in enumerate(trajectories, start=1):
-        for source in read_file(path, protein, temperature_K):
-            whole = _checked(source, protein, atoms, choice.frame_ps, note)
-            sources.append(_cut(whole, choice))
-        progress(number, len(trajectories), path.name)
-    _check_count(sources, trajectories, choice)
-    return protein, sources
 
 
 def _checked(source: Source, protein: Protein, atoms: app.Topology, frame_ps: float | None, note: Note) -> Source:
@@ -296,7 +409,7 @@ def _check_hydrogens(topology: Path, protein: Protein) -> None:
         raise BadStructure(f"{topology.name}: {error}") from None
 
 
-def _check_labels(topology: Path, protein: Protein, forces: str) -> None:
+def _check_labels(topology: Path, protein: Protein, forces: ForceOrigin) -> None:
     """Refuse forces that are not those of the protein: computed for selenium as sulphur, or hydrogens left out."""
     for residue in protein.residues:
         if forces == "recompute" and residue.name == SELENOMETHIONINE:
@@ -310,13 +423,19 @@ def _check_labels(topology: Path, protein: Protein, forces: str) -> None:
         )
 
 
-def _check_sulphurs(topology: Path, protein: Protein, known: mdtraj.Topology, note: Note) -> None:
+def _bridges(known: mdtraj.Topology) -> list[str]:
+    """Names of the disulfide bonds."""
+    return [f"{one.residue}-{other.residue}" for one, other in _sulphur_bonds(known)]
+
+
+def _sulphur_bonds(known: mdtraj.Topology) -> list[list[mdtraj.core.topology.Atom]]:
+    bonds = [bond for bond in known.bonds if bond[0].name == bond[1].name == "SG"]
+    return [sorted(bond, key=lambda atom: atom.index) for bond in bonds]
+
+
+def _check_sulphurs(topology: Path, protein: Protein, known: mdtraj.Topology) -> None:
     """Each sulphur of a cysteine has a hydrogen, a partner or a name that says that it has none."""
-    sulphurs = [bond for bond in known.bonds if bond[0].name == bond[1].name == "SG"]
-    bridges = [sorted(bond, key=lambda atom: atom.index) for bond in sulphurs]
-    for one, other in bridges:
-        note(f"{topology.name}: the disulfide bond {one.residue}-{other.residue} is kept in the all-atom structure")
-    bridged = {atom.residue.index for bond in bridges for atom in bond}
+    bridged = {atom.residue.index for bond in _sulphur_bonds(known) for atom in bond}
     for residue, found in zip(protein.residues, known.residues, strict=True):
         names = {atom.name for atom in found.atoms}
         bare = found.name == "CYS" and "HG" not in names and found.index not in bridged
@@ -341,9 +460,3 @@ def _stored_forces(source: Source) -> Float32[np.ndarray, "frames atoms 3"]:
             "store instantaneous forces in kJ/mol/nm, or use --forces recompute"
         )
     return source.forces
-
-
-def _times(sources: Sequence[Source]) -> tuple[Float64[np.ndarray, " frames"], Shaped[np.ndarray, " frames"]]:
-    """Time [ps] and number of the source file, of every frame."""
-    numbers = [np.full(len(source.frame), number, dtype=np.int32) for number, source in enumerate(sources)]
-    return np.concatenate([source.time_ps for source in sources]), np.concatenate(numbers)

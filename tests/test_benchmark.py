@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from cgal.benchmark.figures import plot_benchmark, plot_rmsd_rounds, plot_rounds
+from cgal.benchmark.lag import frame_spacing_ps, lag_frames
 from cgal.benchmark.observables import OBSERVABLES, Observable, reaction_coordinate
 from cgal.benchmark.suite import benchmark
-from cgal.benchmark.tica import fit_tica, frame_spacing_ps, lag_frames, project
+from cgal.benchmark.tica import fit_tica, project
 from cgal.errors import BadParams, BadTrajectory, EmptyTrajectory
 from cgal.files import write_json
 from cgal.frames import CGTrajectory, ReplicaFate

@@ -14,7 +14,7 @@ OPTIONS = ["--runs", "2", "--length-ps", "0.4", "--equilibration-ps", "0.1", "--
 
 
 def test_seed_comes_from_runs_of_their_own_and_the_same_ones_each_time(make_project: Callable[..., Path]) -> None:
-    project = make_project()
+    project = make_project(training={"validation_block_frames": 2})
     data = project / "data" / "chignolin"
     kept = {name: (data / name).read_bytes() for name in ("structure.pdb", "reference.h5")}
     before = (project / "data.dvc").read_text()

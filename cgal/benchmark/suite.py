@@ -9,8 +9,9 @@ import numpy as np
 from deeptime.decomposition import CovarianceKoopmanModel
 from jaxtyping import Bool, Float32, Float64, Int64
 
+from cgal.benchmark.lag import used_lag_ps
 from cgal.benchmark.observables import OBSERVABLES
-from cgal.benchmark.tica import fit_tica, used_lag_ps
+from cgal.benchmark.tica import fit_tica
 from cgal.benchmark.wasserstein import MODES, Resamples, Sample, estimate, estimators
 from cgal.errors import BadTrajectory, EmptyTrajectory
 from cgal.frames import CGTrajectory, rmsd_nm

@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
-from cgal.errors import BadTrajectory, EmptyTrajectory, PreflightFailed
+from cgal.errors import BadTrajectory, PreflightFailed
 from cgal.files import write_bytes, write_text
 from cgal.frames import LabelledFrames
 from cgal.params import TrainingParams
@@ -40,6 +40,7 @@ from cgal.potential.potential import Potential
 from cgal.potential.prior import Prior
 from cgal.progress import Progress, silent
 from cgal.projection.bonds import weigh_bonds
+from cgal.training.held_out import held_out_masks, require_both
 
 __all__ = [
     "EpochRecord",
@@ -140,33 +141,6 @@ def train(
     return TrainingResult(potential, tuple(run.history), validation, run.best_epoch)
 
 
-def held_out_masks(shards: Sequence[LabelledFrames], params: TrainingParams) -> tuple[Bool[np.ndarray, "..."], ...]:
-    """For each shard, which frames are held out for validation.
-
-    Each trajectory of each shard is cut into blocks of `validation_block_frames` consecutive frames (neighbours in time
-    are alike, so single random frames would leak), and of all blocks in order a fixed share is taken at even
-    spacing. No random number enters, and a later shard changes nothing in earlier ones: a warm start
-    never sees its own validation frames as training frames of the round before.
-    """
-    masks = []
-    block = 0
-    for shard in shards:
-        mask = np.zeros(len(shard), dtype=bool)
-        for trajectory in np.unique(shard.trajectory):
-            frames = np.flatnonzero(shard.trajectory == trajectory)
-            for start in range(0, len(frames), params.validation_block_frames):
-                mask[frames[start : start + params.validation_block_frames]] = _is_held_out(block, params)
-                block += 1
-        masks.append(mask)
-    return tuple(masks)
-
-
-def _is_held_out(block: int, params: TrainingParams) -> bool:
-    """Whether the running sum of held-out shares passes a half-integer at this block."""
-    share = params.validation_fraction
-    return math.floor((block + 1) * share + 0.5) > math.floor(block * share + 0.5)
-
-
 class Frames(NamedTuple):
     """Frames of one protein: bead types, positions [nm] and the forces that the prior leaves over [kJ/mol/nm]."""
 
@@ -197,12 +171,7 @@ def _prepare(
         mask = torch.from_numpy(np.concatenate([masks[index] for index in chosen])).to(frames.positions.device)
         training.append(frames.take(~mask))
         held_out.append(frames.take(mask))
-    if not _count(training) or not _count(held_out):
-        raise EmptyTrajectory(
-            f"{_count(training) + _count(held_out)} labelled frames leave {_count(training)} to train on and "
-            f"{_count(held_out)} to hold out; give more frames, lower training.validation_block_frames "
-            f"({params.validation_block_frames}) or raise training.validation_fraction ({params.validation_fraction})"
-        )
+    require_both(_count(training), _count(held_out), params)
     return training, held_out
 
 

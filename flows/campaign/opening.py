@@ -9,7 +9,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from cgal.errors import BadFile, BadParams, VersioningError
-from cgal.files import atomic_write
+from cgal.files import atomic_write, settle_folder
 from cgal.params import check_params, merged
 from flows.terminal import console
 from flows.versioning import Repository
@@ -64,6 +64,7 @@ def campaign_closing(repository: Repository, name: str) -> str:
 
 def fetch_data(workspace: Workspace, repository: Repository) -> None:
     """Make sure that the protein's data is there, from the bundled seed if need be; raises BadFile otherwise."""
+    settle_folder(workspace.data)
     if not workspace.data.is_dir():
         repository.dvc.pull_bundled()
     for name in ("structure.pdb", "seed.h5", "reference.h5"):

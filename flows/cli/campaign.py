@@ -38,6 +38,7 @@ def run(
 def _run_campaign(root: Path, new: str | None, started: float) -> Any:
     """Open the campaign while Prefect starts, run it, and give the state in which it was found."""
     from flows.campaign.opening import campaign_state, continue_campaign, fetch_data, new_campaign
+    from flows.campaign.preflight import require_runnable
     from flows.serving.startup import load_campaign, start_prefect
     from flows.terminal import console
     from flows.versioning import Repository
@@ -48,6 +49,8 @@ def _run_campaign(root: Path, new: str | None, started: float) -> Any:
     server = start_prefect()
     with console.status("starting Prefect, loading the science"):
         fetch_data(workspace, repository)
+        if new or campaign_state(workspace, repository).last_published is None:
+            require_runnable(workspace)
         if new:
             workspace = new_campaign(workspace, repository, new)
         state = campaign_state(workspace, repository)

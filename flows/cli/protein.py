@@ -9,6 +9,8 @@ from flows.cli.project import HERE, Root, open_project
 
 __all__ = ["import_", "reference", "seed", "structure"]
 
+Replace = Annotated[bool, typer.Option("--replace", help="Replace data that campaigns were run on.")]
+
 
 def import_(
     topology: Annotated[Path, typer.Option(help="PDB with the atoms in the trajectory's order.")],
@@ -28,19 +30,19 @@ def import_(
         float | None, typer.Option(help="Seed frames lie this close to their medoid (CA RMSD).")
     ] = None,
     mean_force: Annotated[bool, typer.Option(help="Let the oracle label the seed with mean forces.")] = False,
+    replace: Replace = False,
 ) -> None:
     """Set up params.yaml's protein from an all-atom trajectory: reference, structure, seed and first shard."""
     root = open_project(root)
-    from flows.protein.import_ import SeedWindow, import_protein
+    from cgal.importing import Choice
+    from flows.protein.import_ import SeedWindow, Source, import_protein
     from flows.versioning import CampaignLock, Repository
     from flows.workspace import Workspace
 
-    workspace = Workspace(root)
+    source = Source(topology, tuple(trajectory), forces, Choice(select=select, frame_ps=frame_ps))
+    window = SeedWindow(seed_first_ps, seed_last_ps, confine_nm)
     with CampaignLock(root, "import"):
-        window = SeedWindow(seed_first_ps, seed_last_ps, confine_nm)
-        import_protein(
-            workspace, topology, trajectory, forces, window, frame_ps=frame_ps, mean_force=mean_force, select=select
-        )
+        import_protein(Workspace(root), source, window, mean_force=mean_force, replacing=replace)
         Repository(root).dvc.record_data()
 
 
@@ -57,6 +59,7 @@ def seed(
     mean_force: Annotated[
         bool | None, typer.Option(help="Let the oracle label the seed with mean forces; else as oracle.mode has it.")
     ] = None,
+    replace: Replace = False,
 ) -> None:
     """Make the seed from data/<protein>/structure.pdb, by short all-atom runs in params.yaml's force field."""
     root = open_project(root)
@@ -66,7 +69,7 @@ def seed(
 
     plan = SeedRuns(runs, length_ps, equilibration_ps, spacing_ps, confine_nm)
     with CampaignLock(root, "seed"):
-        make_seed(Workspace(root, protein), plan, mean_force)
+        make_seed(Workspace(root, protein), plan, mean_force, replacing=replace)
         Repository(root).dvc.record_data()
 
 

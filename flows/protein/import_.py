@@ -1,86 +1,153 @@
 """Setting up a protein from an all-atom trajectory: it becomes reference, start structure, seed and first shard."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 from rich.markup import escape
 
+from cgal.benchmark.lag import lag_frames
 from cgal.dataset import reset
-from cgal.errors import EmptyTrajectory
-from cgal.files import write_text
-from cgal.foreign.chemistry import Selection
-from cgal.frames import AtomFrames
-from cgal.importing import as_reference, confine, import_trajectory, medoid, structure_pdb
-from cgal.projection.mapping import coordinate_map
+from cgal.errors import BadParams, EmptyTrajectory, Refusals
+from cgal.files import made_aside, write_text
+from cgal.frames import CGTrajectory
+from cgal.importing import (
+    Choice,
+    ForceOrigin,
+    ReadTrajectories,
+    medoid,
+    near,
+    read_trajectories,
+    structure_pdb,
+)
+from cgal.training.held_out import require_enough
+from flows.campaign.preflight import require_replaceable, require_repository, tell_undo
 from flows.protein.seed import save_seed
 from flows.terminal import console, stage_bar
 from flows.workspace import Workspace
 
-__all__ = ["SeedWindow", "import_protein"]
+__all__ = ["SeedWindow", "Source", "import_protein"]
 
 
 @dataclass(frozen=True)
 class SeedWindow:
     """Which frames become the seed: a window in time, and at most this far from its medoid in RMSD."""
 
-    first_ps: float | None
-    last_ps: float | None
-    confine_nm: float | None
+    first_ps: float | None = None
+    last_ps: float | None = None
+    confine_nm: float | None = None
+
+    def check(self) -> None:
+        """Raise BadParams for a window or distance that holds nothing."""
+        (first, last), refusals = self.edges_ps, Refusals()
+        with refusals.gathered():
+            if not first < last:
+                raise BadParams(f"--seed-first-ps {first:g} is not before --seed-last-ps {last:g}; turn them round")
+        with refusals.gathered():
+            if self.confine_nm is not None and not (math.isfinite(self.confine_nm) and self.confine_nm > 0):
+                raise BadParams(f"--confine-nm is {self.confine_nm:g}; give a positive number of nm")
+        refusals.tell()
+
+    @property
+    def edges_ps(self) -> tuple[float, float]:
+        """First and last time [ps]."""
+        first = -math.inf if self.first_ps is None else self.first_ps
+        return first, math.inf if self.last_ps is None else self.last_ps
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of an all-atom trajectory, what of them is taken, and where the forces come from."""
+
+    topology: Path
+    trajectories: tuple[Path, ...]
+    forces: ForceOrigin = "stored"
+    choice: Choice = field(default_factory=Choice)
+
+
+class Checked(NamedTuple):
+    """What was read and may become a protein: all frames as a reference, some as the seed; how to undo it, or ""."""
+
+    read: ReadTrajectories
+    reference: CGTrajectory
+    in_seed: Bool[np.ndarray, " frames"]
+    undo: str
 
 
 def import_protein(
-    workspace: Workspace,
-    topology: Path,
-    trajectories: list[Path],
-    forces: Literal["stored", "recompute"],
-    window: SeedWindow,
-    *,
-    frame_ps: float | None,
-    mean_force: bool,
-    select: Selection = "auto",
+    workspace: Workspace, source: Source, window: SeedWindow, *, mean_force: bool, replacing: bool = False
 ) -> None:
-    """Write `data/<protein>/` from an all-atom trajectory.
+    """Make `data/<protein>/` from an all-atom trajectory, whole or not at all.
 
     All frames become `reference.h5`; those in the window become `seed.h5`, its medoid `structure.pdb`. With
-    `mean_force` the oracle labels the seed frames again (`seed_labels.h5`). Then force map and shard 0 are made.
-    A campaign that the folder held is taken back to nothing: its published rounds keep their bytes in the DVC cache.
+    `mean_force` the oracle labels the seed frames again (`seed_labels.h5`). Then force map and shard 0 are made. All
+    this is done aside and takes the place of what was there in the end; other files of the folder are kept.
+
+    What the files, the repository and `params.yaml` do not allow is refused before any force is computed, all at once
+    (Refused). A campaign that the folder held is taken back to nothing, if `replacing` (BadParams otherwise): its
+    published rounds keep their bytes in the DVC cache.
     """
     params = workspace.params
-    with stage_bar("import") as progress:
-        frames = import_trajectory(
-            topology,
-            trajectories,
-            temperature_K=params.temperature_K,
-            forces=forces,
-            force_field=params.force_field,
-            frame_ps=frame_ps,
-            select=select,
-            progress=progress,
-        )
-    for note in frames.provenance["notes"]:
-        console.print(f"  {escape(note)}")
-    seed, centre = _seed(frames, window)
-    reset(workspace.data)
-    as_reference(frames).save(workspace.data / "reference.h5")
-    (workspace.data / "reference.json").unlink(missing_ok=True)  # it tells of another one
-    write_text(workspace.data / "structure.pdb", structure_pdb(seed, centre))
-    save_seed(workspace, seed, mean_force=mean_force)
-    console.print(f"{workspace.data}: {len(frames)} reference frames, {len(seed)} seed frames")
+    read, reference, in_seed, undo = _checked(workspace, source, window, replacing)
+    with stage_bar("forces") as progress:
+        seed = read.take(in_seed).labelled(source.forces, params.force_field, note=_say, progress=progress)
+    seed = replace(seed, provenance=seed.provenance | {"maximum_rmsd_nm": window.confine_nm})
+    with made_aside(workspace.data) as folder:
+        reset(folder)
+        reference.save(folder / "reference.h5")
+        (folder / "reference.json").unlink(missing_ok=True)  # it tells of another one
+        write_text(folder / "structure.pdb", structure_pdb(seed, medoid(reference.positions[in_seed])))
+        save_seed(workspace, folder, seed, mean_force=mean_force)
+    console.print(f"{workspace.data}: {len(reference)} reference frames, {len(seed)} seed frames")
+    tell_undo(undo)
 
 
-def _seed(frames: AtomFrames, window: SeedWindow) -> tuple[AtomFrames, int]:
-    first = -np.inf if window.first_ps is None else window.first_ps
-    last = np.inf if window.last_ps is None else window.last_ps
-    seed = frames.take((frames.time_ps >= first) & (frames.time_ps <= last))
-    if not len(seed):
+def _checked(workspace: Workspace, source: Source, window: SeedWindow, replacing: bool) -> Checked:
+    """Read all files; raises the one thing that is to be mended, or Refused with all of them."""
+    params, refusals = workspace.params, Refusals()
+    with refusals.gathered():
+        undo = require_replaceable(workspace, require_repository(workspace), replacing)
+    with refusals.gathered():
+        window.check()
+    with refusals.gathered():
+        with stage_bar("read") as progress:
+            read = read_trajectories(
+                source.topology,
+                source.trajectories,
+                source.choice,
+                temperature_K=params.temperature_K,
+                note=_say,
+                progress=progress,
+            )
+        reference = read.reference()
+        with refusals.gathered():
+            lag_frames(reference, params.benchmark.tica_lag_ps)
+        with refusals.gathered():
+            read.require_forces(source.forces, params.force_field)
+        with refusals.gathered():
+            in_seed = _in_seed(reference, window)
+            require_enough([reference.replica[in_seed]], params.training)
+    refusals.tell()
+    return Checked(read, reference, in_seed, undo)
+
+
+def _in_seed(reference: CGTrajectory, window: SeedWindow) -> Bool[np.ndarray, " frames"]:
+    """Which frames lie in the window, in time and near its medoid; raises EmptyTrajectory when none does."""
+    (first, last), time_ps = window.edges_ps, reference.time_ps
+    inside: Bool[np.ndarray, " frames"] = (time_ps >= first) & (time_ps <= last)
+    if not inside.any():
         raise EmptyTrajectory(
-            f"no frame lies between {first} and {last} ps; the trajectories go from {frames.time_ps.min():g} to "
-            f"{frames.time_ps.max():g} ps: change --seed-first-ps or --seed-last-ps"
+            f"no frame lies between {first} and {last} ps; the trajectories go from {time_ps.min():g} to "
+            f"{time_ps.max():g} ps: change --seed-first-ps or --seed-last-ps"
         )
-    beads = coordinate_map(seed.topology)(seed.positions)
-    centre = beads[medoid(beads)]
     if window.confine_nm is not None:
-        seed = confine(seed, centre, window.confine_nm)
-    return seed, medoid(coordinate_map(seed.topology)(seed.positions))
+        beads = reference.positions[inside]
+        inside[inside] = near(beads, beads[medoid(beads)], window.confine_nm)
+    return inside
+
+
+def _say(note: str) -> None:
+    console.print(f"  {escape(note)}")

@@ -1,6 +1,7 @@
 """The ground truth: all-atom sampling that may take days and be killed at any time, then weights, tests and floor."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -13,15 +14,18 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from cgal.benchmark.lag import used_lag_ps
 from cgal.benchmark.observables import in_records
-from cgal.benchmark.tica import used_lag_ps
-from cgal.files import sha256, write_json
+from cgal.errors import CampaignLocked, Refusals
+from cgal.files import settle_folder, sha256, write_json
 from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.reference.analysis import Analysis, analyse, summarise
 from cgal.reference.figures import plot_floor, plot_reference
 from cgal.reference.floor import floors
+from cgal.reference.lags import require_lags
 from cgal.reference.msm import thin
 from cgal.reference.sampling import Loss, SwarmRecipe, explore, load_swarm, relax, swarm
+from flows.campaign.preflight import require_repository, require_sound_structure
 from flows.campaign.steps import worth_retrying
 from flows.protein.reference_folder import recipe_of, sampling_lock
 from flows.serving.orphans import close_dead_runs, project_tag
@@ -57,12 +61,30 @@ def reference(root: Path, protein: str, workers: int, *, preview: bool = False) 
 
 
 def run_reference(workspace: Workspace, workers: int | None = None, *, preview: bool = False) -> dict[str, Any]:
-    """Run the flow, alone in the sampling's folder, and give the summary; see `reference`."""
+    """Run the flow, alone in the sampling's folder, and give the summary; see `reference`.
+
+    What would fail in the end is refused at once.
+    """
+    if not preview:
+        _require_ready(workspace)
     recipe = recipe_of(workspace)
     with sampling_lock(recipe), tags(project_tag(recipe.folder)):
         close_dead_runs(recipe.folder)
         name, count = workspace.data.name, workers or workspace.params.execution.oracle_workers
         return reference(workspace.root, name, count, preview=preview)
+
+
+def _require_ready(workspace: Workspace) -> None:
+    """Raise the one thing that is to be mended before days of sampling, or Refused with all of them."""
+    refusals = Refusals()
+    with suppress(CampaignLocked), CampaignLock(workspace.root, "reference"):
+        settle_folder(workspace.data)
+    for check in (require_repository, require_sound_structure):
+        with refusals.gathered():
+            check(workspace)
+    with refusals.gathered():
+        require_lags(workspace.params)
+    refusals.tell()
 
 
 def _step(name: str, function: Callable[..., Any], workspace: Workspace) -> Callable[..., Any]:

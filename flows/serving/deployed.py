@@ -204,6 +204,7 @@ def _next_of_series(repository: "Repository", first: str) -> str:
 def _open_campaign(root: Path, series: str, name: str, form: dict[str, Any]) -> None:
     """Bring the workspace to a campaign: to its last round, or to the seed with the form's values in `params.yaml`."""
     from flows.campaign.opening import campaign_state, change_params, continue_campaign, fetch_data, new_campaign
+    from flows.campaign.preflight import require_runnable
     from flows.versioning import Repository
     from flows.workspace import Workspace
 
@@ -217,6 +218,7 @@ def _open_campaign(root: Path, series: str, name: str, form: dict[str, Any]) -> 
         fetch_data(Workspace(root, form.get("protein", before.protein)), repository)
         seed = _first_seed(repository, series, form.get("seed", before.seed)) + int(name.removeprefix(series) or 1) - 1
         change_params(root / "params.yaml", merged(form, {"seed": seed, "campaign": {"name": name}}), committed)
+        require_runnable(Workspace(root))
         new_campaign(Workspace(root), repository, name)
     workspace = Workspace(root)
     continue_campaign(workspace, repository, campaign_state(workspace, repository))

@@ -1,0 +1,110 @@
+"""What can be refused before any work begins: each check is quick, and `Refusals` tells all that fail at once."""
+
+import numpy as np
+import yaml
+from jaxtyping import Shaped
+
+from cgal.benchmark.lag import lag_frames
+from cgal.errors import BadParams, Refusals
+from cgal.files import read_json
+from cgal.frames import AtomFrames, CGTrajectory
+from cgal.training.held_out import require_enough
+from flows.terminal import console
+from flows.versioning import Repository
+from flows.versioning.rounds import campaign_and_index, find_tags
+from flows.workspace import Workspace
+
+__all__ = [
+    "last_rounds",
+    "require_replaceable",
+    "require_repository",
+    "require_runnable",
+    "require_sound_structure",
+    "tell_undo",
+]
+
+
+def require_runnable(workspace: Workspace) -> None:
+    """Raise BadStructure, BadParams, BadTrajectory or EmptyTrajectory when a campaign would fail later for its data.
+
+    Its structure must be one that the force field knows, its seed enough to train on and to hold out, its reference
+    longer and denser than the lag of the benchmark's TICA. Raises Refused when several things are to be mended.
+    """
+    params, refusals = workspace.params, Refusals()
+    with refusals.gathered():
+        require_sound_structure(workspace)
+    with refusals.gathered():
+        require_enough(_training_trajectories(workspace), params.training)
+    with refusals.gathered():
+        lag_frames(CGTrajectory.load(workspace.data / "reference.h5"), params.benchmark.tica_lag_ps)
+    refusals.tell()
+
+
+def require_sound_structure(workspace: Workspace) -> None:
+    """Raise BadStructure, naming file and residue, unless `structure.pdb` is one chain that the force field knows."""
+    from cgal.all_atom.force_field import build_system, read_structure
+    from cgal.foreign.trajectory import open_protein
+
+    text = workspace.structure
+    open_protein(workspace.data / "structure.pdb", "auto")
+    build_system(read_structure(text)[0], workspace.params.force_field)
+
+
+def require_repository(workspace: Workspace) -> Repository:
+    """The working copy; raises VersioningError when it is none, or what is made could not be kept."""
+    repository = Repository(workspace.root)
+    repository.require_writable()
+    return repository
+
+
+def require_replaceable(workspace: Workspace, repository: Repository, replace: bool) -> str:
+    """How to undo a replacement of the protein's data; "" when it has no campaign, BadParams unless `replace` is set.
+
+    A campaign is one with published rounds, or one whose labels lie in `data/`.
+    """
+    tags = last_rounds(repository, workspace.data.name)
+    if not tags and (grown := _grown(workspace)):
+        tags = [grown]
+    if not tags:
+        return ""
+    names = ", ".join(campaign_and_index(tag)[0] for tag in tags)
+    undo = f"'cgal checkout {tags[-1]}'"
+    if not replace:
+        raise BadParams(
+            f"{workspace.data}: campaigns were run on it ({names}); set up another protein (protein: in params.yaml), "
+            f"or replace it with --replace: published rounds stay, and {undo} brings these data back"
+        )
+    return undo
+
+
+def tell_undo(undo: str) -> None:
+    """Print how to bring replaced data back, if there were any."""
+    if undo:
+        console.print(f"undo: {undo}; a campaign on the new data: 'cgal run --new NAME'")
+
+
+def last_rounds(repository: Repository, protein: str) -> list[str]:
+    """Tag of the last published round of each campaign of a protein."""
+    last = {campaign_and_index(tag)[0]: tag for tag in find_tags(repository.git)}
+    tags = list(last.values())
+    named = [yaml.safe_load(text)["protein"] for text in repository.read_round_files(tags, "params.yaml")]
+    return [tag for tag, proteins in zip(tags, named, strict=True) if protein in np.atleast_1d(proteins)]
+
+
+def _grown(workspace: Workspace) -> str:
+    """Round whose labels were the last to be appended to the data; "" when there are none."""
+    path = workspace.data / "manifest.json"
+    if not path.is_file():
+        return ""
+    content = read_json(path)
+    labelled = [shard for shard in content["shards"] if shard["origin"].startswith("oracle round")]
+    return f"{content['campaign']}/round-{len(labelled) - 1:03d}" if labelled else ""
+
+
+def _training_trajectories(workspace: Workspace) -> list[Shaped[np.ndarray, "..."]]:
+    """Numbers of the trajectories that round 0 trains on, frame by frame: the seed's, and its continuation."""
+    params, labels = workspace.params, workspace.data / "seed_labels.h5"
+    relabelled = labels.is_file() and params.mapping.force_map != "local_frames"
+    seed = AtomFrames.load(labels if relabelled else workspace.data / "seed.h5")
+    continued = params.campaign.continued_md_steps // params.oracle.free_stride
+    return [seed.trajectory, np.zeros(continued, dtype=np.int32)]
