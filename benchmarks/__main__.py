@@ -26,6 +26,7 @@ SUBJECTS = (
     "versioning",
     "startup",
     "overhead",
+    "proteins",
     "prefect_store",
 )
 PACKAGES = (

@@ -21,20 +21,21 @@ from jaxtyping import Bool, Float32, Float64, Int32
 from openmm import app
 
 from cgal.all_atom.force_field import build_system, read_structure, recompute_forces
-from cgal.errors import BadParams, BadStructure, BadTrajectory, EmptyTrajectory, Refusals
+from cgal.errors import BadParams, BadStructure, BadTrajectory, CgalError, EmptyTrajectory, Refusals
 from cgal.files import sha256
 from cgal.foreign.chemistry import Selection
 from cgal.foreign.frame_checks import (
+    CisBonds,
     check_frames,
     check_handedness,
     check_times,
     made_whole,
-    notes_on_cis,
     notes_on_motion,
     timed,
 )
+from cgal.foreign.reader import read_files
 from cgal.foreign.topology import Protein
-from cgal.foreign.trajectory import Source, check_in_child, open_protein, read_file
+from cgal.foreign.trajectory import Source, open_protein
 from cgal.frames import AtomFrames, CGTrajectory, read_pdb_text, rmsd_nm, sequence_of
 from cgal.params import ForceFieldParams
 from cgal.progress import Note, Progress, silent, unsaid
@@ -59,6 +60,9 @@ type ForceOrigin = Literal["stored", "recompute"]
 
 TYPICAL_FORCE_kJ_per_mol_nm = (100.0, 1e5)
 """Between these lies the rms force on an atom of a protein near room temperature (about 850)."""
+
+MEDOID_FRAMES = 1000
+"""Frames that a medoid is sought among: the time that takes grows with their square."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class ReadTrajectories:
     def reference(self) -> CGTrajectory:
         """C-alpha beads of all frames, each trajectory one replica."""
         to_beads = coordinate_map(self.protein.topology)
-        beads = np.concatenate([to_beads(source.positions) for source in self.sources])
+        beads = np.concatenate([to_beads(piece.positions) for source in self.sources for piece in source.pieces()])
         return CGTrajectory.from_positions(sequence_of(self.protein.topology), beads, self.time_ps, self.trajectory)
 
     def require_forces(self, forces: ForceOrigin, force_field: ForceFieldParams) -> None:
@@ -168,10 +172,14 @@ def read_trajectories(
     choice: Choice,
     *,
     temperature_K: float,
+    scratch: Path | None = None,
     note: Note = unsaid,
     progress: Progress = silent,
 ) -> ReadTrajectories:
     """Read, check and cut every file; see `import_trajectory`. All faults of options, topology and files come at once.
+
+    Frames lie in files of the folder `scratch` (that of temporary files, if None), which have no name any more, not in
+    memory: it must have room for the positions of the chain, in single precision.
 
     Raises what `import_trajectory` raises, or Refused with several of these, and EmptyTrajectory when no frame of any
     file is left.
@@ -188,15 +196,15 @@ def read_trajectories(
     if refusals:  # read on, for what else is to be told
         choice = Choice(choice.select, frame_ps=None if choice.frame_ps is None else 1.0)
     sources: list[Source] = []
-    with refusals.gathered():
-        check_in_child(topology, trajectories, choice.select)
+    with refusals.gathered(), TemporaryDirectory(dir=scratch) as folder:
+        read = read_files(topology, trajectories, choice.select, temperature_K, Path(folder), progress)
         protein = _opened(topology, choice.select, say)
         atoms, _ = read_structure(_pdb_text(protein.topology))
-        for number, path in enumerate(trajectories, start=1):
+        for found in read:
             with refusals.gathered():
-                for source in read_file(path, protein, temperature_K):
-                    sources.append(_cut(_checked(source, protein, atoms, choice.frame_ps, say), choice))
-            progress(number, len(trajectories), path.name)
+                if isinstance(found, CgalError):
+                    raise found
+                sources += [_cut(_checked(source, protein, atoms, choice.frame_ps, say), choice) for source in found]
     refusals.tell()
     _check_count(sources, trajectories, choice)
     first = next(source.positions[0] for source in sources if len(source.frame))
@@ -338,10 +346,15 @@ def near(
 
 
 def medoid(beads: Float32[np.ndarray, "frames beads 3"]) -> int:
-    """Index of the frame with the least mean RMSD to all others; raises EmptyTrajectory when there is none."""
+    """Index of the frame with the least mean RMSD to others; raises EmptyTrajectory when there is none.
+
+    Of more than 1,000 frames so many, evenly spaced, are compared with one another, and one of these is given.
+    """
     if not len(beads):
         raise EmptyTrajectory("no frame to take the medoid of")
-    return int(np.argmin([rmsd_nm(beads, frame).mean() for frame in beads]))
+    compared = np.unique(np.linspace(0, len(beads) - 1, MEDOID_FRAMES).round().astype(int))
+    some = beads[compared]
+    return int(compared[np.argmin([rmsd_nm(some, frame).mean() for frame in some])])
 
 
 def structure_pdb(frames: AtomFrames, index: int) -> str:
@@ -372,12 +385,18 @@ def _checked(source: Source, protein: Protein, atoms: app.Topology, frame_ps: fl
     """The frames with their times, made whole, when they pass all checks."""
     source = timed(source, frame_ps)
     check_times(source)
-    source, mended = made_whole(source, protein.topology)
+    mended, cis = 0, CisBonds(atoms)
+    for piece in source.pieces():
+        whole, torn = made_whole(piece, protein.topology)
+        if torn:
+            piece.positions[:] = whole.positions  # in a file of our own
+        check_frames(piece, protein.topology)
+        check_handedness(piece, atoms)
+        cis.count(piece.positions)
+        mended += torn
     if mended:
         note(f"{source.path.name}: the chain was wrapped around its box in {mended} frames and is made whole")
-    check_frames(source, protein.topology)
-    check_handedness(source, atoms)
-    for text in (*notes_on_motion(source), *notes_on_cis(source, atoms)):
+    for text in (*notes_on_motion(source), *cis.notes(source)):
         note(text)
     return source
 
@@ -452,9 +471,10 @@ def _stored_forces(source: Source) -> Float32[np.ndarray, "frames atoms 3"]:
             f"{source.path.name}: no forces stored (mdtraj's formats hold none); compute them with forces='recompute' "
             "(cgal import --forces recompute)"
         )
-    rms = float(np.sqrt(np.mean(source.forces.astype(np.float64) ** 2))) if len(source.forces) else None
-    low, high = TYPICAL_FORCE_kJ_per_mol_nm
-    if rms is not None and not low < rms < high:
+    parts = [piece.forces for piece in source.pieces() if piece.forces is not None]
+    squares = sum(float(np.square(part, dtype=np.float64).sum()) for part in parts)
+    rms, (low, high) = math.sqrt(squares / max(source.forces.size, 1)), TYPICAL_FORCE_kJ_per_mol_nm
+    if parts and not low < rms < high:
         raise BadTrajectory(
             f"{source.path.name}: stored forces have an rms of {rms:.3g}, where a protein has some 850 kJ/mol/nm; "
             "store instantaneous forces in kJ/mol/nm, or use --forces recompute"

@@ -57,14 +57,15 @@ def stage_bar(title: str) -> Iterator[Progress]:
 
 
 def _plain(title: str) -> Progress:
-    last = monotonic()
+    last = started = monotonic()
     console.print(f"  {title} starts")
 
     def show(done: int, total: int, note: str = "") -> None:
         nonlocal last
         if monotonic() - last > PLAIN_INTERVAL_S:
             last = monotonic()
-            console.print(f"  {title} {done}/{total} {note}")
+            left = f"(about {(last - started) * (total - done) / done:.0f} s left) " if 0 < done < total else ""
+            console.print(f"  {title} {done}/{total} {left}{note}")
 
     return show
 

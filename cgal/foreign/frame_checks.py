@@ -17,7 +17,7 @@ from cgal.all_atom.soundness import are_cis, chiral_centres, handedness_nm3, pep
 from cgal.errors import BadTrajectory
 from cgal.foreign.trajectory import Source
 
-__all__ = ["check_frames", "check_handedness", "check_times", "made_whole", "notes_on_cis", "notes_on_motion", "timed"]
+__all__ = ["CisBonds", "check_frames", "check_handedness", "check_times", "made_whole", "notes_on_motion", "timed"]
 
 LONGEST_HYDROGEN_BOND_nm = 0.15
 """No bond to hydrogen is longer (S-H has 0.134)."""
@@ -132,13 +132,13 @@ def _check_finite(
         row, atom = wrong[0]
         raise BadTrajectory(
             f"{source.path.name}: frame {source.frame[row]}: the {what} of atom {atom} ({topology.atom(atom)}) is not "
-            f"finite ({len(wrong)} such in the file); the run blew up there: import the frames before, or run again"
+            f"finite ({len(wrong)} such near by); the run blew up there: import the frames before, or run again"
         )
 
 
 def notes_on_motion(source: Source) -> tuple[str, ...]:
     """What to say of frames that are equal: nothing was sampled, and no force map or benchmark comes of them."""
-    if len(source.frame) < 2 or (source.positions != source.positions[:1]).any():
+    if len(source.frame) < 2 or any((piece.positions != source.positions[:1]).any() for piece in source.pieces()):
         return ()
     return (
         f"warning: {source.path.name}: all {len(source.frame)} frames are equal, so nothing was sampled; "
@@ -176,7 +176,7 @@ def _check_bonds(
         f"{source.path.name}: frame {source.frame[row]}: {one} and {other} are bonded but "
         f"{lengths_nm[row, bond]:.2f} nm apart"
     )
-    if row == 0:
+    if source.frame[row] == 0:
         cure = (
             "the atoms are in another order than the topology's (give the topology that the trajectory was made with), "
             "or the molecule is wrapped (make it whole first, mdtraj: make_molecules_whole)"
@@ -216,17 +216,25 @@ def check_handedness(source: Source, topology: app.Topology) -> None:
     )
 
 
-def notes_on_cis(source: Source, topology: app.Topology) -> tuple[str, ...]:
-    """What to say of cis peptide bonds; raises BadTrajectory for one that most frames have, unless before proline."""
-    labels, bonds = peptide_bonds(topology)
-    if not len(source.frame) or not labels:
-        return ()
-    counts = are_cis(source.positions, bonds).sum(axis=0)
-    notes = []
-    for label, count in zip(labels, counts, strict=True):
-        where = f"{source.path.name}: cis peptide bond before {label} in {count} of {len(source.frame)} frames"
-        if count > len(source.frame) / 2 and not label.startswith("PRO"):
-            raise BadTrajectory(f"{where}, which but proline's almost never are; give a trajectory of trans ones")
-        if count:
-            notes.append(where)
-    return tuple(notes)
+class CisBonds:
+    """Counts, over pieces of a trajectory, in how many frames each peptide bond is cis."""
+
+    def __init__(self, topology: app.Topology) -> None:
+        self._labels, self._bonds = peptide_bonds(topology)
+        self._counts = np.zeros(len(self._labels), dtype=int)
+
+    def count(self, positions: Float32[np.ndarray, "frames atoms 3"]) -> None:
+        """Take in some frames."""
+        if self._labels:
+            self._counts += are_cis(positions, self._bonds).sum(axis=0)
+
+    def notes(self, source: Source) -> tuple[str, ...]:
+        """What to say of the bonds; raises BadTrajectory for one that most frames have, unless before proline."""
+        notes = []
+        for label, count in zip(self._labels, self._counts, strict=True):
+            where = f"{source.path.name}: cis peptide bond before {label} in {count} of {len(source.frame)} frames"
+            if count > len(source.frame) / 2 and not label.startswith("PRO"):
+                raise BadTrajectory(f"{where}, which but proline's almost never are; give a trajectory of trans ones")
+            if count:
+                notes.append(where)
+        return tuple(notes)

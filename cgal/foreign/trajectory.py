@@ -1,20 +1,12 @@
-"""The frames in a trajectory file: whatever mdtraj reads, or a plain HDF5 layout with forces.
-
-A file is read in another process first: a damaged one can take down the C library that reads it, and with it the
-process. As a program, `python -m cgal.foreign.trajectory SELECT TOPOLOGY FILE ...` is that other process.
-"""
+"""The frames in a trajectory file, piece by piece: whatever mdtraj reads, or a plain HDF5 layout with forces."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import h5py
 import mdtraj
@@ -26,14 +18,25 @@ from cgal.foreign.chemistry import Selection
 from cgal.foreign.topology import Protein, in_lower_case, is_pdb, plain_copy, read_protein
 from cgal.hdf5 import check_foreign_hdf5
 
-__all__ = ["Source", "check_in_child", "open_protein", "read_file"]
+__all__ = [
+    "Source",
+    "count_frames",
+    "first_line",
+    "open_protein",
+    "read_pieces",
+    "trajectory_numbers",
+    "unreadable",
+]
 
 FORMATS_WITH_TIMES = {".xtc", ".trr", ".nc", ".ncdf", ".netcdf", ".h5", ".hdf5"}
 OTHER_COUNT = ("same atoms", "must be shape")
 """What mdtraj says of a file with another number of atoms than its topology."""
-READING = b"cgal reads the next file"
 NETCDF = {".nc", ".ncdf", ".netcdf"}
 HDF5 = {".h5", ".hdf5"}
+STREAMED = NETCDF | {".xtc", ".trr", ".dcd", ".h5", ".hdf5"}
+"""Formats that mdtraj reads piece by piece."""
+ATOMS_AT_ONCE = 2**21
+"""In a piece: positions of 24 MiB, which the checks hold a few times over."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,15 +54,32 @@ class Source:
     box: Float32[np.ndarray, "frames 3 3"] | None = None
 
     def take(self, chosen: Shaped[np.ndarray, " chosen"]) -> "Source":
-        """Give the chosen frames."""
+        """Give the frames at `chosen` (or where a boolean mask holds); successive ones are not copied."""
+        rows = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+            return self._at(slice(int(rows[0]), int(rows[-1]) + 1))
+        return self._at(rows)
+
+    def pieces(self) -> Iterator["Source"]:
+        """The frames in order, as many at a time as a check may well hold in memory several times over."""
+        count = frames_at_once(self.positions.shape[1])
+        for start in range(0, len(self.frame), count):
+            yield self._at(slice(start, start + count))
+
+    def _at(self, rows: slice | Shaped[np.ndarray, " chosen"]) -> "Source":
         return replace(
             self,
-            positions=self.positions[chosen],
-            forces=None if self.forces is None else self.forces[chosen],
-            time_ps=None if self.time_ps is None else self.time_ps[chosen],
-            frame=self.frame[chosen],
-            box=None if self.box is None else self.box[chosen],
+            positions=self.positions[rows],
+            forces=None if self.forces is None else self.forces[rows],
+            time_ps=None if self.time_ps is None else self.time_ps[rows],
+            frame=self.frame[rows],
+            box=None if self.box is None else self.box[rows],
         )
+
+
+def frames_at_once(atoms: int) -> int:
+    """Frames of so many atoms that are read, checked or written at a time."""
+    return max(1, ATOMS_AT_ONCE // atoms)
 
 
 def open_protein(path: Path, select: Selection) -> Protein:
@@ -71,13 +91,13 @@ def open_protein(path: Path, select: Selection) -> Protein:
     except BadStructure as error:
         raise BadStructure(f"{path.name}: {error}") from None
     except Exception as error:  # each of mdtraj's readers fails in its own way
-        raise BadStructure(f"{path.name}: no readable topology ({_first_line(error)}); give a PDB file") from error
+        raise BadStructure(f"{path.name}: no readable topology ({first_line(error)}); give a PDB file") from error
 
 
-def read_file(path: Path, protein: Protein, temperature_K: float) -> tuple[Source, ...]:
-    """Read the chain's frames; a file that numbers its trajectories gives one source for each.
+def read_pieces(path: Path, protein: Protein, temperature_K: float) -> Iterator[Source]:
+    """Read the chain's frames, a piece at a time.
 
-    Raises BadTrajectory when it is missing, empty, unreadable, or has other atoms than the topology.
+    Raises BadTrajectory when the file is missing, empty, unreadable, or has other atoms than the topology.
     """
     if not path.is_file():
         raise BadTrajectory(f"{path.name}: no such file ({path}); check its name")
@@ -87,60 +107,41 @@ def read_file(path: Path, protein: Protein, temperature_K: float) -> tuple[Sourc
         plain = _has_plain_layout(path)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="mdtraj")  # that reading with SciPy alone is slower
-            source = _read_plain(path, protein, temperature_K) if plain else _read_with_mdtraj(path, protein)
-        return _apart(source)
+            yield from _read_plain(path, protein, temperature_K) if plain else _read_with_mdtraj(path, protein)
     except CgalError:
         raise
     except Exception as error:  # each of mdtraj's readers fails in its own way
-        raise _unreadable(path, _first_line(error)) from error
+        raise unreadable(path, first_line(error)) from error
 
 
-def _unreadable(path: Path, reason: str) -> BadTrajectory:
+def unreadable(path: Path, reason: str) -> BadTrajectory:
+    """What to say of a file that no reader survives or understands."""
     return BadTrajectory(
         f"{path.name}: not readable ({reason}); check that the file is whole and of the format its ending says"
     )
 
 
-def check_in_child(topology: Path, paths: Sequence[Path], select: Selection) -> None:
-    """Read all files in another process and forget them; raises BadTrajectory naming the one that it died of."""
-    child = subprocess.run(
-        [sys.executable, "-m", "cgal.foreign.trajectory", select, str(topology), *map(str, paths)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        check=False,
-    )
-    if child.returncode < 0:
-        reached = child.stdout.count(READING)
-        name = signal.Signals(-child.returncode).name
-        raise _unreadable([topology, *paths][reached], f"reading it ends the process with {name}")
-
-
-def _read_and_forget(select: Selection, topology: Path, paths: Sequence[Path]) -> None:
-    """Read each file as the parent will, who tells of errors; a line on stdout before each but the topology."""
-    with suppress(ImportError, ValueError, OSError):
-        import resource  # there is none on Windows
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def count_frames(path: Path) -> int | None:
+    """Frames of a file as far as its format tells without reading them."""
     with suppress(Exception):
-        protein = open_protein(topology, select)
-        for path in paths:
-            print(READING.decode(), flush=True)
-            with suppress(Exception):
-                read_file(path, protein, float("nan"))
+        if _has_plain_layout(path):
+            with h5py.File(path, "r") as handle:
+                return len(handle["positions"])
+        if path.suffix.lower() in STREAMED:
+            with in_lower_case(path) as readable, mdtraj.open(str(readable)) as handle:
+                return len(handle)
+    return None
 
 
-def _apart(source: Source) -> tuple[Source, ...]:
-    """One source for each trajectory that an HDF5 file tells apart by a dataset `trajectory`, in order of coming."""
-    numbers = None
-    if source.path.suffix.lower() in HDF5:
-        with h5py.File(source.path, "r") as handle:
-            numbers = np.asarray(handle["trajectory"]) if "trajectory" in handle else None
-    if numbers is None:
-        return (source,)
-    if numbers.shape != source.frame.shape or numbers.dtype.kind not in "iu":
-        raise BadTrajectory(f"{source.path.name}: 'trajectory' is not one whole number a frame; mend or drop it")
-    return tuple(source.take(np.flatnonzero(numbers == number)) for number in dict.fromkeys(numbers.tolist()))
+def trajectory_numbers(path: Path, count: int) -> Int[np.ndarray, " frames"] | None:
+    """Numbers by which an HDF5 file tells its trajectories apart, a dataset `trajectory`; None when there is none."""
+    if path.suffix.lower() not in HDF5:
+        return None
+    with h5py.File(path, "r") as handle:
+        numbers = np.asarray(handle["trajectory"]) if "trajectory" in handle else None
+    if numbers is not None and (numbers.shape != (count,) or numbers.dtype.kind not in "iu"):
+        raise BadTrajectory(f"{path.name}: 'trajectory' is not one whole number a frame; mend or drop it")
+    return numbers
 
 
 def _has_plain_layout(path: Path) -> bool:
@@ -151,24 +152,28 @@ def _has_plain_layout(path: Path) -> bool:
         return "positions" in handle
 
 
-def _read_plain(path: Path, protein: Protein, temperature_K: float) -> Source:
+def _read_plain(path: Path, protein: Protein, temperature_K: float) -> Iterator[Source]:
     with h5py.File(path, "r") as handle:
         attributes = dict(handle.attrs)
         if "provenance" in attributes:
             attributes |= json.loads(attributes["provenance"])
         _check_attributes(path, attributes, temperature_K)
         _check_atom_count(path, handle["positions"].shape[1], protein)
-        count = len(handle["positions"])
+        count, at_once = len(handle["positions"]), frames_at_once(protein.file.n_atoms)
         time_ps = handle.get("time_ps")
         if time_ps is None and "stride_ps" in attributes:
             time_ps = np.arange(count) * attributes["stride_ps"]
-        return Source(
-            path,
-            _of_chain(np.asarray(handle["positions"], dtype=np.float32), protein),
-            _of_chain(np.asarray(handle["forces"], dtype=np.float32), protein) if "forces" in handle else None,
-            None if time_ps is None else np.asarray(time_ps, dtype=np.float64),
-            np.arange(count),
-        )
+        for start in range(0, max(count, 1), at_once):
+            rows = slice(start, min(start + at_once, count))
+            yield Source(
+                path,
+                _of_chain(np.asarray(handle["positions"][rows], dtype=np.float32), protein),
+                _of_chain(np.asarray(handle["forces"][rows], dtype=np.float32), protein)
+                if "forces" in handle
+                else None,
+                None if time_ps is None else np.asarray(time_ps[rows], dtype=np.float64),
+                np.arange(rows.start, rows.stop),
+            )
 
 
 def _of_chain(values: Float32[np.ndarray, "frames all 3"], protein: Protein) -> Float32[np.ndarray, "frames atoms 3"]:
@@ -195,19 +200,24 @@ def _check_atom_count(path: Path, found: int, protein: Protein) -> None:
         )
 
 
-def _read_with_mdtraj(path: Path, protein: Protein) -> Source:
+def _read_with_mdtraj(path: Path, protein: Protein) -> Iterator[Source]:
+    start = 0
     with _readable(path) as (readable, own, options):
-        if own:
-            loaded = mdtraj.load(str(readable), **options)
-            _check_atom_count(path, loaded.n_atoms, protein)
-            _check_same_atoms(path, loaded.topology, protein.file)
-        else:
-            loaded = _load(path, readable, protein)
         timed = _holds_times(readable)
-    positions = _of_chain(loaded.xyz, protein) if loaded.n_atoms == protein.file.n_atoms else loaded.xyz
-    time_ps = np.array(loaded.time, dtype=np.float64) if timed else None
-    box = None if loaded.unitcell_vectors is None else loaded.unitcell_vectors.astype(np.float32)
-    return Source(path, positions, None, time_ps, np.arange(loaded.n_frames), box)
+        for loaded in _load(path, readable, protein, own, options):
+            if own:
+                _check_atom_count(path, loaded.n_atoms, protein)
+                _check_same_atoms(path, loaded.topology, protein.file)
+            whole = loaded.n_atoms == protein.file.n_atoms
+            yield Source(
+                path,
+                _of_chain(loaded.xyz, protein) if whole else loaded.xyz,
+                None,
+                np.array(loaded.time, dtype=np.float64) if timed else None,
+                np.arange(start, start + loaded.n_frames),
+                None if loaded.unitcell_vectors is None else loaded.unitcell_vectors.astype(np.float32),
+            )
+            start += loaded.n_frames
 
 
 @contextmanager
@@ -221,19 +231,25 @@ def _readable(path: Path) -> Iterator[tuple[Path, bool, dict[str, Any]]]:
             yield readable, readable.suffix in HDF5, {}
 
 
-def _load(path: Path, readable: Path, protein: Protein) -> mdtraj.Trajectory:
+def _load(
+    path: Path, readable: Path, protein: Protein, own: bool, options: dict[str, Any]
+) -> Iterator[mdtraj.Trajectory]:
+    """Pieces of a file in a format that mdtraj can stream, or all of it."""
+    options = options if own else {"top": protein.file, "atom_indices": None if protein.is_all else protein.atoms}
     try:
-        if protein.is_all:
-            return mdtraj.load(str(readable), top=protein.file)
-        mdtraj.load_frame(str(readable), 0, top=protein.file)  # with a choice of atoms mdtraj does not count them
-        return mdtraj.load(str(readable), top=protein.file, atom_indices=protein.atoms)
+        if not own and not protein.is_all:
+            mdtraj.load_frame(str(readable), 0, top=protein.file)  # with a choice of atoms mdtraj does not count them
+        if readable.suffix in STREAMED:
+            yield from mdtraj.iterload(str(readable), chunk=frames_at_once(protein.file.n_atoms), **options)
+        else:
+            yield mdtraj.load(str(readable), **options)
     except (ValueError, AssertionError) as error:
-        if isinstance(error, AssertionError) or any(told in str(error) for told in OTHER_COUNT):
-            raise BadTrajectory(
-                f"{path.name}: another number of atoms than the {protein.file.n_atoms} of the topology; give the "
-                "topology that the trajectory was made with (or strip both to the same atoms)"
-            ) from None
-        raise
+        if own or not (isinstance(error, AssertionError) or any(told in str(error) for told in OTHER_COUNT)):
+            raise
+        raise BadTrajectory(
+            f"{path.name}: another number of atoms than the {protein.file.n_atoms} of the topology; give the "
+            "topology that the trajectory was made with (or strip both to the same atoms)"
+        ) from None
 
 
 def _holds_times(path: Path) -> bool:
@@ -255,10 +271,6 @@ def _check_same_atoms(path: Path, found: mdtraj.Topology, expected: mdtraj.Topol
             )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its kind."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-if __name__ == "__main__":
-    chosen = next(kind for kind in get_args(Selection.__value__) if kind == sys.argv[1])
-    _read_and_forget(chosen, Path(sys.argv[2]), [Path(name) for name in sys.argv[3:]])

@@ -29,6 +29,7 @@ def import_(
     confine_nm: Annotated[
         float | None, typer.Option(help="Seed frames lie this close to their medoid (CA RMSD).")
     ] = None,
+    seed_frames: Annotated[int, typer.Option(min=1, help="Seed frames at most, evenly spaced.")] = 10_000,
     mean_force: Annotated[bool, typer.Option(help="Let the oracle label the seed with mean forces.")] = False,
     replace: Replace = False,
 ) -> None:
@@ -40,7 +41,7 @@ def import_(
     from flows.workspace import Workspace
 
     source = Source(topology, tuple(trajectory), forces, Choice(select=select, frame_ps=frame_ps))
-    window = SeedWindow(seed_first_ps, seed_last_ps, confine_nm)
+    window = SeedWindow(seed_first_ps, seed_last_ps, confine_nm, seed_frames)
     with CampaignLock(root, "import"):
         import_protein(Workspace(root), source, window, mean_force=mean_force, replacing=replace)
         Repository(root).dvc.record_data()

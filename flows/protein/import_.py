@@ -1,6 +1,7 @@
 """Setting up a protein from an all-atom trajectory: it becomes reference, start structure, seed and first shard."""
 
 import math
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -34,11 +35,15 @@ __all__ = ["SeedWindow", "Source", "import_protein"]
 
 @dataclass(frozen=True)
 class SeedWindow:
-    """Which frames become the seed: a window in time, and at most this far from its medoid in RMSD."""
+    """Which frames become the seed: a window in time, at most this far from its medoid in RMSD, at most so many.
+
+    Of more than `frames` every n-th is taken: force map and network are fitted to all of them.
+    """
 
     first_ps: float | None = None
     last_ps: float | None = None
     confine_nm: float | None = None
+    frames: int = 10_000
 
     def check(self) -> None:
         """Raise BadParams for a window or distance that holds nothing."""
@@ -112,6 +117,9 @@ def _checked(workspace: Workspace, source: Source, window: SeedWindow, replacing
         undo = require_replaceable(workspace, require_repository(workspace), replacing)
     with refusals.gathered():
         window.check()
+    scratch = workspace.scratch("import")
+    shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
+    scratch.mkdir(parents=True)
     with refusals.gathered():
         with stage_bar("read") as progress:
             read = read_trajectories(
@@ -119,6 +127,7 @@ def _checked(workspace: Workspace, source: Source, window: SeedWindow, replacing
                 source.trajectories,
                 source.choice,
                 temperature_K=params.temperature_K,
+                scratch=scratch,
                 note=_say,
                 progress=progress,
             )
@@ -135,7 +144,7 @@ def _checked(workspace: Workspace, source: Source, window: SeedWindow, replacing
 
 
 def _in_seed(reference: CGTrajectory, window: SeedWindow) -> Bool[np.ndarray, " frames"]:
-    """Which frames lie in the window, in time and near its medoid; raises EmptyTrajectory when none does."""
+    """Which frames are taken of those in the window, in time and near its medoid; raises EmptyTrajectory if none is."""
     (first, last), time_ps = window.edges_ps, reference.time_ps
     inside: Bool[np.ndarray, " frames"] = (time_ps >= first) & (time_ps <= last)
     if not inside.any():
@@ -146,7 +155,11 @@ def _in_seed(reference: CGTrajectory, window: SeedWindow) -> Bool[np.ndarray, " 
     if window.confine_nm is not None:
         beads = reference.positions[inside]
         inside[inside] = near(beads, beads[medoid(beads)], window.confine_nm)
-    return inside
+    candidates = np.flatnonzero(inside)
+    stride = -(-len(candidates) // window.frames)
+    if stride > 1:
+        _say(f"seed: one in {stride} of {len(candidates)} frames (--seed-frames {window.frames})")
+    return np.isin(np.arange(len(inside)), candidates[::stride])
 
 
 def _say(note: str) -> None:

@@ -1,0 +1,180 @@
+"""Files are read once, by another process: a damaged one can take down the C library that reads it.
+
+That process, `python -m cgal.foreign.reader SELECT TEMPERATURE FOLDER TOPOLOGY FILE ...`, lays the frames of the chain
+down in plain arrays, a piece at a time, which this one maps into memory: neither ever holds a whole file. What it has
+to say comes as lines of JSON: the file that it turns to, how far it is, what it has laid down, or why it could not.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from cgal import errors
+from cgal.errors import BadTrajectory, CgalError
+from cgal.foreign.chemistry import Selection
+from cgal.foreign.topology import Protein
+from cgal.foreign.trajectory import (
+    Source,
+    count_frames,
+    first_line,
+    open_protein,
+    read_pieces,
+    trajectory_numbers,
+    unreadable,
+)
+from cgal.progress import Progress, silent
+
+__all__ = ["read_files"]
+
+type Said = dict[str, Any]
+
+ARRAYS = {"positions": "float32", "forces": "float32", "box": "float32", "time_ps": "float64"}
+
+
+def read_files(
+    topology: Path,
+    paths: Sequence[Path],
+    select: Selection,
+    temperature_K: float,
+    folder: Path,
+    progress: Progress = silent,
+) -> list[tuple[Source, ...] | CgalError]:
+    """Read the chain's frames of each file into arrays in `folder`; may be removed while they are in use.
+
+    For each file its trajectories (HDF5 may number several), or why it cannot be read. Raises BadStructure or
+    BadTrajectory for the topology.
+    """
+    answers: list[tuple[Source, ...] | CgalError] = []
+    while len(answers) < len(paths):  # a file that ends its reader is one answer, too
+        left, place = paths[len(answers) :], folder / str(len(answers))
+        place.mkdir(parents=True)
+        answers += _read_in_child(topology, left, select, temperature_K, place, progress)
+    return answers
+
+
+def _read_in_child(
+    topology: Path, paths: Sequence[Path], select: Selection, temperature_K: float, folder: Path, progress: Progress
+) -> list[tuple[Source, ...] | CgalError]:
+    command = [sys.executable, "-m", "cgal.foreign.reader", select, repr(temperature_K), str(folder), str(topology)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    answers: list[tuple[Source, ...] | CgalError] = []
+    with (folder / "stderr").open("w+") as said:
+        with subprocess.Popen(
+            [*command, *map(str, paths)], stdout=subprocess.PIPE, stderr=said, env=environment, text=True
+        ) as child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                answer = _answer(json.loads(line), paths[len(answers) :], folder, progress)
+                answers += [] if answer is None else [answer]
+        if child.returncode:
+            said.seek(0)
+            reason = f"reading it ends the process: {_end(child.returncode, said.read())}"
+            reached = next((path for path in paths[len(answers) : len(answers) + 1]), paths[-1])
+            if not (folder / "opened").exists():
+                raise unreadable(topology, reason)
+            answers.append(unreadable(reached, reason))
+    return answers
+
+
+def _answer(
+    said: Said, left: Sequence[Path], folder: Path, progress: Progress
+) -> tuple[Source, ...] | CgalError | None:
+    """What a line says of the next file; raises what was wrong with the topology."""
+    if "done" in said:
+        progress(said["done"], max(said["total"], said["done"]), f"{left[0].name}: frames")
+        return None
+    if "error" in said:
+        error: CgalError = getattr(errors, said["error"])(said["reason"])
+        if said["of"] == "topology":
+            raise error
+        return error
+    return _mapped(left[0], folder / said["folder"], said)
+
+
+def _mapped(path: Path, folder: Path, said: Said) -> tuple[Source, ...]:
+    """Arrays that a child has laid down; one source for each trajectory, in order of coming."""
+    found: dict[str, Any] = dict.fromkeys(ARRAYS)
+    for name, shape in said["shapes"].items():
+        kind = ARRAYS[name]
+        empty = 0 in shape
+        found[name] = (
+            np.zeros(shape, kind)
+            if empty
+            else np.memmap(folder / name, kind, "r+", shape=tuple(shape)).view(np.ndarray)
+        )
+    source = Source(path, frame=np.arange(said["shapes"]["positions"][0]), **found)
+    numbers = said["numbers"]
+    if numbers is None:
+        return (source,)
+    return tuple(source.take(np.flatnonzero(np.array(numbers) == number)) for number in dict.fromkeys(numbers))
+
+
+def _end(code: int, stderr: str) -> str:
+    if code < 0:
+        return signal.Signals(-code).name
+    return next(reversed(stderr.strip().splitlines()), f"exit code {code}")
+
+
+# in the other process
+
+
+def _read(select: Selection, temperature_K: float, folder: Path, topology: Path, paths: Sequence[Path]) -> None:
+    with suppress(ImportError, ValueError, OSError):
+        import resource  # there is none on Windows
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    stream = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # readers print, too
+
+    def say(said: Said) -> None:
+        print(json.dumps(said), file=stream, flush=True)
+
+    try:
+        protein = open_protein(topology, select)
+    except CgalError as error:
+        say({"error": type(error).__name__, "reason": str(error), "of": "topology"})
+        return
+    (folder / "opened").touch()
+    for number, path in enumerate(paths):
+        try:
+            say(_lay_down(path, protein, temperature_K, folder / str(number), say) | {"folder": str(number)})
+        except CgalError as error:
+            say({"error": type(error).__name__, "reason": str(error), "of": "file"})
+        except Exception as error:  # a full disk, for one
+            say({"error": BadTrajectory.__name__, "reason": str(unreadable(path, first_line(error))), "of": "file"})
+
+
+def _lay_down(path: Path, protein: Protein, temperature_K: float, folder: Path, say: Callable[[Said], None]) -> Said:
+    """Append every piece to a file an array, and say the arrays' shapes."""
+    folder.mkdir()
+    total, count, shapes = count_frames(path) or 0, 0, {"positions": [0, len(protein.atoms), 3]}
+    with ExitStack() as stack:
+        streams = {name: stack.enter_context((folder / name).open("wb")) for name in ARRAYS}
+        for source in read_pieces(path, protein, temperature_K):
+            count += len(source.frame)
+            for name, values in _arrays(source):
+                values.astype(ARRAYS[name]).tofile(streams[name])
+                shapes[name] = [count, *values.shape[1:]]
+            say({"done": count, "total": total})
+    numbers = trajectory_numbers(path, count)
+    return {"shapes": shapes, "numbers": None if numbers is None else numbers.tolist()}
+
+
+def _arrays(source: Source) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    for name in ARRAYS:
+        values = getattr(source, name)
+        if values is not None:
+            yield name, values
+
+
+if __name__ == "__main__":
+    chosen = next(kind for kind in get_args(Selection.__value__) if kind == sys.argv[1])
+    _read(chosen, float(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), [Path(name) for name in sys.argv[5:]])
