@@ -76,6 +76,17 @@ def test_import_replaces_what_it_makes_and_keeps_the_rest(make_project: Project,
     assert (root / "data.dvc").read_text() != before
 
 
+def test_seed_is_thinned_and_that_is_said(make_project: Project, files: list[str]) -> None:
+    root = make_project(**FITTING)
+    done = cgal(root, "import", *files, "--seed-frames", "15")
+    assert done.exit_code == 0, done.output
+    assert "seed: one in 3 of 40 frames (--seed-frames 15)" in done.output
+    np.testing.assert_array_equal(
+        AtomFrames.load(root / "data" / "chignolin" / "seed.h5").time_ps, 12.0 * np.arange(14)
+    )
+    assert not list((root / ".cgal" / "work" / "import").iterdir())
+
+
 def test_all_refusals_come_at_once_and_nothing_changes(make_project: Project, files: list[str], tmp_path: Path) -> None:
     root = make_project(temperature_K=350.0, training={"validation_block_frames": 100}, benchmark={"tica_lag_ps": 1.0})
     label_once(root)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from cgal.all_atom.force_field import read_structure
-from cgal.errors import BadParams, BadStructure, BadTrajectory, EmptyTrajectory
+from cgal.errors import BadParams, BadStructure, BadTrajectory, EmptyTrajectory, Refused
 from cgal.files import sha256
+from cgal.foreign.trajectory import count_frames, open_protein, read_pieces
 from cgal.frames import AtomFrames, read_pdb_text
 from cgal.importing import as_reference, confine, import_reference, import_trajectory, medoid, structure_pdb
 from cgal.params import ForceFieldParams
@@ -335,6 +336,59 @@ def test_file_that_takes_its_reader_down(topology: Path, tmp_path: Path) -> None
     path.write_bytes(damaged)
     with pytest.raises(BadTrajectory, match=r"run\.xtc: not readable .*SIG"):
         import_reference(topology, [path], temperature_K=350.0)
+
+
+def test_file_that_takes_its_reader_down_does_not_hide_the_faults_of_others(topology: Path, tmp_path: Path) -> None:
+    as_mdtraj().save(str(tmp_path / "run.xtc"))
+    damaged = bytearray((tmp_path / "run.xtc").read_bytes())
+    damaged[86] = 8
+    (tmp_path / "damaged.xtc").write_bytes(damaged)
+    names = ["none.xtc", "damaged.xtc", "run.xtc", "damaged.xtc", "none.xtc", "run.dcd"]
+    as_mdtraj().save(str(tmp_path / "run.dcd"))
+    with pytest.raises(Refused) as fault:
+        import_reference(topology, [tmp_path / name for name in names], temperature_K=350.0)
+    said = [str(error) for error in fault.value.errors]
+    assert [line.split(":")[0] for line in said] == ["none.xtc", "damaged.xtc", "damaged.xtc", "none.xtc", "run.dcd"]
+    assert said[1].startswith("damaged.xtc: not readable (reading it ends the process: SIG")
+
+
+@pytest.mark.parametrize("ending", ["plain", "xtc", "trr", "dcd", "nc", "h5"])
+def test_pieces_are_the_whole(topology: Path, tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if ending == "plain":
+        path = plain(tmp_path / "run.h5")
+    else:
+        path = tmp_path / f"run.{ending}"
+        as_mdtraj(box_nm=50.0).save(str(path))
+    protein = open_protein(topology, "auto")
+    monkeypatch.setattr("cgal.foreign.trajectory.ATOMS_AT_ONCE", 7 * N_ATOMS)
+    pieces = list(read_pieces(path, protein, 350.0))
+    assert [len(piece.frame) for piece in pieces] == [7, 7, 7, 7, 7, 5]
+    assert count_frames(path) == 40
+    np.testing.assert_array_equal(np.concatenate([piece.frame for piece in pieces]), np.arange(40))
+    positions = np.concatenate([piece.positions for piece in pieces])
+    np.testing.assert_allclose(positions, SMALL.positions, atol=1e-3 if ending == "xtc" else 1e-5)
+    if ending != "dcd":
+        expected = 4.0 * np.arange(40) if ending == "plain" else SMALL.time_ps
+        np.testing.assert_allclose(np.concatenate([piece.time_ps for piece in pieces]), expected)
+
+
+def test_fault_in_a_later_piece_is_named_by_its_frame(
+    topology: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cgal.foreign.trajectory.ATOMS_AT_ONCE", 7 * N_ATOMS)
+    path = plain(tmp_path / "run.h5", positions=shifted(SMALL.positions, 14, 50, 3.0))
+    refuse(topology, path, "frame 14: .* the molecule is broken or wrapped")
+    few = import_trajectory(topology, [plain(tmp_path / "few.h5", positions=turned_over(3))], temperature_K=350.0)
+    assert few.provenance["notes"] == ["few.h5: cis peptide bond before THR 6 in 3 of 40 frames"]
+
+
+def test_medoid_of_many_frames_is_one_of_a_thousand() -> None:
+    """Chains of many lengths: the least mean deviation is that of the median length (flat: within 1 %)."""
+    lengths = np.linspace(1.0, 2.0, 5001)
+    beads = np.zeros((5001, 4, 3), dtype=np.float32)
+    beads[:, :, 0] = lengths[:, None] * np.arange(4)
+    assert abs(medoid(beads) - 2500) <= 50
+    assert abs(medoid(beads[:801]) - 400) <= 8
 
 
 def test_empty_file(topology: Path, tmp_path: Path) -> None:
