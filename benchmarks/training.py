@@ -22,7 +22,7 @@ from cgal.potential.architectures import new_network
 from cgal.potential.force_matching import ParallelMap, worker_threads
 from cgal.potential.network import ENERGY_SCALE_kJ_per_mol, bead_types
 from cgal.schnet.network import CGSchNet
-from cgal.training.train import Frames, Run
+from cgal.training.force_matching import Frames, Run
 
 THREADS = 2
 STEPS_COMPARED = 5

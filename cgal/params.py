@@ -19,6 +19,7 @@ __all__ = [
     "BackmappingParams",
     "BenchmarkParams",
     "CampaignParams",
+    "DynamicsParams",
     "ExecutionParams",
     "ForceFieldParams",
     "MappingParams",
@@ -28,6 +29,7 @@ __all__ = [
     "Params",
     "PriorParams",
     "ReferenceParams",
+    "RelativeEntropyParams",
     "SchNetParams",
     "SelectionParams",
     "SimulationParams",
@@ -164,9 +166,61 @@ NetworkParams = Annotated[
 """Params of the network of one architecture, told apart by `architecture`."""
 
 
-class TrainingParams(Section):
-    """Force matching."""
+class DynamicsParams(Section):
+    """Langevin dynamics of the coarse-grained model (BAOAB)."""
 
+    replicas: Count = 32
+    steps: Count = 3000
+    stride: Count = 30
+    timestep_ps: Positive = 0.005
+    friction_per_ps: Positive = 1.0
+    bead_mass_amu: Positive = 100.0
+    maximum_bond_nm: Positive = Field(0.7, description="a replica with a longer CA-CA bond has exploded")
+    minimum_distance_nm: NonNegative = Field(0.2, description="a replica with two beads closer than this has imploded")
+    filter_intervals: int = Field(
+        512,
+        ge=32,
+        le=16384,
+        description="intervals of the tabulated filters; force error below 1e-5 at 512, eight times that at 256",
+    )
+
+
+class RelativeEntropyParams(Section):
+    """Relative entropy: what the network lowers in the data's frames, it raises in those of its own replicas."""
+
+    updates: Count = 300
+    learning_rate: Positive = 2e-3
+    gradient_clip: Positive = 1.0
+    energy_penalty: NonNegative = Field(
+        5e-4, description="weight of the network's mean squared energy, in units of k_B T"
+    )
+    average_updates: Count = Field(
+        100, description="updates over which the weights are averaged; the average is the model"
+    )
+    restarted_fraction: Fraction = Field(
+        0.03, description="share of the replicas that begin anew from a training frame at each update"
+    )
+    look_updates: Count = Field(10, description="updates between two looks at the held-out frames")
+    look_replicas: Count = Field(
+        128, description="further replicas, which the updates never see: by them the held-out criterion is known"
+    )
+    look_steps: Count = Field(50, description="steps that these run after each update")
+    settle_steps: Count = Field(
+        12000, description="steps that these run first, to forget that they come from training frames"
+    )
+    held_out_frames: Count = Field(2000, description="held-out frames that are looked at, at most, evenly thinned")
+    patience_updates: Count = 100
+    dynamics: DynamicsParams = Field(
+        DynamicsParams(replicas=64, steps=200, stride=50), description="of the replicas between two updates"
+    )
+
+
+class TrainingParams(Section):
+    """How the network is trained; what has no section of its own is of force matching, or of every objective."""
+
+    objective: Literal["force_matching", "relative_entropy"] = Field(
+        "force_matching", description="what is minimised: a module of cgal.training"
+    )
     epochs: Count = 50
     batch_size: Count = Field(16, description="frames per batch; with few labels many small steps train best")
     learning_rate: Positive = 3e-3
@@ -187,29 +241,16 @@ class TrainingParams(Section):
         5, description="epochs between the checkpoints that a killed training resumes from"
     )
     preflight: bool = Field(
-        True, description="stop the campaign when held-out forces are predicted no better than by the prior alone"
+        True, description="stop the campaign when the network is no better on held-out frames than the prior alone"
     )
+    relative_entropy: RelativeEntropyParams = RelativeEntropyParams()
 
 
-class SimulationParams(Section):
+class SimulationParams(DynamicsParams):
     """Langevin dynamics of the coarse-grained model (BAOAB)."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="a CPU and a GPU draw different noise; the trajectory records which it was"
-    )
-    replicas: Count = 32
-    steps: Count = 3000
-    stride: Count = 30
-    timestep_ps: Positive = 0.005
-    friction_per_ps: Positive = 1.0
-    bead_mass_amu: Positive = 100.0
-    maximum_bond_nm: Positive = Field(0.7, description="a replica with a longer CA-CA bond has exploded")
-    minimum_distance_nm: NonNegative = Field(0.2, description="a replica with two beads closer than this has imploded")
-    filter_intervals: int = Field(
-        512,
-        ge=32,
-        le=16384,
-        description="intervals of the tabulated filters; force error below 1e-5 at 512, eight times that at 256",
     )
 
 
@@ -395,8 +436,12 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _values_fit_together(self) -> "Params":
-        if self.simulation.steps < self.simulation.stride:
-            raise ValueError("simulation.steps must not be below simulation.stride, or no frame is saved")
+        for name, run in (
+            ("simulation", self.simulation),
+            ("training.relative_entropy.dynamics", self.training.relative_entropy.dynamics),
+        ):
+            if run.steps < run.stride:
+                raise ValueError(f"{name}.steps must not be below {name}.stride, or no frame is saved")
         if self.oracle.average_steps < self.oracle.sample_stride:
             raise ValueError("oracle.average_steps must not be below oracle.sample_stride, or no force is averaged")
         if self.oracle.mode == "free" and self.oracle.average_steps < self.oracle.free_stride:

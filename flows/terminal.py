@@ -165,8 +165,8 @@ def params_table() -> Table:
 def _parameters(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
     for name, field in model.model_fields.items():
         for section in section_models(field.annotation):
-            yield f"[bold]{name}[/bold]", "", "", (section.__doc__ or "").strip()
-            yield from _parameters(f"{name}.", section)
+            yield f"[bold]{prefix}{name}[/bold]", "", "", (section.__doc__ or "").strip()
+            yield from _parameters(f"{prefix}{name}.", section)
         if not isinstance(field.default, BaseModel):
             bounds = ", ".join(str(bound).removeprefix("annotated_types.") for bound in field.metadata)
             yield f"{prefix}{name}", str(field.default), bounds or _choices(field.annotation), field.description or ""

@@ -28,7 +28,7 @@ from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
 from cgal.potential.prior import fit_prior
 from cgal.projection.mapping import ForceMap, coordinate_map
-from cgal.training.train import held_out_masks
+from cgal.training.held_out import held_out_masks
 
 SMALL = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
 PARAMS = Params(network=SchNetParams(features=16, blocks=1, radial_functions=8))

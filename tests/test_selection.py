@@ -12,7 +12,7 @@ from cgal.params import CampaignParams, SelectionParams
 from cgal.progress import silent
 from cgal.selection import Selection, acquire, acquisition, measure_pool, nearest_rmsd_nm, plot_selection
 from cgal.selection.acquisition import strategy_of
-from cgal.training.train import held_out_masks
+from cgal.training.held_out import held_out_masks
 from flows.campaign.stages import train_committee
 from flows.workspace import Workspace
 

@@ -49,6 +49,23 @@ def test_a_stage_reads_the_parameters_that_dvc_names_for_it_and_no_others(
     assert CGTrajectory.load(root / "round" / "trajectory.h5").device == "cpu"
 
 
+def test_a_round_is_trained_by_relative_entropy(make_project: Callable[..., Path]) -> None:
+    entropy = {"updates": 2, "look_updates": 1, "look_replicas": 8, "look_steps": 10, "settle_steps": 10}
+    dynamics = {"replicas": 4, "steps": 10, "stride": 5}
+    root = make_project(
+        training={
+            "objective": "relative_entropy",
+            "preflight": False,
+            "relative_entropy": entropy | {"dynamics": dynamics},
+        }
+    )
+    prepare(Workspace(root).data, Workspace(root).params)
+    assert run_stage("train", Workspace(root), silent)["updates"] == 2
+    assert (root / "round" / "training.csv").read_text().startswith("update,")
+    assert (root / "round" / "plots" / "training" / "training.png").is_file()
+    run_stage("simulate", Workspace(root), silent)
+
+
 def test_a_device_where_earlier_versions_had_it_is_taken() -> None:
     params = check_params({"execution": {"device": "cpu", "oracle_workers": 3}}, Path("params.yaml"))
     assert params.simulation.device == "cpu"

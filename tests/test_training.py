@@ -17,7 +17,9 @@ from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import save_checkpoint
 from cgal.potential.prior import fit_prior
 from cgal.training.figures import plot_training
-from cgal.training.train import held_out_masks, train, write_history_csv
+from cgal.training.force_matching import train
+from cgal.training.held_out import held_out_masks
+from cgal.training.runs import write_history_csv
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, labelled, real_beads, real_prior, shaken_beads
 
 PARAMS = TrainingParams(epochs=12, batch_size=16, learning_rate=3e-3, checkpoint_epochs=5, validation_block_frames=10)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from cgal.params import NetworkParams
+from cgal.potential.energy_gradient import AutogradEnergies, Energies
 from cgal.potential.energy_model import EnergyModel
 from cgal.potential.force_matching import AutogradForceMatching, ForceMatching
 from cgal.potential.network import Network
@@ -49,12 +50,15 @@ class Architecture:
     engine:
         Gives the class in `cgal.simulation` or beside it that runs a frozen model on a type of device; None for the
         engine of any model.
+    energies:
+        Gives energies and their gradient along the weights (`cgal.potential.energy_gradient`).
     """
 
     network: Callable[[Any], Network]
     force_matching: Callable[..., ForceMatching] = AutogradForceMatching
     frozen: Callable[[Potential, str, int], EnergyModel] = _itself
     engine: Callable[[str], Any] | None = None
+    energies: Callable[[Network], Energies] = AutogradEnergies
 
 
 @cache

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float32
 from torch import Tensor
 
-from cgal.params import SimulationParams
+from cgal.params import DynamicsParams
 from cgal.schnet import kernels
 from cgal.schnet.fused import FusedEvaluator, batches, in_threads
 from cgal.simulation.langevin import BAOAB, Snapshot, diagnose
@@ -32,7 +32,7 @@ class FusedEngine:
     """
 
     def __init__(
-        self, integrator: BAOAB, home: Float32[Tensor, "replicas beads 3"], params: SimulationParams, seed: int
+        self, integrator: BAOAB, home: Float32[Tensor, "replicas beads 3"], params: DynamicsParams, seed: int
     ) -> None:
         model = integrator.model
         assert isinstance(model, FusedEvaluator)
@@ -82,7 +82,7 @@ def _noise(batch: Batch, steps: int, beads: int) -> Float32[np.ndarray, "steps r
     return batch.generator.standard_normal((steps, replicas, beads, 3), dtype=np.float32)
 
 
-def _constants(integrator: BAOAB, params: SimulationParams) -> kernels.Langevin:
+def _constants(integrator: BAOAB, params: DynamicsParams) -> kernels.Langevin:
     return kernels.Langevin(
         kick_ps_per_amu=np.float32(integrator.kick_ps_per_amu),
         drift_ps=np.float32(integrator.drift_ps),

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float32, Int8, Int64
 from torch import Tensor
 
-from cgal.params import SimulationParams
+from cgal.params import DynamicsParams
 from cgal.potential.energy_model import EnergyModel
 
 __all__ = ["BAOAB", "CAUSES", "Engine", "GraphEngine", "Snapshot", "State", "TorchEngine", "diagnose"]
@@ -129,7 +129,7 @@ class Quarantine:
         return Quarantine(torch.where(newly, found, self.cause), torch.where(newly, step, self.step))
 
 
-def diagnose(positions: Float32[Tensor, "replicas beads 3"], params: SimulationParams) -> Int8[Tensor, " replicas"]:
+def diagnose(positions: Float32[Tensor, "replicas beads 3"], params: DynamicsParams) -> Int8[Tensor, " replicas"]:
     """Give the index into `CAUSES` for each replica: 0 where the chain is sound."""
     bonds = torch.linalg.vector_norm(positions[:, 1:] - positions[:, :-1], dim=-1)
     distances = torch.cdist(positions, positions, compute_mode="donot_use_mm_for_euclid_dist")
@@ -144,7 +144,7 @@ class TorchEngine:
     """Steps one by one, on the device of `home`; the host waits for the device at a snapshot only."""
 
     def __init__(
-        self, integrator: BAOAB, home: Float32[Tensor, "replicas beads 3"], params: SimulationParams, seed: int
+        self, integrator: BAOAB, home: Float32[Tensor, "replicas beads 3"], params: DynamicsParams, seed: int
     ) -> None:
         self.integrator, self.home, self.params = integrator, home, params
         self.generator = torch.Generator(home.device).manual_seed(seed)
@@ -183,7 +183,7 @@ class GraphEngine(TorchEngine):
     """
 
     def __init__(
-        self, integrator: BAOAB, home: Float32[Tensor, "replicas beads 3"], params: SimulationParams, seed: int
+        self, integrator: BAOAB, home: Float32[Tensor, "replicas beads 3"], params: DynamicsParams, seed: int
     ) -> None:
         super().__init__(integrator, home, params, seed)
         self.state = State(*(tensor.clone() for tensor in _tensors(self.state)))  # `home` must not be written over

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32
 
 from cgal.errors import EmptyTrajectory
 from cgal.frames import CGTrajectory, ReplicaFate
-from cgal.params import SimulationParams
+from cgal.params import DynamicsParams
 from cgal.potential.architectures import architecture_of, freeze
 from cgal.potential.energy_model import EnergyModel
 from cgal.potential.potential import Potential
@@ -17,7 +17,7 @@ from cgal.progress import Progress, silent
 from cgal.simulation.langevin import BAOAB, CAUSES, Engine, Snapshot, TorchEngine
 from cgal.units import thermal_energy_kJ_per_mol
 
-__all__ = ["simulate", "start_engine"]
+__all__ = ["Record", "run_from", "simulate", "start_engine"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Record:
 def simulate(
     potential: EnergyModel,
     starts: Float32[np.ndarray, "starts beads 3"],
-    params: SimulationParams,
+    params: DynamicsParams,
     *,
     temperature_K: float,
     seed: int,
@@ -53,12 +53,26 @@ def simulate(
     if len(starts) == 0:
         raise EmptyTrajectory("simulation: no start frame was given; give at least one frame of the training set")
     home = _draw_starts(starts, params.replicas, seed)
-    record = _run(start_engine(potential, home, params, temperature_K, seed, device), params, progress)
+    record = run_from(potential, home, params, temperature_K=temperature_K, seed=seed, device=device, progress=progress)
     fates = _fates(record.end, params.steps)
     if not record.sound.any():
         raise EmptyTrajectory(_explain_loss(fates, params))
     found = _trajectory(potential.sequence, record, fates, params)
     return replace(found, device=torch.device(device).type)
+
+
+def run_from(
+    potential: EnergyModel,
+    home: Float32[np.ndarray, "replicas beads 3"],
+    params: DynamicsParams,
+    *,
+    temperature_K: float,
+    seed: int,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> Record:
+    """Run one replica from each frame of `home`, with new velocities; a lost one is back there, at rest."""
+    return _run(start_engine(potential, home, params, temperature_K, seed, device), params, progress)
 
 
 def _draw_starts(
@@ -72,7 +86,7 @@ def _draw_starts(
 def start_engine(
     potential: EnergyModel,
     home: Float32[np.ndarray, "replicas beads 3"],
-    params: SimulationParams,
+    params: DynamicsParams,
     temperature_K: float,
     seed: int,
     device: str,
@@ -94,7 +108,7 @@ def start_engine(
     return engine
 
 
-def _run(engine: Engine, params: SimulationParams, progress: Progress) -> Record:
+def _run(engine: Engine, params: DynamicsParams, progress: Progress) -> Record:
     """Run and watch; stop early when no replica is left."""
     frames, sound = [], []
     for step in range(params.stride, params.steps + 1, params.stride):
@@ -117,7 +131,7 @@ def _fates(end: Snapshot, steps: int) -> tuple[ReplicaFate, ...]:
     )
 
 
-def _explain_loss(fates: tuple[ReplicaFate, ...], params: SimulationParams) -> str:
+def _explain_loss(fates: tuple[ReplicaFate, ...], params: DynamicsParams) -> str:
     causes = ", ".join(f"{number} {cause}" for cause, number in sorted(Counter(fate.cause for fate in fates).items()))
     return (
         f"simulation: no sound frame was saved (the first is due at step {params.stride} of {params.steps}); "
@@ -126,9 +140,7 @@ def _explain_loss(fates: tuple[ReplicaFate, ...], params: SimulationParams) -> s
     )
 
 
-def _trajectory(
-    sequence: str, record: Record, fates: tuple[ReplicaFate, ...], params: SimulationParams
-) -> CGTrajectory:
+def _trajectory(sequence: str, record: Record, fates: tuple[ReplicaFate, ...], params: DynamicsParams) -> CGTrajectory:
     """Put the sound frames in order of replica, then time."""
     replica, save = np.nonzero(record.sound.T)
     time_ps = (save + 1) * params.stride * params.timestep_ps

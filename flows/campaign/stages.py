@@ -24,7 +24,9 @@ from cgal.potential.prior import Prior, fit_prior
 from cgal.progress import Progress
 from cgal.randomness import derive_seed
 from cgal.simulation import simulate as run_simulation
-from cgal.training import train as training
+from cgal.training.held_out import held_out_masks
+from cgal.training.runs import write_history_csv
+from cgal.training.train import train as run_training
 from flows.serving.task_runners import fanning_out
 from flows.workspace import Summary, Workspace
 
@@ -41,7 +43,7 @@ def train(workspace: Workspace, progress: Progress) -> Summary:
 
     manifest, params = load_manifest(workspace.data), workspace.params
     k = round_index(manifest)
-    result = training.train(
+    result = run_training(
         load_shards(workspace.data),
         _initial(workspace, manifest),
         params.training,
@@ -52,7 +54,7 @@ def train(workspace: Workspace, progress: Progress) -> Summary:
     summary: Summary = dict(result.summary())
     provenance = {"round": k, "seed": params.seed, "shards": {shard.name: shard.sha256 for shard in manifest.shards}}
     save_checkpoint(workspace.round / "model.pt", result.potential, provenance | summary)
-    training.write_history_csv(result, workspace.round / "training.csv")
+    write_history_csv(result, workspace.round / "training.csv")
     figures = workspace.round / "plots" / "training"
     plot_training(result, figures)
     plot_prior(result.potential.prior, _training_positions(workspace), figures)
@@ -150,7 +152,7 @@ def train_committee(workspace: Workspace, manifest: Manifest, progress: Progress
     shards, prior = load_shards(workspace.data), _prior(workspace, manifest)
     seeds = [derive_seed(params.seed, k, "committee", member) for member in range(params.selection.committee)]
     members = [
-        training.train(
+        run_training(
             shards,
             initial_potential(prior, manifest.sequence, params.network, seed),
             params.training,
@@ -160,7 +162,7 @@ def train_committee(workspace: Workspace, manifest: Manifest, progress: Progress
         ).potential
         for member, seed in enumerate(seeds)
     ]
-    masks = training.held_out_masks(shards, params.training)
+    masks = held_out_masks(shards, params.training)
     held_out = [shard.take(mask) for shard, mask in zip(shards, masks, strict=True)]
     return Committee(
         members,

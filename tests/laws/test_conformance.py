@@ -123,6 +123,24 @@ def test_the_gradient_of_force_matching_is_that_of_automatic_differentiation(sin
         torch.testing.assert_close(fast, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
+def test_the_gradient_of_energies_is_their_difference_quotient(double, positions):
+    """Along a random direction in the space of weights, in float64: central differences err by h^2."""
+    energies = architecture_of(double.network.params).energies(double.network)
+    linear, quadratic = torch.linspace(-1.0, 1.0, 6), torch.linspace(0.1, 0.2, 6)
+
+    def total() -> torch.Tensor:
+        found = energies.energies(double.types, positions)
+        return (linear * found + 0.5 * quadratic * found.square()).sum()
+
+    found, gradient = energies.gradient(double.types, positions, linear, quadratic)
+    torch.testing.assert_close(found, double.network(positions, double.types).detach())
+    step = 1e-6 * torch.randn(energies.weights.shape, generator=torch.Generator().manual_seed(0))
+    energies.weights += step
+    rise = total()
+    energies.weights -= 2 * step
+    assert float(rise - total()) == pytest.approx(2 * float(gradient @ step), rel=1e-5)
+
+
 def test_weights_of_force_matching_are_changed_in_place(single):
     at = torch.from_numpy(shaken_beads(4))
     matching = architecture_of(single.network.params).force_matching(single.network, [at])

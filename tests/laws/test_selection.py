@@ -21,7 +21,8 @@ from cgal.selection.batch import greedy_cover
 from cgal.selection.committee import fit_spread
 from cgal.selection.coverage import coverage_gap
 from cgal.selection.within import weight_within
-from cgal.training.train import held_out_masks, train
+from cgal.training.force_matching import train
+from cgal.training.held_out import held_out_masks
 
 from .. import beads
 

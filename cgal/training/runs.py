@@ -1,0 +1,108 @@
+"""What trainings by any objective share: the same bytes for the same seed, a state to go on from, a history."""
+
+import csv
+import hashlib
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from cgal.files import write_bytes, write_text
+from cgal.potential.potential import Potential
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "TrainingResult",
+    "annealed",
+    "deterministic_algorithms",
+    "fingerprint",
+    "read_state",
+    "write_history_csv",
+    "write_state",
+]
+
+STATE = "training.pt"
+"""File in a scratch folder that a killed training continues from."""
+
+
+@runtime_checkable
+class TrainingResult(Protocol):
+    """What a training gives, whatever its objective."""
+
+    @property
+    def potential(self) -> Potential:
+        """The potential with the best weights by the objective's held-out criterion."""
+
+    @property
+    def history(self) -> tuple[Any, ...]:
+        """Named tuples, the first field of which says how far the training was: an epoch, or an update."""
+
+    def summary(self) -> dict[str, float | int]:
+        """Numbers for a checkpoint's metadata and a round's metrics."""
+
+    def draw(self, figure: "Figure") -> None:
+        """Draw the history."""
+
+
+@contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    """Have torch use deterministic algorithms, and set it back afterwards."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # a debugging aid that costs a fifth of the time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        settings.fill_uninitialized_memory = before[1]
+
+
+def annealed(first: float, final_fraction: float, done: float) -> float:
+    """Half a cosine from `first` down to its final fraction, as `done` goes from 0 to 1."""
+    return first * (final_fraction + (1.0 - final_fraction) * (1.0 + math.cos(math.pi * done)) / 2.0)
+
+
+def fingerprint(words: Iterable[str], tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of all that decides the course of a training."""
+    digest = hashlib.sha256(" ".join(words).encode())
+    for tensor in tensors:
+        digest.update(f"{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_state(scratch: Path, state: dict[str, Any]) -> None:
+    """Write what a killed training continues from."""
+    buffer = BytesIO()
+    torch.save(state, buffer)
+    write_bytes(scratch / STATE, buffer.getvalue())
+
+
+def read_state(scratch: Path | None, wanted: str) -> dict[str, Any]:
+    """Read the state whose `fingerprint` is wanted; empty when there is none (then training starts again)."""
+    if scratch is None:
+        return {}
+    try:
+        state = torch.load(scratch / STATE, weights_only=True)
+    except Exception:  # torch raises whatever its parser met
+        return {}
+    return state if isinstance(state, dict) and state.get("fingerprint") == wanted else {}
+
+
+def write_history_csv(result: TrainingResult, path: Path) -> None:
+    """Write one row per record."""
+    stream = StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(result.history[0]._fields)
+    writer.writerows(result.history)
+    write_text(path, stream.getvalue())
