@@ -186,7 +186,10 @@ def _inputs(folder: Path, params: Params) -> PreparedFrom:
     labels = folder / "seed_labels.h5"
     if not (folder / "seed.h5").is_file():
         missing = folder / "seed.h5"
-        raise BadFile(f"{missing}: no such file; make it with 'cgal import', or fetch it with 'dvc pull data.dvc'")
+        raise BadFile(
+            f"{missing}: no such file; make it with 'cgal seed {folder.name}', or with 'cgal import' from a trajectory; "
+            "'dvc pull data.dvc' fetches that of the bundled protein"
+        )
     return PreparedFrom(
         mapping=params.mapping,
         prior=params.prior,

@@ -147,7 +147,7 @@ def next_lines(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> str:
   figures of this round      ls round/plots/*/*.png
   MLflow and Prefect pages   cgal serve
   restore a round            cgal checkout {last["round"]}
-      (the same by hand)     git checkout {last["tag"]} -- data.dvc dvc.lock params.yaml && dvc pull
+      (the same by hand)     git checkout {last["tag"]} -- {last["pointer"]} dvc.lock params.yaml && dvc pull
   compare two rounds         dvc metrics diff {rounds[0]["tag"]} {last["tag"]}
 """
 

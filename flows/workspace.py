@@ -53,8 +53,8 @@ class Workspace:
         path = self.data / "structure.pdb"
         if not path.is_file():
             raise BadFile(
-                f"{path}: no such file; fetch the bundled data with 'dvc pull data.dvc', or set up your own protein "
-                "with 'cgal import'"
+                f"{path}: no such file; make it with 'cgal structure data/{self.data.name}/structure.pdb --sequence "
+                "SEQUENCE' (or --pdb FILE); 'dvc pull data.dvc' fetches that of the bundled protein"
             )
         return path.read_text()
 

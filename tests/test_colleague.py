@@ -87,9 +87,9 @@ def test_the_page_works_word_for_word(
 def restoring_lines() -> dict[str, str]:
     """The lines that README, MLflow and the table of rounds print, for the last round."""
     (readme,) = re.findall(r"^git checkout demo/round-001 .*$", (PROJECT / "README.md").read_text(), flags=re.MULTILINE)
-    rounds: list[dict[str, Any]] = [{"round": k, "tag": tag} for k, tag in enumerate(TAGS)]
+    rounds: list[dict[str, Any]] = [{"round": k, "tag": tag, "pointer": "data.dvc"} for k, tag in enumerate(TAGS)]
     (table,) = re.findall(r"git checkout .*$", next_lines("demo", rounds), flags=re.MULTILINE)
-    return {"readme": readme, "mlflow": restore_line(TAGS[1]), "table": table}
+    return {"readme": readme, "mlflow": restore_line(TAGS[1], "data.dvc"), "table": table}
 
 
 def test_the_lines_that_restore_a_round_work_here_and_in_a_fresh_clone(owner: Path, tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def new_repository(root: Path) -> None:
     for name in ("structure.pdb", "reference.h5"):
         write(root / "data" / "toy" / name, name)
     append_shard(root, 0)
+    write(root / "data.dvc", "outs:\n- path: data/toy\n")
     Repository(root).dvc.record_data()
     shell(root, "dvc push -q -r bundled data.dvc && git add . && git commit -qm 'Code and seed'")
 
@@ -361,15 +362,69 @@ def test_pulling_the_seed_leaves_unrecorded_data_alone(root: Path) -> None:
 
 def test_data_that_no_round_names_comes_back_after_a_checkout(root: Path) -> None:
     append_shard(root, 2)
-    write(root / "data" / "other" / "seed.h5", "another protein")
     unpublished = contents(root / "data")
     Repository(root).checkout_round("demo/round-000")
-    assert not (root / "data" / "other").exists()
+    assert contents(root / "data") != unpublished
 
     (saved,) = (root / ".cgal" / "saved").iterdir()
     shutil.copy(saved, root / "data.dvc")
     shell(root, "dvc checkout -q data.dvc")
     assert contents(root / "data") == unpublished
+
+
+def make_other(root: Path) -> None:
+    """Make data of a second protein, and choose it in params.yaml."""
+    shutil.copytree(root / "data" / "toy", root / "data" / "other")
+    write(root / "params.yaml", yaml.safe_dump(PARAMS | {"protein": "other", "campaign": {"name": "second"}}))
+    Repository(root).dvc.record_data()
+
+
+def test_a_round_of_one_protein_leaves_the_others_alone(root: Path) -> None:
+    make_other(root)
+    assert (root / "data" / "other.dvc").is_file()
+    run_stages(root)
+    Repository(root).publish("second", 0)
+    assert shell(root, "git show second/round-000:data.dvc") == shell(root, "git show main:data.dvc")
+    write(root / "data" / "toy" / "notes.txt", "work in hand on the other protein")
+    expected = contents(root / "data")
+
+    Repository(root).checkout_round("second/round-000")
+    assert contents(root / "data") == expected
+    shell(root, "git checkout -q second/round-000 -- data/other.dvc && dvc checkout -q data/other.dvc")
+    assert contents(root / "data") == expected
+
+    (root / "data" / "toy" / "notes.txt").unlink()
+    other = contents(root / "data" / "other")
+    Repository(root).checkout_round("demo/round-001")
+    assert contents(root / "data" / "other") == other
+    assert [entry.tag for entry in Repository(root).published("second")] == ["second/round-000"]
+
+    shutil.rmtree(root / "data" / "other")
+    Repository(root).checkout_round("second/round-000")
+    assert contents(root / "data" / "other") == other
+
+
+def test_a_data_file_of_one_protein_cut_short_by_a_kill_is_made_again(root: Path) -> None:
+    make_other(root)
+    content = (root / "data" / "other.dvc").read_bytes()
+    write(root / "data" / "other.dvc", content[: len(content) // 2])
+    Repository(root).dvc.record_data()
+    assert (root / "data" / "other.dvc").read_bytes() == content
+
+
+def test_rounds_whose_data_file_names_all_proteins_are_read(fresh: Path) -> None:
+    """As projects of version 0.1 have it."""
+    shutil.copytree(fresh / "data" / "toy", fresh / "data" / "other")
+    shell(fresh, "git rm -q --cached data.dvc && printf 'outs:\\n- path: data\\n' > data.dvc")
+    Repository(fresh).dvc.record_data()
+    shell(fresh, "git add data.dvc && git commit -qm 'One DVC file'")
+    run_stages(fresh)
+    published = Repository(fresh).publish("demo", 0)
+    expected = contents(fresh / "data")
+    write(fresh / "data" / "other" / "seed.h5", "changed since")
+    Repository(fresh).checkout_round("demo/round-000")
+    assert contents(fresh / "data") == expected
+    assert Repository(fresh).published("demo") == [published]
 
 
 def test_checking_out_a_round_restores_it_and_it_can_go_on_from_there(root: Path) -> None:

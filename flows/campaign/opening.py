@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from cgal.errors import BadFile, BadParams, VersioningError
 from cgal.files import atomic_write, settle_folder
 from cgal.params import check_params, merged
+from flows.campaign.records import made_by_others
 from flows.terminal import console
 from flows.versioning import Repository
 from flows.workspace import Workspace
@@ -25,6 +26,14 @@ __all__ = [
     "move_device",
     "new_campaign",
 ]
+
+
+MADE_BY = {
+    "structure.pdb": "cgal structure data/{protein}/structure.pdb --sequence SEQUENCE",
+    "seed.h5": "cgal seed {protein}",
+    "reference.h5": "cgal reference {protein}",
+}
+"""What a campaign needs of a protein, in the order in which it is made, and what makes it."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +74,14 @@ def campaign_closing(repository: Repository, name: str) -> str:
 def fetch_data(workspace: Workspace, repository: Repository) -> None:
     """Make sure that the protein's data is there, from the bundled seed if need be; raises BadFile otherwise."""
     settle_folder(workspace.data)
-    if not workspace.data.is_dir():
+    if not workspace.data.is_dir() and (workspace.root / repository.dvc.data_pointer).is_file():
         repository.dvc.pull_bundled()
-    for name in ("structure.pdb", "seed.h5", "reference.h5"):
+    protein = workspace.data.name
+    for name, command in MADE_BY.items():
         if not (workspace.data / name).is_file():
             raise BadFile(
-                f"{workspace.data / name}: no such file; 'dvc pull data.dvc' fetches the bundled protein, "
-                "'cgal import' sets up your own"
+                f"data/{protein}/{name}: no such file; make it with '{command.format(protein=protein)}', or all of a "
+                "protein's data from a trajectory of your own with 'cgal import'"
             )
 
 
@@ -98,6 +108,8 @@ def continue_campaign(workspace: Workspace, repository: Repository, state: Campa
     Raises BadParams when the dataset belongs to another campaign and this one has no published round to go back to.
     """
     _go_to_last_round(workspace, repository, state)
+    if note := made_by_others({entry.tag: entry.version for entry in repository.published(state.name)}):
+        console.print(f"[yellow]![/yellow] {note}")
     if move_device(workspace.root / "params.yaml"):
         console.print("[yellow]![/yellow] params.yaml: execution.device is now simulation.device, which rounds record")
 

@@ -2,16 +2,17 @@
 
 import csv
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cgal import __version__
 from cgal.files import read_json
 from flows.tracking.runs import RoundRecord, flatten
 from flows.versioning import PublishedRound, Repository
 from flows.workspace import Workspace
 
-__all__ = ["campaign_rounds", "draw_campaign", "round_record"]
+__all__ = ["campaign_rounds", "draw_campaign", "made_by_others", "round_record"]
 
 
 def campaign_rounds(repository: Repository, campaign: str, *, but: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -34,6 +35,8 @@ def _describe(published: PublishedRound, metrics: dict[str, Any], seconds: dict[
         "round": metrics["round"],
         "tag": published.tag,
         "commit": published.commit,
+        "pointer": published.pointer,
+        "version": published.version,
         "w1": metrics["w1"],
         "w1_exact": metrics["w1_exact"],
         "w1_paper": metrics["w1_paper"],
@@ -51,6 +54,17 @@ def _describe(published: PublishedRound, metrics: dict[str, Any], seconds: dict[
         "wall_s": sum(seconds.values()),
         "overhead_s": seconds.get("overhead", 0.0),
     }
+
+
+def made_by_others(versions: Mapping[str, str]) -> str:
+    """What to say of rounds, by tag, that another version of cgal made; "" when there are none."""
+    others = {tag: version for tag, version in versions.items() if version not in ("", __version__)}
+    if not others:
+        return ""
+    listed = ", ".join(f"{tag} by {version}" for tag, version in others.items())
+    return (
+        f"made by another version of cgal than this one ({__version__}): {listed}; made again, their numbers may differ"
+    )
 
 
 def round_record(workspace: Workspace, repository: Repository, round_index: int) -> RoundRecord:
@@ -82,6 +96,7 @@ def round_record(workspace: Workspace, repository: Repository, round_index: int)
         model_path=workspace.round / "model.pt",
         uncovered_fraction=selection["outcome"]["uncovered_fraction"],
         closing=selection["closing"],
+        data_pointer=published.pointer,
     )
 
 

@@ -64,6 +64,7 @@ def checkout(
     Each file is held against its hash; one that is missing or damaged here is fetched from the DVC remotes.
     """
     root = open_project(root)
+    from flows.campaign.records import made_by_others
     from flows.terminal import console
     from flows.versioning import CampaignLock, Repository
     from flows.workspace import Workspace
@@ -71,8 +72,12 @@ def checkout(
     name = Workspace(root).params.campaign.name
     tag = f"{name}/round-{int(tag):03d}" if tag.isdecimal() else tag
     with CampaignLock(root, name):
-        Repository(root).checkout_round(tag)
+        repository = Repository(root)
+        repository.checkout_round(tag)
+        note = made_by_others({tag: repository.round(tag).version})
     console.print(f"{tag} is restored; 'dvc repro' replays it.")
+    if note:
+        console.print(f"[yellow]![/yellow] {note}")
 
 
 def push(root: Root = HERE) -> None:

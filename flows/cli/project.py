@@ -30,7 +30,7 @@ def open_project(root: Path) -> Path:
 
 def print_rounds(root: Path, campaign: str, *, but: Collection[str] = ()) -> None:
     """Print the table of a campaign's published rounds but some, by their tags, and what a person would type next."""
-    from flows.campaign.records import campaign_rounds
+    from flows.campaign.records import campaign_rounds, made_by_others
     from flows.terminal import campaign_table, console, next_lines
     from flows.versioning import Repository
 
@@ -41,4 +41,6 @@ def print_rounds(root: Path, campaign: str, *, but: Collection[str] = ()) -> Non
             f"campaign {campaign} has no published round yet; 'cgal run' makes the first{repository.shallow}"
         )
     console.print(campaign_table(campaign, rounds))
+    if note := made_by_others({entry["tag"]: entry["version"] for entry in rounds}):
+        console.print(f"[yellow]![/yellow] {note}")
     console.print(next_lines(campaign, rounds))

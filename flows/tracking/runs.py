@@ -86,7 +86,8 @@ class RoundRecord:
     `history` has the rows of `training.csv`; the first column, an epoch or an update, is the step of the others.
     `uncovered_fraction` is that of the simulated frames, and `closing` says why no round follows ("" if one does).
     `timings` are wall seconds by stage, `figures` are PNG files, `model_path` is the checkpoint that the registered
-    version points to; its bytes stay with DVC. `dvc_md5` is the checkpoint's hash, `data_md5` that of `data/`.
+    version points to; its bytes stay with DVC. `dvc_md5` is the checkpoint's hash, `data_md5` that of
+    the dataset, which the DVC file `data_pointer` names.
     """
 
     protein: str
@@ -107,6 +108,7 @@ class RoundRecord:
     oracle_failed: int = 0
     uncovered_fraction: float = math.nan
     closing: str = ""
+    data_pointer: str = "data.dvc"
 
     @property
     def name(self) -> str:
@@ -345,9 +347,9 @@ def _pointers(record: RoundRecord) -> dict[str, str]:
     }
 
 
-def restore_line(tag: str) -> str:
+def restore_line(tag: str, data_pointer: str) -> str:
     """What brings a round's bytes back with git and DVC alone."""
-    return f"git checkout {tag} -- data.dvc dvc.lock params.yaml && dvc pull"
+    return f"git checkout {tag} -- {data_pointer} dvc.lock params.yaml && dvc pull"
 
 
 def _note(record: RoundRecord) -> str:
@@ -355,7 +357,7 @@ def _note(record: RoundRecord) -> str:
     return (
         f"Round {record.round_index} of campaign `{record.campaign}` on {record.protein}. "
         "Dataset and checkpoint lie in DVC; bring them back with\n\n"
-        f"```\n{restore_line(record.git_tag)}\n```"
+        f"```\n{restore_line(record.git_tag, record.data_pointer)}\n```"
     )
 
 
@@ -417,7 +419,7 @@ def _log_dataset(client: "MlflowClient", run_id: str, record: RoundRecord) -> No
 
     if not record.data_md5:
         return
-    source = json.dumps({"path": "data", "git_tag": record.git_tag, "dvc_md5": record.data_md5})
+    source = json.dumps({"path": f"data/{record.protein}", "git_tag": record.git_tag, "dvc_md5": record.data_md5})
     dataset = Dataset(record.protein, record.data_md5[:36], source_type="dvc", source=source)
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 

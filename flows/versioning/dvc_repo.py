@@ -9,7 +9,7 @@ import platformdirs
 
 from cgal.errors import VersioningError
 from flows.versioning.dvc_session import reason, with_dvc
-from flows.versioning.round_files import data_md5, has_newer_inputs
+from flows.versioning.round_files import data_md5, data_pointer, has_newer_inputs, protein_of
 
 __all__ = ["BUNDLED_REMOTE", "Dvc", "own_remotes"]
 
@@ -45,24 +45,36 @@ class Dvc:
         """Keep the outputs of a stage that has just run in the DVC cache, and in `dvc.lock` what made them."""
         with_dvc(self.root, lambda repo: _record_stage(repo, self._path("dvc.yaml"), stage))
 
-    def record_data(self) -> str:
-        """Keep `data/` as it is in the DVC cache, let `data.dvc` say so, and give its hash."""
-        with_dvc(self.root, lambda repo: _record_data(repo, self.root))
-        return data_md5((self.root / "data.dvc").read_bytes())
+    def record_data(self, protein: str | None = None) -> str:
+        """Keep the data of a protein (that of params.yaml by default) in the DVC cache as they are; give their hash.
+
+        Their DVC file (see `data_pointer`) names them then; it is made when there is none.
+        """
+        protein = protein or protein_of((self.root / "params.yaml").read_bytes())
+        with_dvc(self.root, lambda repo: _record_data(repo, self.root, protein))
+        return data_md5((self.root / data_pointer(self.root, protein)).read_bytes())
+
+    @property
+    def data_pointer(self) -> str:
+        """Path of the DVC file that names the data of params.yaml's protein."""
+        return data_pointer(self.root)
 
     def pull_bundled(self) -> None:
-        """Fetch the seed that travels with the repository into `data/`, with no network (`dvc pull data.dvc`).
+        """Fetch the seed that travels with the repository into `data/`, with no network.
 
-        Raises VersioningError when `data/` holds files that are not recorded: they are left alone.
+        Raises VersioningError when there are files that are not recorded: they are left alone.
         """
-        with_dvc(self.root, lambda repo: repo.pull(targets=[self._path("data.dvc")], remote=BUNDLED_REMOTE))
+        pointer = self._path(data_pointer(self.root))
+        with_dvc(self.root, lambda repo: repo.pull(targets=[pointer], remote=BUNDLED_REMOTE))
 
     def check_out(self, *, allow_missing: bool = False) -> None:
-        """Do `dvc checkout`, after a look at where it would write: DVC follows names that lead out of the project.
+        """Do `dvc checkout` for params.yaml's protein and the stages; other proteins' data are left alone.
 
-        They come from a tag, and from the list of a folder's files that its remote holds: from whoever may write those.
+        Looks first at where that would write: DVC follows names that lead out of the project. They come from a tag, and
+        from the list of a folder's files that its remote holds: from whoever may write those.
         """
-        with_dvc(self.root, lambda repo: _check_out(repo, self.root, allow_missing))
+        pointer = self._path(data_pointer(self.root))
+        with_dvc(self.root, lambda repo: _check_out(repo, self.root, pointer, allow_missing))
 
     def cache_folder(self) -> str:
         """Where the DVC cache is."""
@@ -113,11 +125,12 @@ def _record_stage(repo: Any, path: str, stage_name: str) -> None:
     stage.dump(update_pipeline=False)
 
 
-def _record_data(repo: Any, root: Path) -> None:
-    if (root / "data.dvc").is_file():
-        repo.commit(str(root / "data.dvc"), force=True)
+def _record_data(repo: Any, root: Path, protein: str) -> None:
+    pointer = root / data_pointer(root, protein)
+    if pointer.is_file():
+        repo.commit(str(pointer), force=True)
     else:
-        repo.add(str(root / "data"))
+        repo.add(str(root / "data" / protein))
 
 
 def _share_cache(repo: Any, folder: str) -> None:
@@ -125,11 +138,12 @@ def _share_cache(repo: Any, folder: str) -> None:
         settings["cache"]["dir"] = folder
 
 
-def _check_out(repo: Any, root: Path, allow_missing: bool) -> None:
+def _check_out(repo: Any, root: Path, pointer: str, allow_missing: bool) -> None:
     for output in repo.index.outs:
         if not _stays_inside(output, root):
             raise VersioningError(f"{output}: names files outside of {root}; whoever wrote that is not to be trusted")
-    repo.checkout(allow_missing=allow_missing)
+    targets = [path for path in (pointer, str(root / "dvc.yaml")) if Path(path).is_file()]
+    repo.checkout(targets=targets, allow_missing=allow_missing)
 
 
 def _stays_inside(output: Any, root: Path) -> bool:

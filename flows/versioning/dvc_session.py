@@ -10,13 +10,14 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from cgal.errors import VersioningError
+from flows.versioning.git import Git
 
 __all__ = ["dvc_tools", "reason", "with_dvc"]
 
 LOCK_WAIT_S = 120.0
 """DVC waits 3 s for its lock; someone's `dvc status` or `dvc push` may take longer."""
 
-WRITTEN_BY_DVC = ("data.dvc", "dvc.lock")
+WRITTEN_BY_DVC = ("data.dvc", "dvc.lock", "data/*.dvc")
 
 
 def with_dvc[T](root: Path, action: Callable[[Any], T]) -> T:
@@ -47,20 +48,28 @@ def with_dvc[T](root: Path, action: Callable[[Any], T]) -> T:
 
 def _set_aside_cut_files(root: Path) -> None:
     """Find what a kill or a full disk left of a file while DVC wrote it, in place: its last line has no end."""
-    for name in WRITTEN_BY_DVC:
-        path = root / name
-        if path.is_file() and not path.read_bytes().endswith(b"\n"):
+    for path in _written_by_dvc(root):
+        if not path.read_bytes().endswith(b"\n"):
             _set_aside(root, path)
 
 
 def _set_aside(root: Path, path: Path) -> bool:
-    """Move a damaged file that DVC can make again out of the way; stages that it recorded count as never run."""
-    if path.name not in WRITTEN_BY_DVC or not path.is_file():
+    """Move a damaged file that DVC can make again out of the way; stages that it recorded count as never run.
+
+    `data.dvc` is as HEAD has it then: it says itself which folder it is for.
+    """
+    if path not in _written_by_dvc(root):
         return False
     aside = root / ".cgal" / f"{path.name}.damaged"
     aside.parent.mkdir(exist_ok=True)
     os.replace(path, aside)
+    if path == root / "data.dvc":
+        path.write_bytes(Git(root).contents(["HEAD:data.dvc"])[0] or b"outs:\n- path: data\n")
     return True
+
+
+def _written_by_dvc(root: Path) -> list[Path]:
+    return [path for pattern in WRITTEN_BY_DVC for path in root.glob(pattern) if path.is_file()]
 
 
 def reason(error: Exception) -> str:

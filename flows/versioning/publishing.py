@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from cgal import __version__
 from cgal.errors import VersioningError
 from flows.versioning.git import Git
-from flows.versioning.round_files import ROUND_FILES, data_md5, model_md5
+from flows.versioning.round_files import data_md5, data_pointer, model_md5
 
 __all__ = ["commit_round", "require_same", "require_writable", "store_round_files"]
 
@@ -29,7 +30,7 @@ NO_OBJECT = "0" * 40
 def store_round_files(git: Git) -> dict[str, str]:
     """Store the files of the workspace that a round's commit holds; give the blob of each by its path."""
     optional = [path for path in (*READABLE_FILES, "dvc.yaml") if (git.root / path).is_file()]
-    return git.hash_files([*ROUND_FILES, *optional], write=True)
+    return git.hash_files([data_pointer(git.root), "dvc.lock", "params.yaml", *optional], write=True)
 
 
 def require_writable(folder: Path) -> None:
@@ -47,8 +48,9 @@ def require_writable(folder: Path) -> None:
 
 def require_same(git: Git, tag: str, blobs: Mapping[str, str]) -> None:
     """Raise VersioningError when a round that is published is not that of the workspace."""
-    held = git.objects([f"{tag}:{path}" for path in ROUND_FILES])
-    changed = [path for path, blob in zip(ROUND_FILES, held, strict=True) if blob != blobs[path]]
+    paths = (data_pointer(git.root), "dvc.lock", "params.yaml")
+    held = git.objects([f"{tag}:{path}" for path in paths])
+    changed = [path for path, blob in zip(paths, held, strict=True) if blob != blobs[path]]
     if changed:
         raise VersioningError(
             f"{tag} exists and has another {', '.join(changed)}; published rounds never change: choose another "
@@ -91,11 +93,19 @@ def _is_unfinished(git: Git, tip: str, tree: str, tag: str) -> bool:
 
 def _with_trailers(git: Git, message: str, tag: str, head: str) -> str:
     if image := os.environ.get("CGAL_COMMIT"):  # the code is that of a container's image, not that of the project
-        head, state = image, "image"
+        code = f"{image} (image)"
+    elif git.objects(["HEAD:cgal"])[0] is None:  # a project apart from the source, which is installed
+        code = f"cgal {__version__} (installed)"
     else:
         changed = git.run("status", "--porcelain", "--", *CODE_PATHS)
-        state = "with uncommitted changes" if changed else "clean"
-    data = data_md5((git.root / "data.dvc").read_bytes())
+        code = f"{head} ({'with uncommitted changes' if changed else 'clean'})"
+    data = data_md5((git.root / data_pointer(git.root)).read_bytes())
     model = model_md5((git.root / "dvc.lock").read_bytes())
-    trailers = (f"Round: {tag}", f"Code: {head} ({state})", f"Data-MD5: {data}", f"Model-MD5: {model}")
+    trailers = (
+        f"Round: {tag}",
+        f"Code: {code}",
+        f"Tool: cgal {__version__}",
+        f"Data-MD5: {data}",
+        f"Model-MD5: {model}",
+    )
     return f"{message}\n\n" + "\n".join(trailers) + "\n"

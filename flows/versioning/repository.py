@@ -11,8 +11,15 @@ from flows.versioning.git import Git
 from flows.versioning.objects import Cache, wrong_files
 from flows.versioning.publishing import commit_round, require_same, require_writable, store_round_files
 from flows.versioning.restoring import restore_round
-from flows.versioning.round_files import ROUND_FILES
-from flows.versioning.rounds import PublishedRound, commit_files, find_tags, moved_tags, read_rounds, round_tag
+from flows.versioning.rounds import (
+    PublishedRound,
+    commit_files,
+    find_tags,
+    moved_tags,
+    read_rounds,
+    round_files,
+    round_tag,
+)
 from flows.versioning.sending import Delivery, compare_remotes, git_remote, push_tags, send_rounds
 
 __all__ = ["Repository"]
@@ -49,6 +56,12 @@ class Repository:
                 f"campaign {campaign} has no published round {round_index}; 'cgal rounds' lists them{self.shallow}"
             )
         return read_rounds(self.git, [round_tag(campaign, round_index)])[0]
+
+    def round(self, tag: str) -> PublishedRound:
+        """A published round by its tag; raises VersioningError when it is not there, or the tag was moved."""
+        if tag not in find_tags(self.git):
+            raise VersioningError(f"{tag}: no such round; 'cgal rounds' lists those of the campaign{self.shallow}")
+        return read_rounds(self.git, [tag])[0]
 
     @property
     def shallow(self) -> str:
@@ -141,7 +154,5 @@ class Repository:
         changes that no commit or cache has. Changes in `data/` are kept in the DVC cache first; when no round names
         them, a `data.dvc` that does is kept in `.cgal/saved/`.
         """
-        if tag not in find_tags(self.git):
-            raise VersioningError(f"{tag}: no such round; 'cgal rounds' lists those of the campaign{self.shallow}")
-        read_rounds(self.git, [tag])
-        restore_round(self.git, self.dvc, tag, commit_files(self.git, [tag], ROUND_FILES)[tag])
+        self.round(tag)
+        restore_round(self.git, self.dvc, tag, round_files(self.git, [tag])[tag])

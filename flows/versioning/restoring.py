@@ -1,6 +1,6 @@
 """Bringing the workspace back to a published round, without losing what it holds."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -10,30 +10,30 @@ from flows.versioning.checking import keep_recorded, require_sound
 from flows.versioning.dvc_repo import Dvc
 from flows.versioning.git import Git
 from flows.versioning.objects import Cache, wrong_files
-from flows.versioning.round_files import ROUND_FILES, data_md5, outputs
+from flows.versioning.round_files import RoundFiles, data_md5, data_pointer, protein_of
 from flows.versioning.rounds import find_tags
 
 __all__ = ["restore_round"]
 
 
-def restore_round(git: Git, dvc: Dvc, tag: str, contents: Mapping[str, bytes]) -> None:
-    """Give the workspace a round's files, by these contents of its ROUND_FILES; `git status` shows them as staged.
+def restore_round(git: Git, dvc: Dvc, tag: str, held: RoundFiles) -> None:
+    """Give the workspace a round's files, by what its commit holds; `git status` shows them as staged.
 
     Raises VersioningError, and leaves everything as it was, when a file that would be overwritten holds changes that
     no commit or cache has, or bytes of the round are missing.
     """
-    _require_saved(git, tag)
+    _require_saved(git, tag, held.by_path)
     try:
         cache = Cache(git.root)
-        files = require_sound(cache, tag, outputs(contents["data.dvc"], contents["dvc.lock"]))
+        files = require_sound(cache, tag, held.outputs)
         keep_recorded(cache)
-        _save_data(git, dvc)
-        with _replaced(dvc, contents):
+        _save_data(git, dvc, held)
+        with _replaced(dvc, held.by_path):
             dvc.check_out()
             _require_right(git.root, files)
     except (VersioningError, OSError) as error:
         raise VersioningError(f"{tag} is not restored, all is as it was: {error}") from error
-    git.run("checkout", tag, "--", *ROUND_FILES)
+    git.run("checkout", tag, "--", *held.by_path)
 
 
 def _require_right(root: Path, files: Mapping[str, str]) -> None:
@@ -45,9 +45,9 @@ def _require_right(root: Path, files: Mapping[str, str]) -> None:
         )
 
 
-def _require_saved(git: Git, tag: str) -> None:
+def _require_saved(git: Git, tag: str, paths: Iterable[str]) -> None:
     revisions = ["HEAD", *find_tags(git)]
-    for path in ROUND_FILES:
+    for path in paths:
         if not (git.root / path).exists():
             continue
         known = git.objects([f"{revision}:{path}" for revision in revisions])
@@ -58,18 +58,20 @@ def _require_saved(git: Git, tag: str) -> None:
             )
 
 
-def _save_data(git: Git, dvc: Dvc) -> None:
-    """Record `data/` in the DVC cache.
+def _save_data(git: Git, dvc: Dvc, held: RoundFiles) -> None:
+    """Record the data that a checkout will change in the DVC cache.
 
-    When no published round names that state, a copy of its `data.dvc` is kept in `.cgal/saved/`, and
-    `cp .cgal/saved/<file> data.dvc && dvc checkout` brings it back.
+    When no published round names that state, a copy of its DVC file is kept in `.cgal/saved/`, and
+    `cp .cgal/saved/<file> data.dvc && dvc checkout` (or `data/<protein>.dvc`) brings it back.
     """
-    if not (git.root / "data").is_dir():
+    protein = protein_of(held.params)
+    if not (git.root / "data" / protein).is_dir():
         return
-    md5 = dvc.record_data()
-    content = (git.root / "data.dvc").read_bytes()
-    known = git.contents([f"{revision}:data.dvc" for revision in ("HEAD", *find_tags(git))])
-    if md5 not in {data_md5(held) for held in known if held}:
+    md5 = dvc.record_data(protein)
+    pointer = data_pointer(git.root, protein)
+    content = (git.root / pointer).read_bytes()
+    known = git.contents([f"{revision}:{pointer}" for revision in ("HEAD", *find_tags(git))])
+    if md5 not in {data_md5(found) for found in known if found}:
         write_bytes(git.root / ".cgal" / "saved" / f"data-{md5.removesuffix('.dir')}.dvc", content)
 
 

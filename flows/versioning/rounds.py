@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cgal.errors import VersioningError
 from flows.versioning.git import Git
-from flows.versioning.round_files import data_md5, model_md5
+from flows.versioning.round_files import RoundFiles, data_md5, model_md5, pointer_of, protein_of
 
 __all__ = [
     "PublishedRound",
@@ -14,6 +14,7 @@ __all__ = [
     "find_tags",
     "moved_tags",
     "read_rounds",
+    "round_files",
     "round_tag",
 ]
 
@@ -22,7 +23,8 @@ __all__ = [
 class PublishedRound:
     """A round in git history: its tag and commit, and the DVC hashes of its dataset and checkpoint.
 
-    `warnings` says what did not work without harming the round, such as a remote that could not be reached.
+    `pointer` is the path of the DVC file that names the dataset, `version` that of cgal which made the round, if it is
+    recorded. `warnings` says what did not work without harming the round, such as a remote that could not be reached.
     """
 
     campaign: str
@@ -31,6 +33,8 @@ class PublishedRound:
     commit: str
     data_md5: str
     model_md5: str
+    pointer: str = "data.dvc"
+    version: str = ""
     warnings: tuple[str, ...] = ()
 
 
@@ -53,13 +57,21 @@ def read_rounds(git: Git, tags: Sequence[str]) -> list[PublishedRound]:
     """What the tags of rounds point to; raises VersioningError when one points to anything else (see `moved_tags`)."""
     if moved := moved_tags(git, tags):
         raise VersioningError("; ".join(moved.values()))
-    commits = git.objects([f"{tag}^{{commit}}" for tag in tags])
-    datas = git.contents([f"{tag}:data.dvc" for tag in tags])
-    locks = git.contents([f"{tag}:dvc.lock" for tag in tags])
+    names = [f"{tag}^{{commit}}" for tag in tags]
+    versions = [_trailer(commit or b"", "Tool").removeprefix("cgal ") for commit in git.contents(names)]
     return [
-        PublishedRound(*campaign_and_index(tag), tag, commit, data_md5(data), model_md5(lock))
-        for tag, commit, data, lock in zip(tags, commits, datas, locks, strict=True)
-        if commit and data and lock
+        PublishedRound(
+            *campaign_and_index(tag),
+            tag,
+            commit or "",
+            data_md5(held.data),
+            model_md5(held.lock),
+            held.pointer,
+            version,
+        )
+        for (tag, held), commit, version in zip(
+            round_files(git, tags).items(), git.objects(names), versions, strict=True
+        )
     ]
 
 
@@ -69,12 +81,13 @@ def moved_tags(git: Git, tags: Sequence[str]) -> dict[str, str]:
     Each commit of a round ends in `Round: <its tag>`.
     """
     commits = git.contents([f"{tag}^{{commit}}" for tag in tags])
-    said = {tag: _round_of(commit or b"") for tag, commit in zip(tags, commits, strict=True)}
+    said = {tag: _trailer(commit or b"", "Round") for tag, commit in zip(tags, commits, strict=True)}
     return {tag: _tell_moved(git, tag, name) for tag, name in said.items() if name != tag}
 
 
-def _round_of(commit: bytes) -> str:
-    named = [line.removeprefix(b"Round: ") for line in commit.splitlines() if line.startswith(b"Round: ")]
+def _trailer(commit: bytes, name: str) -> str:
+    start = f"{name}: ".encode()
+    named = [line.removeprefix(start) for line in commit.splitlines() if line.startswith(start)]
     return named[-1].decode(errors="replace") if named else ""
 
 
@@ -84,6 +97,23 @@ def _tell_moved(git: Git, tag: str, name: str) -> str:
     return f"the tag {tag} was moved: it points to {name or 'no round'}; {mend}"
 
 
+def round_files(git: Git, tags: Sequence[str]) -> dict[str, RoundFiles]:
+    """What restores each of some rounds, by tag; raises VersioningError when a commit lacks a file of them."""
+    numbers = commit_files(git, tags, ["dvc.lock", "params.yaml"])
+    shared = git.contents([f"{tag}:data.dvc" for tag in tags])
+    pointers = {
+        tag: pointer_of(data_dvc, protein_of(numbers[tag]["params.yaml"]))
+        for tag, data_dvc in zip(tags, shared, strict=True)
+    }
+    datas = git.contents([f"{tag}:{pointer}" for tag, pointer in pointers.items()])
+    found = {}
+    for (tag, pointer), data in zip(pointers.items(), datas, strict=True):
+        if data is None:
+            raise VersioningError(_tell_missing(tag, pointer))
+        found[tag] = RoundFiles(pointer, data, numbers[tag]["dvc.lock"], numbers[tag]["params.yaml"])
+    return found
+
+
 def commit_files(git: Git, tags: Sequence[str], paths: Sequence[str]) -> dict[str, dict[str, bytes]]:
     """Contents of files in the commits of some rounds, by tag and path; raises VersioningError when one has no such."""
     contents = iter(git.contents([f"{tag}:{path}" for tag in tags for path in paths]))
@@ -91,9 +121,13 @@ def commit_files(git: Git, tags: Sequence[str], paths: Sequence[str]) -> dict[st
     for tag in tags:
         for path in paths:
             if (content := next(contents)) is None:
-                raise VersioningError(f"{tag} has no {path}; 'git ls-tree -r --name-only {tag}' lists what it has")
+                raise VersioningError(_tell_missing(tag, path))
             found[tag][path] = content
     return found
+
+
+def _tell_missing(tag: str, path: str) -> str:
+    return f"{tag} has no {path}; 'git ls-tree -r --name-only {tag}' lists what it has"
 
 
 def campaign_and_index(tag: str) -> tuple[str, int]:

@@ -10,8 +10,7 @@ from flows.versioning.dvc_repo import own_remotes
 from flows.versioning.git import Git
 from flows.versioning.objects import Cache
 from flows.versioning.remotes import Remote, RemoteUnreachable, open_remote
-from flows.versioning.round_files import outputs
-from flows.versioning.rounds import commit_files
+from flows.versioning.rounds import round_files
 
 __all__ = ["Delivery", "compare_remotes", "git_remote", "push_tags", "send_rounds"]
 
@@ -70,8 +69,7 @@ def _deliver(root: Path, git: Git, tags: Sequence[str], name: str, *, send: bool
 
 def _files(cache: Cache, git: Git, tags: Sequence[str], remote: Remote) -> dict[str, dict[str, str]]:
     """DVC hashes of the files of each round, by tag and path; lists of files that are not here come from the remote."""
-    commits = commit_files(git, tags, ("data.dvc", "dvc.lock"))
-    named = {tag: outputs(files["data.dvc"], files["dvc.lock"]) for tag, files in commits.items()}
+    named = {tag: files.outputs for tag, files in round_files(git, tags).items()}
     lists = {digest for found in named.values() for digest in found.values() if digest.endswith(".dir")}
     if absent := keep_sound(cache, lists):
         remote.bring(cache, absent)
