@@ -187,7 +187,7 @@ def _inputs(folder: Path, params: Params) -> PreparedFrom:
     if not (folder / "seed.h5").is_file():
         missing = folder / "seed.h5"
         raise BadFile(
-            f"{missing}: no such file; make it with 'cgal seed {folder.name}', or with 'cgal import' from a trajectory; "
+            f"{missing}: no such file; make it with 'cgal seed {folder.name}', or 'cgal import' from a trajectory; "
             "'dvc pull data.dvc' fetches that of the bundled protein"
         )
     return PreparedFrom(

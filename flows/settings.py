@@ -8,7 +8,7 @@ import re
 import warnings
 from pathlib import Path
 
-__all__ = ["NO_TELEMETRY", "use_project_settings", "without_passwords"]
+__all__ = ["NO_TELEMETRY", "use_project_settings", "use_quiet_tools", "without_passwords"]
 
 NO_TELEMETRY = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -35,14 +35,20 @@ def use_project_settings(root: Path) -> None:
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     }
-    for name, value in (NO_TELEMETRY | defaults).items():
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)
     for name, source in SAME_PASSWORD.items():
         if source in os.environ:
             os.environ.setdefault(name, os.environ[source])
+    use_quiet_tools()
     # Without its folder the embedded server cannot open its database, and is restarted until it times out.
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
-    # Other packages' notices to their own developers.
+
+
+def use_quiet_tools() -> None:
+    """Switch off telemetry, and other packages' notices to their own developers."""
+    for name, value in NO_TELEMETRY.items():
+        os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
     warnings.filterwarnings("ignore", category=SyntaxWarning)
 

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from cgal.errors import CgalError
-from flows.cli import campaign, exchange, protein, serving, study
+from flows.cli import campaign, exchange, project, protein, serving, study
 
 __all__ = ["app", "main"]
 
@@ -17,6 +17,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich's help pages take as long to import as all the rest
     context_settings={"max_content_width": 120},
 )
+app.command("init")(project.init)
 app.command("run")(campaign.run)
 app.command("stage")(campaign.stage)
 app.command("rounds")(exchange.rounds)

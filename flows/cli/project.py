@@ -8,7 +8,7 @@ import typer
 
 from cgal.errors import CgalError
 
-__all__ = ["HERE", "Root", "open_project", "print_rounds"]
+__all__ = ["HERE", "Root", "init", "open_project", "print_rounds"]
 
 Root = Annotated[Path, typer.Option("--root", help="The project's folder.", file_okay=False)]
 HERE = Path()
@@ -19,6 +19,11 @@ def open_project(root: Path) -> Path:
     from flows.settings import use_project_settings
 
     root = root.resolve()
+    if missing := [name for name in ("params.yaml", "dvc.yaml") if not (root / name).is_file()]:
+        raise CgalError(
+            f"{root}: no project here, for want of {' and '.join(missing)}; make one with 'cgal init FOLDER', or name "
+            "the folder of yours with --root"
+        )
     try:
         use_project_settings(root)
     except OSError as error:
@@ -26,6 +31,23 @@ def open_project(root: Path) -> Path:
             f"{error.filename}: cannot be written ({error.strerror}); work in a copy that you may write"
         ) from None
     return root
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new folder, or an empty one.", file_okay=False)],
+    demo: Annotated[bool, typer.Option("--demo", help="Bring the bundled chignolin.")] = False,
+    protein: Annotated[str | None, typer.Option(help="Name of the protein's folder in data/.")] = None,
+    sequence: Annotated[str | None, typer.Option(help="One-letter sequence: an extended chain is built.")] = None,
+    pdb: Annotated[Path | None, typer.Option(help="A PDB file to complete.")] = None,
+    pdb_id: Annotated[str | None, typer.Option(help="A PDB id to fetch (online).")] = None,
+) -> None:
+    """Make a project of your own: a folder under git and DVC, with the pipeline and a protein to start with."""
+    from flows.settings import use_quiet_tools
+
+    use_quiet_tools()
+    from flows.protein.init import Start, init_project
+
+    print(init_project(folder, Start(demo, protein, sequence, pdb, pdb_id), note=print))
 
 
 def print_rounds(root: Path, campaign: str, *, but: Collection[str] = ()) -> None:
