@@ -68,10 +68,10 @@ def project(tmp_path: Path, template: Path) -> Path:
 def template(tmp_path_factory: pytest.TempPathFactory, git_identity: None) -> Path:
     """A working copy with a little data and a published round of one stage, a line of shell."""
     root = tmp_path_factory.mktemp("template") / "project"
-    (root / "data").mkdir(parents=True)
-    (root / "data" / "seed").write_text("seed")
+    (root / "data" / "toy").mkdir(parents=True)
+    (root / "data" / "toy" / "seed").write_text("seed")
     (root / "params.yaml").write_text("protein: toy\nseed: 1\n")
-    stage = {"cmd": "cp data/seed round/model.pt", "deps": ["data/seed"], "outs": ["round/model.pt"]}
+    stage = {"cmd": "cp data/toy/seed round/model.pt", "deps": ["data/toy/seed"], "outs": ["round/model.pt"]}
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": stage}}))
     (root / "round").mkdir()
     for command in (
@@ -122,7 +122,7 @@ def test_a_list_of_files_from_a_remote_does_not_lead_out(project: Path, path: st
     with pytest.raises(VersioningError, match="names files outside"):
         Repository(project).checkout_round("hostile/round-000")
     assert not [*project.parent.rglob("pwned")]
-    assert (project / "data" / "seed").read_text() == "seed"
+    assert (project / "data" / "toy" / "seed").read_text() == "seed"
 
 
 def test_a_tag_whose_data_lies_elsewhere_is_not_restored(project: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_tag_whose_data_lies_elsewhere_is_not_restored(project: Path) -> None:
 def test_a_link_in_the_way_is_replaced_and_not_followed(project: Path) -> None:
     outside = project.parent / "outside"
     outside.write_text("mine")
-    seed = project / "data" / "seed"
+    seed = project / "data" / "toy" / "seed"
     seed.unlink()
     seed.symlink_to(outside)
     Repository(project).checkout_round("honest/round-000")
