@@ -29,7 +29,7 @@ class Workspace:
 
     @property
     def data(self) -> Path:
-        """Folder of the protein's data, versioned as a whole by `data.dvc`."""
+        """Folder of the protein's data, versioned as a whole by `data/<protein>.dvc` (`data.dvc`: the bundled one)."""
         return self.root / "data" / (self.protein or self.params.protein)
 
     @property

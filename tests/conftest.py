@@ -82,9 +82,9 @@ def make_copy(root: Path, data: Path, changes: dict[str, Any]) -> Path:
         shutil.copy(REPOSITORY / ".dvc" / file, root / ".dvc")
     (root / "params.yaml").write_text(yaml.safe_dump(_small_params(changes)))
     (root / "data.dvc").write_text(f"outs:\n- path: data/{data.name}\n")
-    for command in (["git", "init", "--quiet", "--initial-branch", "main"], ["dvc", "commit", "--quiet", "--force", "data.dvc"],
-                    ["git", "add", "--all"], ["git", "commit", "--quiet", "--message", "start"]):  # fmt: skip
-        subprocess.run(command, cwd=root, check=True)
+    for command in ("git init --quiet --initial-branch main", "dvc commit --quiet --force data.dvc",
+                    "git add --all", "git commit --quiet --message start"):  # fmt: skip
+        subprocess.run(command.split(), cwd=root, check=True)
     return root
 
 

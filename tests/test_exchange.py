@@ -24,7 +24,13 @@ __all__ = ["own_identity", "seeded", "two_rounds"]  # fixtures
 
 TAGS = ("demo/round-000", "demo/round-001")
 NOBODY = 65534
-KINDS = ("round/model.pt", "round/plots/benchmark/tica.png", "round/plots/benchmark", "data/toy/shards/001.h5", "data/toy")
+KINDS = (
+    "round/model.pt",
+    "round/plots/benchmark/tica.png",
+    "round/plots/benchmark",
+    "data/toy/shards/001.h5",
+    "data/toy",
+)
 """An output, one in a folder of outputs, that folder's list of files; a shard, and the dataset's list of files."""
 
 

@@ -296,7 +296,6 @@ def test_command_makes_the_reference_and_says_how_far_it_is(project: Path, prefe
     assert "0.0 to 0.0 ns" in shown.output
     workspace = Workspace(project, "tetra")
     assert status(recipe_of(workspace)).total_ns == pytest.approx(0.012)
-    before = (project / "data.dvc").read_text()
     summary = run_reference(workspace, 1)
     assert summary["sampled_ns"] == pytest.approx(0.016)
     assert summary["losses"] == []
@@ -308,16 +307,16 @@ def test_command_makes_the_reference_and_says_how_far_it_is(project: Path, prefe
     assert np.array_equal(truth.forces, load_swarm(recipe_of(workspace)).forces)
     assert mdtraj.load(workspace.data / "reference.h5").n_frames == 80
     assert read_json(workspace.data / "reference.json")["folded"]["low"] >= 0
-    assert (project / "data.dvc").read_text() != before
+    assert (project / "data" / "tetra.dvc").is_file()
     figures = {path.name for path in (project / "report" / "reference" / "tetra").glob("*.png")}
     assert figures == {
         "chapman_kolmogorov.png", "floor.png", "populations.png", "timescales.png", "trajectories.png"
     }  # fmt: skip
     first = {path.name: path.read_bytes() for path in workspace.data.iterdir()}
-    recorded = Repository(project).dvc.record_data()
+    recorded = Repository(project).dvc.record_data("tetra")
     run_reference(workspace, 1)
     assert {path.name: path.read_bytes() for path in workspace.data.iterdir()} == first
-    assert Repository(project).dvc.record_data() == recorded
+    assert Repository(project).dvc.record_data("tetra") == recorded
 
 
 def test_preview_leaves_data_as_it_is(project: Path, prefect_server: None) -> None:

@@ -71,7 +71,7 @@ def seed(
     plan = SeedRuns(runs, length_ps, equilibration_ps, spacing_ps, confine_nm)
     with CampaignLock(root, "seed"):
         make_seed(Workspace(root, protein), plan, mean_force, replacing=replace)
-        Repository(root).dvc.record_data()
+        Repository(root).dvc.record_data(protein)
 
 
 def reference(

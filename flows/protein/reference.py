@@ -164,7 +164,7 @@ def _record(workspace: Workspace, truth: CGTrajectory, summary: dict[str, Any]) 
     """Put the reference into the protein's data, and let DVC know; no campaign may be at work on it."""
     with CampaignLock(workspace.root, "reference"):
         _write(workspace.data, truth, summary)
-        Repository(workspace.root).dvc.record_data()
+        Repository(workspace.root).dvc.record_data(workspace.data.name)
 
 
 def reference_table(summary: dict[str, Any], mode: str) -> Table:
