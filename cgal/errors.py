@@ -12,6 +12,7 @@ __all__ = [
     "BadCheckpoint",
     "BadFile",
     "BadParams",
+    "BadPositions",
     "BadStructure",
     "BadTrajectory",
     "CampaignLocked",
@@ -43,6 +44,10 @@ class BadParams(CgalError):
 
 class BadFile(CgalError):
     """A file is missing, truncated, of another format, or could not be written."""
+
+
+class BadPositions(CgalError):
+    """Positions that a model is asked about are not those of its beads in nm."""
 
 
 class BadStructure(CgalError):
