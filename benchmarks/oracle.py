@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import openmm
 from openmm import app
@@ -31,29 +32,33 @@ BACKMAPPING = BackmappingParams()
 TEMPERATURE_K = 350.0
 STEPS = 150
 PICKS = 12
+SOLVENTS = {"obc2": "OBC2", "gbn2": "GBn2"}
 REPETITIONS = 2
 
 
 def results() -> Iterator[Result]:
     """Everything on the CPU platform with one thread per process, as the oracle runs."""
-    yield _against_xml()
+    yield _against_xml("obc2", "oracle_vs_xml_gb")
+    yield _against_xml("gbn2", "oracle_vs_xml_gbn2")
     yield _against_native()
     yield from _labelling()
 
 
-def _against_xml() -> Result:
+def _against_xml(solvent: Literal["obc2", "gbn2"], name: str) -> Result:
     frames = _frames()
     topology, _ = read_structure(frames.pdb)
-    ours = build_system(topology, PHYSICS, hold_alpha_carbons=True)
-    native, ordinary = (_context(system, frames) for system in (ours, _ordinary(topology)))
-    timing = interleave(partial(_run, native), partial(_run, ordinary), repetitions=7)
+    physics = PHYSICS.model_copy(update={"solvent": solvent})
+    ours = _context(build_system(topology, physics, hold_alpha_carbons=True), frames)
+    peer = _placed(_untouched(_ordinary(topology, solvent)), frames)
+    timing = interleave(partial(_run, ours), partial(_run, peer), repetitions=7)
+    model = SOLVENTS[solvent]
     note = (
-        f"CLN025, {topology.getNumAtoms()} atoms, ff14SB and OBC2, C-alpha held, H-bond constraints, 3 fs, one thread, "
-        f"forces read every {ORACLE.sample_stride} steps as for a mean-force label; ours: OBC2 by cgal.all_atom.born; "
-        "peer: "
-        "openmm.app with amber14/protein.ff14SB.xml and implicit/obc2.xml, a CustomGBForce"
+        f"CLN025, {topology.getNumAtoms()} atoms, ff14SB and {model}, C-alpha held, H-bond constraints, 3 fs, one "
+        f"thread, forces read every {ORACLE.sample_stride} steps as for a mean-force label; ours: {model} by "
+        f"cgal.all_atom.born; peer: openmm.app with amber14/protein.ff14SB.xml and implicit/{solvent}.xml, a "
+        "CustomGBForce"
     )
-    return timing.rates("oracle_vs_xml_gb", STEPS, "AA steps/s", note)
+    return timing.rates(name, STEPS, "AA steps/s", note)
 
 
 def _against_native() -> Result:
@@ -61,7 +66,7 @@ def _against_native() -> Result:
     frames = _frames()
     topology, _ = read_structure(frames.pdb)
     system = build_system(topology, PHYSICS, hold_alpha_carbons=True)
-    ours, native = _context(system, frames), _placed(_native(system), frames)
+    ours, native = _context(system, frames), _placed(_untouched(system), frames)
     timing = interleave(partial(_run, ours), partial(_run, native), repetitions=7)
     note = (
         f"CLN025, {topology.getNumAtoms()} atoms, as above; ours: OBC2 by cgal.all_atom.born; peer: the same "
@@ -70,15 +75,16 @@ def _against_native() -> Result:
     return timing.rates("born_vs_native", STEPS, "AA steps/s", note)
 
 
-def _native(system: openmm.System) -> openmm.Context:
+def _untouched(system: openmm.System) -> openmm.Context:
+    """With OpenMM's own forces: `make_context` would put compiled ones in their place."""
     integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE_K, PHYSICS.friction_per_ps, ORACLE.timestep_ps)
     name, properties = choose_platform(PHYSICS.platform)
     return openmm.Context(system, integrator, openmm.Platform.getPlatformByName(name), properties)
 
 
-def _ordinary(topology: app.Topology) -> openmm.System:
+def _ordinary(topology: app.Topology, solvent: str) -> openmm.System:
     """The same system as a user of OpenMM builds it; only the C-alpha are held, as ours are."""
-    forcefield = app.ForceField("amber14/protein.ff14SB.xml", "implicit/obc2.xml")
+    forcefield = app.ForceField("amber14/protein.ff14SB.xml", f"implicit/{solvent}.xml")
     system, unconstrained = (
         forcefield.createSystem(
             topology,

@@ -59,7 +59,7 @@ def born_force(charge: np.ndarray, radius: np.ndarray, scale: np.ndarray) -> ope
     return force
 
 
-def on_reference_platform(force: openmm.GBSAOBCForce, positions: np.ndarray) -> tuple[float, np.ndarray]:
+def on_reference_platform(force: openmm.Force, positions: np.ndarray) -> tuple[float, np.ndarray]:
     system = openmm.System()
     for _ in range(force.getNumParticles()):
         system.addParticle(1.0)
@@ -101,10 +101,13 @@ def test_compiled_born_forces_hold_for_buried_overlapping_and_distant_atoms(atom
 
 EVALUATE = """
 import numpy as np
-from cgal.all_atom.born import Born
+from cgal.all_atom.born import Born, Necks
 
 noise = np.random.default_rng(0)
-born = Born(noise.normal(size=166), noise.uniform(0.12, 0.2, 166), noise.uniform(0.7, 0.9, 166), -137.0, 28.0)
+charge, radius, scale = noise.normal(size=166), noise.uniform(0.12, 0.2, 166), noise.uniform(0.7, 0.9, 166)
+peak, place = noise.uniform(0.1, 0.5, (2, 3, 166)).astype(np.float32)
+necks = Necks(noise.integers(3, size=166, dtype=np.int32), peak, place)
+born = Born(charge, radius, scale, -137.0, 28.0, 0.009, noise.uniform(0.2, 0.8, (166, 3)), necks)
 energy, forces = born.evaluate(noise.normal(size=(166, 3)))
 print(energy.hex(), forces.tobytes().hex())
 """
@@ -119,11 +122,12 @@ def test_the_process_that_compiles_finds_the_bytes_of_later_ones(tmp_path: Path)
     assert first == second
 
 
-def test_born_forces_of_a_context_are_compiled_on_a_cpu_and_native_elsewhere() -> None:
-    system = build_system(TOPOLOGY, CPU)
+@pytest.mark.parametrize(("solvent", "kind"), [("obc2", "GBSAOBCForce"), ("gbn2", "CustomGBForce")])
+def test_born_forces_of_a_context_are_compiled_on_a_cpu_and_openmms_elsewhere(solvent: str, kind: str) -> None:
+    system = build_system(TOPOLOGY, CPU.model_copy(update={"solvent": solvent}))
     contexts = [context_of(system, params) for params in (CPU, REFERENCE)]
     kinds = [{type(force).__name__ for force in context.getSystem().getForces()} for context in contexts]
-    assert [("PythonForce" in names, "GBSAOBCForce" in names) for names in kinds] == [(True, False), (False, True)]
+    assert [("PythonForce" in names, kind in names) for names in kinds] == [(True, False), (False, True)]
 
 
 @pytest.mark.parametrize("hold", [False, True])
