@@ -77,7 +77,8 @@ class CGTrajectory(Hdf5Record):
     `replica` tells which replica (or all-atom trajectory) a frame belongs to; frames of one replica come in order.
     `weights` are statistical weights that sum to one, equal unless a reference brings its own.
     `fates` and `device` (what simulated it: "cpu" or "cuda") are empty for a reference; `forces` on the beads
-    [kJ/mol/nm] are there for a reference whose every frame has them. On disk: HDF5 that `mdtraj.load` opens.
+    [kJ/mol/nm] are there for a reference whose every frame has them. `physics` names the force field and solvent of a
+    reference that was made with others than the oracle's. On disk: HDF5 that `mdtraj.load` opens.
     """
 
     KIND = "cg-trajectory"
@@ -90,6 +91,7 @@ class CGTrajectory(Hdf5Record):
     fates: tuple[ReplicaFate, ...] = field(default=(), metadata=stored(text=True))
     device: str = ""
     forces: Float32[np.ndarray, "frames beads 3"] | None = None
+    physics: str | None = None
 
     @classmethod
     def from_positions(

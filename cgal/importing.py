@@ -1,8 +1,9 @@
 """All-atom trajectories from elsewhere become frames with forces: the seed of a campaign, or its ground truth.
 
-Two kinds of file are read: whatever mdtraj reads (positions alone, converted to nm and ps), and a plain HDF5 layout
-with forces: datasets `positions` [nm] and `forces` [kJ/mol/nm], both frames x atoms x 3, and either a dataset
-`time_ps` or an attribute `stride_ps`; optional attributes are `temperature_K`, `length_unit` and `force_unit`.
+Two kinds of file are read: whatever mdtraj reads (positions, and the forces of TRR, converted to nm and ps), and a
+plain HDF5 layout with forces: datasets `positions` [nm] and `forces` [kJ/mol/nm], both frames x atoms x 3, and either
+a dataset `time_ps` or an attribute `stride_ps`; optional attributes are `temperature_K`, `length_unit` and
+`force_unit`.
 
 The chain is read residue by residue (`cgal.residues`); water and ions are left out. Periodic boxes are dropped, after
 pieces on either side of one have been put together. What was read otherwise than it is written is said by `note`.
@@ -21,9 +22,10 @@ from jaxtyping import Bool, Float32, Float64, Int32
 from openmm import app
 
 from cgal.all_atom.force_field import build_system, read_structure, recompute_forces
-from cgal.errors import BadParams, BadStructure, BadTrajectory, CgalError, EmptyTrajectory, Refusals
+from cgal.errors import BadParams, BadStructure, CgalError, EmptyTrajectory, Refusals
 from cgal.files import sha256
 from cgal.foreign.chemistry import Selection
+from cgal.foreign.forces import ForceFiles, stored_forces, with_forces
 from cgal.foreign.frame_checks import (
     CisBonds,
     check_frames,
@@ -33,7 +35,7 @@ from cgal.foreign.frame_checks import (
     notes_on_motion,
     timed,
 )
-from cgal.foreign.reader import read_files
+from cgal.foreign.reader import Wanted, read_files
 from cgal.foreign.topology import Protein
 from cgal.foreign.trajectory import Source, open_protein
 from cgal.frames import AtomFrames, CGTrajectory, read_pdb_text, rmsd_nm, sequence_of
@@ -55,11 +57,8 @@ __all__ = [
     "structure_pdb",
 ]
 
-type ForceOrigin = Literal["stored", "recompute"]
-"""Forces that lie beside the positions, or that a force field gives."""
-
-TYPICAL_FORCE_kJ_per_mol_nm = (100.0, 1e5)
-"""Between these lies the rms force on an atom of a protein near room temperature (about 850)."""
+type ForceOrigin = Literal["stored", "recompute"] | ForceFiles
+"""Forces that lie beside the positions, that a force field gives, or that have files of their own."""
 
 MEDOID_FRAMES = 1000
 """Frames that a medoid is sought among: the time that takes grows with their square."""
@@ -132,9 +131,9 @@ class ReadTrajectories:
         if forces == "recompute" and not refusals:
             with refusals.gathered():
                 build_system(read_structure(self.pdb)[0], force_field)
-        for source in self.sources if forces == "stored" else ():
+        for source in () if forces == "recompute" else self.sources:
             with refusals.gathered():
-                _stored_forces(source)
+                stored_forces(source)
         refusals.tell()
 
     def labelled(
@@ -150,8 +149,8 @@ class ReadTrajectories:
         self.require_forces(forces, force_field)
         positions = np.concatenate([source.positions for source in self.sources])
         notes = list(self.provenance["notes"])
-        if forces == "stored":
-            labels = np.concatenate([_stored_forces(source) for source in self.sources])
+        if forces != "recompute":
+            labels = np.concatenate([stored_forces(source) for source in self.sources])
         else:
             labels = recompute_forces(self.pdb, positions, force_field, progress=progress)
             if not self.protein.is_all:
@@ -159,7 +158,7 @@ class ReadTrajectories:
                 note(notes[-1])
         provenance = self.provenance | {
             "forces": "instantaneous",
-            "force_origin": forces,
+            "force_origin": forces.described() if isinstance(forces, ForceFiles) else forces,
             "force_field": force_field.model_dump() if forces == "recompute" else None,
             "notes": notes,
         }
@@ -170,6 +169,7 @@ def read_trajectories(
     topology: Path,
     trajectories: Sequence[Path],
     choice: Choice,
+    forces: ForceOrigin | None = None,
     *,
     temperature_K: float,
     scratch: Path | None = None,
@@ -177,6 +177,8 @@ def read_trajectories(
     progress: Progress = silent,
 ) -> ReadTrajectories:
     """Read, check and cut every file; see `import_trajectory`. All faults of options, topology and files come at once.
+
+    Forces are read that were stored, if they are wanted: where else they come from, or None, they are left alone.
 
     Frames lie in files of the folder `scratch` (that of temporary files, if None), which have no name any more, not in
     memory: it must have room for the positions of the chain, in single precision.
@@ -193,17 +195,22 @@ def read_trajectories(
     refusals = Refusals()
     with refusals.gathered():
         choice.check()
+        if isinstance(forces, ForceFiles):
+            forces.check(len(trajectories))
     if refusals:  # read on, for what else is to be told
-        choice = Choice(choice.select, frame_ps=None if choice.frame_ps is None else 1.0)
+        choice, forces = Choice(choice.select, frame_ps=None if choice.frame_ps is None else 1.0), None
     sources: list[Source] = []
     with refusals.gathered(), TemporaryDirectory(dir=scratch) as folder:
-        read = read_files(topology, trajectories, choice.select, temperature_K, Path(folder), progress)
+        wanted = Wanted(choice.select, temperature_K, forces=forces == "stored")
+        read = read_files(topology, trajectories, wanted, Path(folder), progress)
         protein = _opened(topology, choice.select, say)
         atoms, _ = read_structure(_pdb_text(protein.topology))
-        for found in read:
+        for number, found in enumerate(read):
             with refusals.gathered():
                 if isinstance(found, CgalError):
                     raise found
+                if isinstance(forces, ForceFiles):
+                    found = with_forces(found, forces.paths[number], forces.unit, protein, Path(folder))
                 sources += [_cut(_checked(source, protein, atoms, choice.frame_ps, say), choice) for source in found]
     refusals.tell()
     _check_count(sources, trajectories, choice)
@@ -257,8 +264,8 @@ def import_trajectory(
         `trajectory` that numbers them by frame.
     temperature_K : float
         Temperature that the frames were sampled at.
-    forces : {"stored", "recompute"}
-        Read them from the HDF5 layout above, or compute them with `force_field`.
+    forces : {"stored", "recompute"} or ForceFiles
+        Read them from the HDF5 layout above or TRR files, compute them with `force_field`, or read NumPy files.
     force_field : ForceFieldParams, optional
         The oracle's force field, for "recompute".
     stride : int
@@ -288,7 +295,9 @@ def import_trajectory(
         No frame lies in the window, or one alone.
     """
     choice = Choice(select, stride, first_ps, last_ps, frame_ps)
-    read = read_trajectories(topology, trajectories, choice, temperature_K=temperature_K, note=note, progress=progress)
+    read = read_trajectories(
+        topology, trajectories, choice, forces, temperature_K=temperature_K, note=note, progress=progress
+    )
     return read.labelled(forces, force_field, note=note, progress=progress)
 
 
@@ -463,20 +472,3 @@ def _check_sulphurs(topology: Path, protein: Protein, known: mdtraj.Topology) ->
                 f"{topology.name}: the sulphur of {residue} has neither a hydrogen nor another sulphur within 0.3 nm; "
                 "a cysteine without its hydrogen must be named CYM, one in a disulfide needs its partner"
             )
-
-
-def _stored_forces(source: Source) -> Float32[np.ndarray, "frames atoms 3"]:
-    if source.forces is None:
-        raise BadTrajectory(
-            f"{source.path.name}: no forces stored (mdtraj's formats hold none); compute them with forces='recompute' "
-            "(cgal import --forces recompute)"
-        )
-    parts = [piece.forces for piece in source.pieces() if piece.forces is not None]
-    squares = sum(float(np.square(part, dtype=np.float64).sum()) for part in parts)
-    rms, (low, high) = math.sqrt(squares / max(source.forces.size, 1)), TYPICAL_FORCE_kJ_per_mol_nm
-    if parts and not low < rms < high:
-        raise BadTrajectory(
-            f"{source.path.name}: stored forces have an rms of {rms:.3g}, where a protein has some 850 kJ/mol/nm; "
-            "store instantaneous forces in kJ/mol/nm, or use --forces recompute"
-        )
-    return source.forces

@@ -121,7 +121,9 @@ def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
         "frames: training set; AA steps: all-atom MD steps of the oracle so far; lost: replicas that exploded, "
         "imploded or went NaN; failed: frames the oracle could not label; wall: in brackets all that is no science, "
         "with the publishing of the round before; "
-        "floor: one half of the reference against the other; differences below it are noise" + _lag(rounds)
+        "floor: one half of the reference against the other; differences below it are noise"
+        + _lag(rounds)
+        + _physics(rounds)
     )
     return table
 
@@ -130,6 +132,12 @@ def _lag(rounds: Sequence[Mapping[str, Any]]) -> str:
     """Lags that TICA was fitted with; rounds from before it was recorded do not tell theirs."""
     lags_ps = dict.fromkeys(f"{entry['tica_lag_ps']:g}" for entry in rounds if entry.get("tica_lag_ps"))
     return f"; TICA: at a lag of {' or '.join(lags_ps)} ps, whole frames of the reference" if lags_ps else ""
+
+
+def _physics(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """Warning that part of each W1 is the distance between two force fields, which no training takes away."""
+    physics = dict.fromkeys(entry["reference_physics"] for entry in rounds if entry.get("reference_physics"))
+    return f"; reference and oracle differ in physics: the reference is of {' or '.join(physics)}" if physics else ""
 
 
 def _interval(score: Mapping[str, float], scale: float) -> str:

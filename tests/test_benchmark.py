@@ -117,6 +117,15 @@ def test_metrics_tell_the_lag_that_was_used(simulation, reference):
     assert "lag" not in str(campaign_table("demo", [entry | {"tica_lag_ps": None}]).caption)
 
 
+def test_reference_of_other_physics_is_told_by_every_table(simulation, reference):
+    foreign = run(simulation, replace(reference, physics="CHARMM36m with TIP3P"))
+    assert foreign.metrics == run(simulation, reference).metrics | {"reference_physics": "CHARMM36m with TIP3P"}
+    told = "reference and oracle differ in physics: the reference is of CHARMM36m with TIP3P"
+    entries = [found.metrics | {"round": 0} | COSTS for found in (run(simulation, reference), foreign)]
+    assert told in str(campaign_table("demo", entries).caption)
+    assert "physics" not in str(campaign_table("demo", entries[:1]).caption)
+
+
 def test_lag_is_counted_in_frames_of_the_reference(reference):
     assert frame_spacing_ps(reference) == pytest.approx(SPACING_PS)
     assert lag_frames(reference, 20.0) == 10

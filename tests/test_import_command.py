@@ -10,17 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import h5py
+import mdtraj
 import numpy as np
 import pytest
 import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
+from cgal.all_atom.structures import structure_from_sequence
 from cgal.dataset import load_manifest
 from cgal.errors import BadParams, CampaignLocked, EmptyTrajectory, Refused
 from cgal.files import settle_folder
 from cgal.frames import AtomFrames, CGTrajectory
+from cgal.params import ForceFieldParams
 from flows.cli.main import app
+from flows.protein.seed import SeedRuns
 from flows.versioning import CampaignLock, Repository
 
 SMALL = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
@@ -69,8 +73,8 @@ def test_import_replaces_what_it_makes_and_keeps_the_rest(make_project: Project,
     assert seed.provenance["maximum_rmsd_nm"] == 0.3
     assert [shard.frames for shard in load_manifest(data).shards] == [26]
     assert sorted(path.name for path in data.iterdir()) == [
-        "force_map.h5", "manifest.json", "notes.txt", "reference.h5", "seed.h5", "shards", "structure.pdb",
-        "warm_start.pt",
+        "force_map.h5", "manifest.json", "notes.txt", "reference.h5", "reference.json", "seed.h5", "shards",
+        "structure.pdb", "warm_start.pt",
     ]  # fmt: skip
     assert [path.name for path in data.parent.iterdir()] == ["chignolin"]
     assert (root / "data.dvc").read_text() != before
@@ -130,6 +134,60 @@ def test_campaigns_are_replaced_only_when_told_and_the_undo_is_printed(make_proj
     assert isinstance(cgal(root, "seed").exception, Refused | BadParams)
 
 
+def solvated(folder: Path) -> list[str]:
+    """Options that name a topology with two waters, and its trajectory without forces."""
+    run = mdtraj.Trajectory(SMALL.positions, SMALL.topology, time=SMALL.time_ps)
+    water = mdtraj.Topology()
+    for number in range(2):
+        residue = water.add_residue("HOH", water.add_chain(), resSeq=number)
+        for name, element in (("O", "O"), ("H1", "H"), ("H2", "H")):
+            water.add_atom(name, mdtraj.element.get_by_symbol(element), residue)
+    places = (
+        np.array([[0, 0, 0], [0.1, 0, 0], [0, 0.1, 0], [1, 0, 0], [1.1, 0, 0], [1, 0.1, 0]], dtype=np.float32) + 4.0
+    )
+    both = run.stack(mdtraj.Trajectory(np.tile(places, (len(run), 1, 1)), water, time=run.time))
+    both.save(str(folder / "solvated.xtc"))
+    both[0].save(str(folder / "solvated.pdb"))
+    return ["--topology", str(folder / "solvated.pdb"), "--trajectory", str(folder / "solvated.xtc")]
+
+
+def test_reference_and_seed_come_apart(make_project: Project, files: list[str], tmp_path: Path) -> None:
+    """A reference in water from positions alone, then a seed in the oracle's physics; each leaves the other's files."""
+    root = make_project(**FITTING, protein="mine")
+    data = root / "data" / "mine"
+    done = cgal(root, "import", "--as", "reference", *solvated(tmp_path), "--physics", "CHARMM36m with TIP3P")
+    assert done.exit_code == 0, done.output
+    assert "reference and oracle differ in physics: the reference is of CHARMM36m with TIP3P" in done.output
+    assert sorted(path.name for path in data.iterdir()) == ["reference.h5", "reference.json"]
+    said = json.loads((data / "reference.json").read_text())
+    assert (said["physics"], said["frames"]) == ("CHARMM36m with TIP3P", 40)
+    assert "solvated.pdb: left out: 2 waters" in said["imported"]["notes"]
+    reference = (data / "reference.h5").read_bytes()
+
+    done = cgal(root, "import", "--as", "seed", *files)
+    assert done.exit_code == 0, done.output
+    assert (data / "reference.h5").read_bytes() == reference
+    assert [shard.frames for shard in load_manifest(data).shards] == [40]
+    assert load_manifest(data).protein == "mine"
+    seed = (data / "seed.h5").read_bytes()
+
+    done = cgal(root, "import", "--as", "reference", *files)
+    assert done.exit_code == 0, done.output
+    assert CGTrajectory.load(data / "reference.h5").physics == "a force field that was not named"
+    assert (data / "seed.h5").read_bytes() == seed
+    done = cgal(root, "import", "--as", "reference", *files, "--physics", "oracle")
+    assert CGTrajectory.load(data / "reference.h5").physics is None
+
+    edited = yaml.safe_load((root / "params.yaml").read_text()) | {"protein": "chignolin"}
+    (root / "params.yaml").write_text(yaml.safe_dump(edited))
+    (root / "data" / "chignolin" / "structure.pdb").write_text(
+        structure_from_sequence("GASPG", ForceFieldParams(), temperature_K=350.0, seed=1)
+    )
+    done = cgal(root, "import", "--as", "reference", "--mean-force", *files)
+    assert "--as reference makes none" in str(done.exception)
+    assert "holds GASPG, the trajectory is of YYDPETGTWY" in str(done.exception)
+
+
 def start_import(root: Path, files: list[str]) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "flows.cli", "import", *files, "--mean-force", "--root", str(root)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -185,8 +243,5 @@ def test_structure_that_the_force_field_does_not_know_is_refused_at_once(make_pr
 
 
 def test_seed_of_a_plan_is_as_many_frames_as_is_said(make_project: Project) -> None:
-    from cgal.params import ForceFieldParams
-    from flows.protein.seed import SeedRuns
-
     assert SeedRuns(2, 0.4, 0.1, 0.08, None).frames(ForceFieldParams()) == 5
     assert np.isclose(SeedRuns(10, 25.0, 5.0, 1.0, None).frames(ForceFieldParams()), 25)

@@ -10,6 +10,7 @@ import pytest
 from cgal.all_atom.force_field import read_structure
 from cgal.errors import BadParams, BadStructure, BadTrajectory, EmptyTrajectory, Refused
 from cgal.files import sha256
+from cgal.foreign.forces import ForceFiles
 from cgal.foreign.trajectory import count_frames, open_protein, read_pieces
 from cgal.frames import AtomFrames, read_pdb_text
 from cgal.importing import as_reference, confine, import_reference, import_trajectory, medoid, structure_pdb
@@ -101,6 +102,76 @@ def test_mdtraj_formats_give_the_same_forces_by_recomputing(topology: Path, tmp_
     assert frames.provenance["force_field"]["name"] == "ff96"
     tolerance = 600.0 if ending == "xtc" else 2.0
     np.testing.assert_allclose(frames.forces, SMALL.forces[:2], atol=tolerance)
+
+
+def as_trr(path: Path, forces: np.ndarray | None = SMALL.forces, frames: int = 40) -> Path:
+    """Write GROMACS' format, with forces if there are any; mdtraj has these in its inner writer alone."""
+    count = len(SMALL.positions[:frames])
+    with mdtraj.formats.TRRTrajectoryFile(str(path), "w") as handle:
+        handle._write(
+            SMALL.positions[:frames],
+            4.0 * np.arange(count, dtype=np.float32),
+            np.arange(count, dtype=np.int32),
+            np.tile(5.0 * np.eye(3, dtype=np.float32), (count, 1, 1)),
+            np.zeros(count, dtype=np.float32),
+            None,
+            forces,
+        )
+    return path
+
+
+def test_forces_of_trr_come_in(topology: Path, tmp_path: Path) -> None:
+    frames = import_trajectory(topology, [as_trr(tmp_path / "run.trr")], temperature_K=350.0)
+    np.testing.assert_array_equal(frames.forces, SMALL.forces)
+    np.testing.assert_array_equal(frames.time_ps, 4.0 * np.arange(40))
+    refuse(topology, as_trr(tmp_path / "bare.trr", None), "no forces stored")
+    assert len(import_reference(topology, [tmp_path / "run.trr"], temperature_K=350.0)) == 40
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("kJ/mol/nm", 1.0), ("kcal/mol/Å", 41.84), ("eV / A", 964.8533212331)])
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+def test_forces_of_numpy_files_come_in_by_their_unit(
+    topology: Path, tmp_path: Path, ending: str, unit: str, factor: float
+) -> None:
+    as_mdtraj().save(str(tmp_path / "run.xtc"))
+    path, forces = tmp_path / f"forces.{ending}", SMALL.forces.astype(np.float64) / factor
+    if ending == "npy":
+        np.save(path, forces)
+    else:
+        np.savez(path, forces=forces, unit=unit)
+    origin = ForceFiles((path, path), unit if ending == "npy" else None)
+    runs = [tmp_path / "run.xtc"] * 2
+    frames = import_trajectory(topology, runs, temperature_K=350.0, forces=origin, stride=3)
+    np.testing.assert_allclose(frames.forces, np.tile(SMALL.forces[::3], (2, 1, 1)), rtol=1e-5)
+    assert [each["name"] for each in frames.provenance["force_origin"]] == [path.name] * 2
+
+
+@pytest.mark.parametrize(
+    ("forces", "unit", "message"),
+    [
+        (SMALL.forces, None, r"forces\.npy: forces of no known unit; .*--force-unit"),
+        (SMALL.forces, "N", "--force-unit: 'N' is no known unit of force; one of kJ/mol/nm"),
+        (
+            SMALL.forces[:39],
+            "kJ/mol/nm",
+            r"forces\.npy: forces of shape \(39, 166, 3\), where run.xtc has 40 frames of 166",
+        ),
+        (SMALL.forces, "kcal/mol/nm", None),
+        (SMALL.forces / 964.85, "kJ/mol/nm", r"run\.xtc: stored forces have an rms .*--force-unit"),
+        (np.array("nothing"), "kJ/mol/nm", r"forces\.npy: no readable forces"),
+    ],
+)
+def test_forces_of_numpy_files_that_fit_nothing(
+    topology: Path, tmp_path: Path, forces: np.ndarray, unit: str | None, message: str | None
+) -> None:
+    as_mdtraj().save(str(tmp_path / "run.xtc"))
+    np.save(tmp_path / "forces.npy", forces)
+    origin = ForceFiles((tmp_path / "forces.npy",), unit)
+    if message is None:  # a factor of four is not seen
+        import_trajectory(topology, [tmp_path / "run.xtc"], temperature_K=350.0, forces=origin)
+        return
+    with pytest.raises((BadParams, BadTrajectory), match=message):
+        import_trajectory(topology, [tmp_path / "run.xtc"], temperature_K=350.0, forces=origin)
 
 
 def test_box_is_dropped(topology: Path, tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ def benchmark(
     Metrics: `w1` (headline mode), `w1_exact` and `w1_paper` give value, low and high for each observable in its unit;
     `floor`, `floor_exact` and `floor_paper` W1 between two halves of the reference, by trajectory (contiguous, if it is
     only one); `tica_lag_ps` the lag used, in whole frames of the reference; `simulation` the losses and frames;
-    `folded_fraction` of model and reference. Histograms: `rmsd`, to the native frame [nm], of simulation, training and
+    `folded_fraction` of model and reference; `reference_physics` names that of a reference of other physics than the
+    oracle's. Histograms: `rmsd`, to the native frame [nm], of simulation, training and
     reference, each summing to one.
 
     Raises EmptyTrajectory when too few usable frames are left, BadTrajectory when the reference is of another protein
@@ -98,6 +99,8 @@ def benchmark(
             "reference": _share_below(*deviations_nm["reference"], params.folded_rmsd_nm),
         },
     }
+    if reference.physics:
+        metrics["reference_physics"] = reference.physics
     return BenchmarkResult(metrics, {"rmsd": _histograms(deviations_nm, params.rmsd_bins)}, model, truth)
 
 

@@ -1,6 +1,6 @@
 """Files are read once, by another process: a damaged one can take down the C library that reads it.
 
-That process, `python -m cgal.foreign.reader SELECT TEMPERATURE FOLDER TOPOLOGY FILE ...`, lays the frames of the chain
+That process, `python -m cgal.foreign.reader WANTED FOLDER TOPOLOGY FILE ...`, lays the frames of the chain
 down in plain arrays, a piece at a time, which this one maps into memory: neither ever holds a whole file. What it has
 to say comes as lines of JSON: the file that it turns to, how far it is, what it has laid down, or why it could not.
 """
@@ -13,9 +13,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Shaped
 
 from cgal import errors
 from cgal.errors import BadTrajectory, CgalError
@@ -32,9 +33,18 @@ from cgal.foreign.trajectory import (
 )
 from cgal.progress import Progress, silent
 
-__all__ = ["read_files"]
+__all__ = ["Wanted", "read_files"]
 
 type Said = dict[str, Any]
+
+
+class Wanted(NamedTuple):
+    """What of a file is read: which molecules, forces or not; and the temperature that it should be of."""
+
+    select: Selection
+    temperature_K: float
+    forces: bool
+
 
 ARRAYS = {"positions": "float32", "forces": "float32", "box": "float32", "time_ps": "float64"}
 
@@ -42,8 +52,7 @@ ARRAYS = {"positions": "float32", "forces": "float32", "box": "float32", "time_p
 def read_files(
     topology: Path,
     paths: Sequence[Path],
-    select: Selection,
-    temperature_K: float,
+    wanted: Wanted,
     folder: Path,
     progress: Progress = silent,
 ) -> list[tuple[Source, ...] | CgalError]:
@@ -56,14 +65,14 @@ def read_files(
     while len(answers) < len(paths):  # a file that ends its reader is one answer, too
         left, place = paths[len(answers) :], folder / str(len(answers))
         place.mkdir(parents=True)
-        answers += _read_in_child(topology, left, select, temperature_K, place, progress)
+        answers += _read_in_child(topology, left, wanted, place, progress)
     return answers
 
 
 def _read_in_child(
-    topology: Path, paths: Sequence[Path], select: Selection, temperature_K: float, folder: Path, progress: Progress
+    topology: Path, paths: Sequence[Path], wanted: Wanted, folder: Path, progress: Progress
 ) -> list[tuple[Source, ...] | CgalError]:
-    command = [sys.executable, "-m", "cgal.foreign.reader", select, repr(temperature_K), str(folder), str(topology)]
+    command = [sys.executable, "-m", "cgal.foreign.reader", json.dumps(wanted), str(folder), str(topology)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     answers: list[tuple[Source, ...] | CgalError] = []
     with (folder / "stderr").open("w+") as said:
@@ -126,7 +135,7 @@ def _end(code: int, stderr: str) -> str:
 # in the other process
 
 
-def _read(select: Selection, temperature_K: float, folder: Path, topology: Path, paths: Sequence[Path]) -> None:
+def _read(wanted: Wanted, folder: Path, topology: Path, paths: Sequence[Path]) -> None:
     with suppress(ImportError, ValueError, OSError):
         import resource  # there is none on Windows
 
@@ -138,27 +147,27 @@ def _read(select: Selection, temperature_K: float, folder: Path, topology: Path,
         print(json.dumps(said), file=stream, flush=True)
 
     try:
-        protein = open_protein(topology, select)
+        protein = open_protein(topology, wanted.select)
     except CgalError as error:
         say({"error": type(error).__name__, "reason": str(error), "of": "topology"})
         return
     (folder / "opened").touch()
     for number, path in enumerate(paths):
         try:
-            say(_lay_down(path, protein, temperature_K, folder / str(number), say) | {"folder": str(number)})
+            say(_lay_down(path, protein, wanted, folder / str(number), say) | {"folder": str(number)})
         except CgalError as error:
             say({"error": type(error).__name__, "reason": str(error), "of": "file"})
         except Exception as error:  # a full disk, for one
             say({"error": BadTrajectory.__name__, "reason": str(unreadable(path, first_line(error))), "of": "file"})
 
 
-def _lay_down(path: Path, protein: Protein, temperature_K: float, folder: Path, say: Callable[[Said], None]) -> Said:
+def _lay_down(path: Path, protein: Protein, wanted: Wanted, folder: Path, say: Callable[[Said], None]) -> Said:
     """Append every piece to a file an array, and say the arrays' shapes."""
     folder.mkdir()
     total, count, shapes = count_frames(path) or 0, 0, {"positions": [0, len(protein.atoms), 3]}
     with ExitStack() as stack:
         streams = {name: stack.enter_context((folder / name).open("wb")) for name in ARRAYS}
-        for source in read_pieces(path, protein, temperature_K):
+        for source in read_pieces(path, protein, wanted.temperature_K, forces=wanted.forces):
             count += len(source.frame)
             for name, values in _arrays(source):
                 values.astype(ARRAYS[name]).tofile(streams[name])
@@ -168,7 +177,7 @@ def _lay_down(path: Path, protein: Protein, temperature_K: float, folder: Path, 
     return {"shapes": shapes, "numbers": None if numbers is None else numbers.tolist()}
 
 
-def _arrays(source: Source) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+def _arrays(source: Source) -> Iterator[tuple[str, Shaped[np.ndarray, "..."]]]:
     for name in ARRAYS:
         values = getattr(source, name)
         if values is not None:
@@ -176,5 +185,4 @@ def _arrays(source: Source) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
 
 
 if __name__ == "__main__":
-    chosen = next(kind for kind in get_args(Selection.__value__) if kind == sys.argv[1])
-    _read(chosen, float(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), [Path(name) for name in sys.argv[5:]])
+    _read(Wanted(*json.loads(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]), [Path(name) for name in sys.argv[4:]])

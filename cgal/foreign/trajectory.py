@@ -94,8 +94,8 @@ def open_protein(path: Path, select: Selection) -> Protein:
         raise BadStructure(f"{path.name}: no readable topology ({first_line(error)}); give a PDB file") from error
 
 
-def read_pieces(path: Path, protein: Protein, temperature_K: float) -> Iterator[Source]:
-    """Read the chain's frames, a piece at a time.
+def read_pieces(path: Path, protein: Protein, temperature_K: float, *, forces: bool = True) -> Iterator[Source]:
+    """Read the chain's frames, a piece at a time, with the forces that are stored, unless these are not wanted.
 
     Raises BadTrajectory when the file is missing, empty, unreadable, or has other atoms than the topology.
     """
@@ -107,7 +107,12 @@ def read_pieces(path: Path, protein: Protein, temperature_K: float) -> Iterator[
         plain = _has_plain_layout(path)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="mdtraj")  # that reading with SciPy alone is slower
-            yield from _read_plain(path, protein, temperature_K) if plain else _read_with_mdtraj(path, protein)
+            if plain:
+                yield from _read_plain(path, protein, temperature_K, forces)
+            elif forces and path.suffix.lower() == ".trr":
+                yield from _read_trr(path, protein)
+            else:
+                yield from _read_with_mdtraj(path, protein)
     except CgalError:
         raise
     except Exception as error:  # each of mdtraj's readers fails in its own way
@@ -152,7 +157,7 @@ def _has_plain_layout(path: Path) -> bool:
         return "positions" in handle
 
 
-def _read_plain(path: Path, protein: Protein, temperature_K: float) -> Iterator[Source]:
+def _read_plain(path: Path, protein: Protein, temperature_K: float, forces: bool) -> Iterator[Source]:
     with h5py.File(path, "r") as handle:
         attributes = dict(handle.attrs)
         if "provenance" in attributes:
@@ -198,6 +203,45 @@ def _check_atom_count(path: Path, found: int, protein: Protein) -> None:
             f"{path.name}: {found} atoms, but the topology has {protein.file.n_atoms}; give the topology that the "
             "trajectory was made with (or strip both to the same atoms)"
         )
+
+
+def _read_trr(path: Path, protein: Protein) -> Iterator[Source]:
+    """Frames of GROMACS' TRR with their forces, if the first one has any; mdtraj's public reader leaves these out."""
+    with in_lower_case(path) as readable, mdtraj.formats.TRRTrajectoryFile(str(readable)) as handle:
+        try:
+            held = bool(handle._check_has_velocities_forces()[1])
+        except Exception:  # what is wrong with the first frame is told by the reader of frames
+            held = False
+        if not held:
+            yield from _read_with_mdtraj(path, protein)
+            return
+        start, at_once = 0, frames_at_once(protein.file.n_atoms)
+        while True:
+            positions, time_ps, _, box, _, _, forces = _trr_frames(handle, path, at_once)
+            if not len(positions):
+                return
+            _check_atom_count(path, positions.shape[1], protein)
+            yield Source(
+                path,
+                _of_chain(positions, protein),
+                _of_chain(forces, protein),
+                time_ps.astype(np.float64),
+                np.arange(start, start + len(positions)),
+                box if np.abs(np.linalg.det(box)).all() else None,
+            )
+            start += len(positions)
+
+
+def _trr_frames(handle: Any, path: Path, count: int) -> tuple[Any, ...]:
+    try:
+        return tuple(handle._read(count, None, get_forces=True))
+    except RuntimeError as error:
+        if "Forces" not in str(error):
+            raise
+        raise BadTrajectory(
+            f"{path.name}: some frames have forces and some have none; write both in the same steps (GROMACS: "
+            "nstfout = nstxout), or use --forces recompute"
+        ) from None
 
 
 def _read_with_mdtraj(path: Path, protein: Protein) -> Iterator[Source]:

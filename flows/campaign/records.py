@@ -44,6 +44,7 @@ def _describe(published: PublishedRound, metrics: dict[str, Any], seconds: dict[
         "floor_exact": metrics["floor_exact"],
         "floor_paper": metrics["floor_paper"],
         "tica_lag_ps": metrics.get("tica_lag_ps"),
+        "reference_physics": metrics.get("reference_physics"),
         "frames": metrics["dataset"]["frames"],
         "oracle_steps": metrics["dataset"]["oracle_steps"],
         "acquisition_steps": metrics["dataset"]["acquisition_steps"],

@@ -16,9 +16,21 @@ def import_(
     topology: Annotated[Path, typer.Option(help="PDB with the atoms in the trajectory's order.")],
     trajectory: Annotated[list[Path], typer.Option(help="Any format mdtraj reads; may be given more than once.")],
     root: Root = HERE,
+    as_: Annotated[
+        Literal["both", "reference", "seed"],
+        typer.Option("--as", help="Become both; the reference, by positions alone; or the seed, with forces."),
+    ] = "both",
+    physics: Annotated[
+        str | None,
+        typer.Option(help="Its force field and solvent, if not those of params.yaml; 'oracle', if they are."),
+    ] = None,
     forces: Annotated[
-        Literal["stored", "recompute"], typer.Option(help="Read from the HDF5, or made with the force field.")
-    ] = "stored",
+        list[str],
+        typer.Option(help="stored (plain HDF5, TRR), recompute, or a .npy or .npz file for each trajectory."),
+    ] = ["stored"],  # noqa: B006 (typer copies it)
+    force_unit: Annotated[
+        str | None, typer.Option(help="Unit of files of forces, such as kcal/mol/A; a .npz may hold its own.")
+    ] = None,
     select: Annotated[
         Literal["auto", "protein", "all"],
         typer.Option(help="Leave out water and ions; all but the protein; or nothing, and refuse the rest."),
@@ -33,14 +45,18 @@ def import_(
     mean_force: Annotated[bool, typer.Option(help="Let the oracle label the seed with mean forces.")] = False,
     replace: Replace = False,
 ) -> None:
-    """Set up params.yaml's protein from an all-atom trajectory: reference, structure, seed and first shard."""
+    """Set up params.yaml's protein from an all-atom trajectory: reference, structure, seed and first shard.
+
+    A reference or a seed may come alone, from trajectories of their own.
+    """
     root = open_project(root)
     from cgal.importing import Choice
-    from flows.protein.import_ import SeedWindow, Source, import_protein
+    from flows.protein.import_ import SeedWindow, Source, force_origin, import_protein
     from flows.versioning import CampaignLock, Repository
     from flows.workspace import Workspace
 
-    source = Source(topology, tuple(trajectory), forces, Choice(select=select, frame_ps=frame_ps))
+    choice, origin = Choice(select=select, frame_ps=frame_ps), force_origin(forces, force_unit)
+    source = Source(topology, tuple(trajectory), origin, choice, as_, physics)
     window = SeedWindow(seed_first_ps, seed_last_ps, confine_nm, seed_frames)
     with CampaignLock(root, "import"):
         import_protein(Workspace(root), source, window, mean_force=mean_force, replacing=replace)

@@ -2,9 +2,10 @@
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
@@ -12,9 +13,10 @@ from rich.markup import escape
 
 from cgal.benchmark.lag import lag_frames
 from cgal.dataset import reset
-from cgal.errors import BadParams, EmptyTrajectory, Refusals
-from cgal.files import made_aside, write_text
-from cgal.frames import CGTrajectory
+from cgal.errors import BadParams, BadStructure, EmptyTrajectory, Refusals
+from cgal.files import made_aside, sha256, write_json, write_text
+from cgal.foreign.forces import ForceFiles
+from cgal.frames import AtomFrames, CGTrajectory, read_pdb_text, sequence_of
 from cgal.importing import (
     Choice,
     ForceOrigin,
@@ -30,7 +32,10 @@ from flows.protein.seed import save_seed
 from flows.terminal import console, stage_bar
 from flows.workspace import Workspace
 
-__all__ = ["SeedWindow", "Source", "import_protein"]
+__all__ = ["SeedWindow", "Source", "force_origin", "import_protein"]
+
+type Purpose = Literal["both", "reference", "seed"]
+"""What a trajectory becomes."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,25 @@ class SeedWindow:
 
 @dataclass(frozen=True)
 class Source:
-    """Files of an all-atom trajectory, what of them is taken, and where the forces come from."""
+    """Files of an all-atom trajectory, what of them is taken, what they become, and where the forces come from.
+
+    `physics` names force field and solvent, where they are not those of `params.yaml`; "oracle" says that they are, and
+    None leaves it to what the files tell.
+    """
 
     topology: Path
     trajectories: tuple[Path, ...]
     forces: ForceOrigin = "stored"
     choice: Choice = field(default_factory=Choice)
+    purpose: Purpose = "both"
+    physics: str | None = None
+
+    def physics_of(self, read: ReadTrajectories) -> str | None:
+        """What the frames were made with, None if it is what `params.yaml` names."""
+        if self.physics is not None:
+            return None if self.physics == "oracle" else self.physics
+        solvent = "" if read.protein.is_all else ", with other molecules, which were left out"
+        return f"a force field that was not named{solvent}" if solvent or self.purpose == "reference" else None
 
 
 class Checked(NamedTuple):
@@ -85,62 +103,124 @@ class Checked(NamedTuple):
 def import_protein(
     workspace: Workspace, source: Source, window: SeedWindow, *, mean_force: bool, replacing: bool = False
 ) -> None:
-    """Make `data/<protein>/` from an all-atom trajectory, whole or not at all.
+    """Make `data/<protein>/` from an all-atom trajectory, or its reference or seed alone, whole or not at all.
 
-    All frames become `reference.h5`; those in the window become `seed.h5`, its medoid `structure.pdb`. With
-    `mean_force` the oracle labels the seed frames again (`seed_labels.h5`). Then force map and shard 0 are made. All
-    this is done aside and takes the place of what was there in the end; other files of the folder are kept.
+    All frames become `reference.h5`, by their positions alone; those in the window become `seed.h5`, its medoid
+    `structure.pdb`. With `mean_force` the oracle labels the seed frames again (`seed_labels.h5`). Then force map and
+    shard 0 are made. All this is done aside and takes the place of what was there in the end; other files of the folder
+    are kept.
 
     What the files, the repository and `params.yaml` do not allow is refused before any force is computed, all at once
     (Refused). A campaign that the folder held is taken back to nothing, if `replacing` (BadParams otherwise): its
     published rounds keep their bytes in the DVC cache.
     """
-    params = workspace.params
-    read, reference, in_seed, undo = _checked(workspace, source, window, replacing)
-    with stage_bar("forces") as progress:
-        seed = read.take(in_seed).labelled(source.forces, params.force_field, note=_say, progress=progress)
-    seed = replace(seed, provenance=seed.provenance | {"maximum_rmsd_nm": window.confine_nm})
+    checked = _checked(workspace, source, window, mean_force, replacing)
+    seed = None if source.purpose == "reference" else _labelled(workspace, source, window, checked)
     with made_aside(workspace.data) as folder:
-        reset(folder)
-        reference.save(folder / "reference.h5")
-        (folder / "reference.json").unlink(missing_ok=True)  # it tells of another one
-        write_text(folder / "structure.pdb", structure_pdb(seed, medoid(reference.positions[in_seed])))
-        save_seed(workspace, folder, seed, mean_force=mean_force)
-    console.print(f"{workspace.data}: {len(reference)} reference frames, {len(seed)} seed frames")
-    tell_undo(undo)
+        if source.purpose != "seed":
+            _save_reference(folder, checked, workspace.params.temperature_K)
+        if seed is not None:
+            reset(folder)
+            beads = checked.reference.positions[checked.in_seed]
+            write_text(folder / "structure.pdb", structure_pdb(seed, medoid(beads)))
+            save_seed(workspace, folder, seed, mean_force=mean_force)
+    made = [f"{len(checked.reference)} reference frames"] if source.purpose != "seed" else []
+    made += [f"{len(seed)} seed frames"] if seed is not None else []
+    console.print(f"{workspace.data}: {', '.join(made)}")
+    tell_undo(checked.undo)
 
 
-def _checked(workspace: Workspace, source: Source, window: SeedWindow, replacing: bool) -> Checked:
+def _labelled(workspace: Workspace, source: Source, window: SeedWindow, checked: Checked) -> AtomFrames:
+    """The seed's frames with their forces."""
+    with stage_bar("forces") as progress:
+        seed = checked.read.take(checked.in_seed).labelled(
+            source.forces, workspace.params.force_field, note=_say, progress=progress
+        )
+    physics = checked.reference.physics
+    if physics and source.forces != "recompute":
+        _say(f"the seed's forces are of {physics}; labels will be of params.yaml's force field")
+    said = {"maximum_rmsd_nm": window.confine_nm} | ({"physics": physics} if physics else {})
+    return replace(seed, provenance=seed.provenance | said)
+
+
+def _save_reference(folder: Path, checked: Checked, temperature_K: float) -> None:
+    """Write `reference.h5`, and what it is into `reference.json`."""
+    reference = checked.reference
+    reference.save(folder / "reference.h5")
+    if reference.physics:
+        _say(f"reference and oracle differ in physics: the reference is of {reference.physics}; tables of W1 say so")
+    write_json(
+        folder / "reference.json",
+        {
+            "frames": len(reference),
+            "imported": checked.read.provenance,
+            "physics": reference.physics,
+            "sha256": sha256(folder / "reference.h5"),
+            "temperature_K": temperature_K,
+            "trajectories": len(np.unique(reference.replica)),
+        },
+    )
+
+
+def _checked(workspace: Workspace, source: Source, window: SeedWindow, mean_force: bool, replacing: bool) -> Checked:
     """Read all files; raises the one thing that is to be mended, or Refused with all of them."""
     params, refusals = workspace.params, Refusals()
     with refusals.gathered():
         undo = require_replaceable(workspace, require_repository(workspace), replacing)
     with refusals.gathered():
         window.check()
+    with refusals.gathered():
+        if mean_force and source.purpose == "reference":
+            raise BadParams("--mean-force labels a seed, and --as reference makes none; leave one of them out")
+    with refusals.gathered():
+        read = _read(workspace, source)
+        reference = replace(read.reference(), physics=source.physics_of(read))
+        in_seed = np.zeros(len(reference), dtype=bool)
+        with refusals.gathered():
+            _require_same_protein(workspace, source.purpose, reference.sequence)
+        if source.purpose != "seed":
+            with refusals.gathered():
+                lag_frames(reference, params.benchmark.tica_lag_ps)
+        if source.purpose != "reference":
+            with refusals.gathered():
+                read.require_forces(source.forces, params.force_field)
+            with refusals.gathered():
+                in_seed = _in_seed(reference, window)
+                require_enough([reference.replica[in_seed]], params.training)
+    refusals.tell()
+    return Checked(read, reference, in_seed, undo)
+
+
+def _read(workspace: Workspace, source: Source) -> ReadTrajectories:
     scratch = workspace.scratch("import")
     shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
     scratch.mkdir(parents=True)
-    with refusals.gathered():
-        with stage_bar("read") as progress:
-            read = read_trajectories(
-                source.topology,
-                source.trajectories,
-                source.choice,
-                temperature_K=params.temperature_K,
-                scratch=scratch,
-                note=_say,
-                progress=progress,
-            )
-        reference = read.reference()
-        with refusals.gathered():
-            lag_frames(reference, params.benchmark.tica_lag_ps)
-        with refusals.gathered():
-            read.require_forces(source.forces, params.force_field)
-        with refusals.gathered():
-            in_seed = _in_seed(reference, window)
-            require_enough([reference.replica[in_seed]], params.training)
-    refusals.tell()
-    return Checked(read, reference, in_seed, undo)
+    with stage_bar("read") as progress:
+        return read_trajectories(
+            source.topology,
+            source.trajectories,
+            source.choice,
+            None if source.purpose == "reference" else source.forces,
+            temperature_K=workspace.params.temperature_K,
+            scratch=scratch,
+            note=_say,
+            progress=progress,
+        )
+
+
+def _require_same_protein(workspace: Workspace, purpose: Purpose, sequence: str) -> None:
+    """Raise BadStructure when a seed or reference that stays is of another protein."""
+    reference, structure = workspace.data / "reference.h5", workspace.data / "structure.pdb"
+    held = sequence
+    if purpose == "seed" and reference.is_file():
+        held = CGTrajectory.load(reference).sequence
+    if purpose == "reference" and structure.is_file():
+        held = sequence_of(read_pdb_text(structure.read_text()).topology)
+    if held != sequence:
+        raise BadStructure(
+            f"{workspace.data}: holds {held}, the trajectory is of {sequence}; set protein: in params.yaml to another "
+            "name, or import it as both (without --as)"
+        )
 
 
 def _in_seed(reference: CGTrajectory, window: SeedWindow) -> Bool[np.ndarray, " frames"]:
@@ -164,3 +244,12 @@ def _in_seed(reference: CGTrajectory, window: SeedWindow) -> Bool[np.ndarray, " 
 
 def _say(note: str) -> None:
     console.print(f"  {escape(note)}")
+
+
+def force_origin(given: Sequence[str], unit: str | None) -> ForceOrigin:
+    """What `--forces` and `--force-unit` name; raises BadParams for a unit without files."""
+    if len(given) == 1 and given[0] in ("stored", "recompute"):
+        if unit is not None:
+            raise BadParams(f"--force-unit {unit} is of files of forces; --forces {given[0]} has kJ/mol/nm")
+        return "stored" if given[0] == "stored" else "recompute"
+    return ForceFiles(tuple(Path(name) for name in given), unit)

@@ -354,8 +354,10 @@ def restore_line(tag: str, data_pointer: str) -> str:
 
 def _note(record: RoundRecord) -> str:
     """Text shown on a run's and a model version's page: where the bytes are, and how to get them."""
+    physics = record.metrics.get("reference_physics")
+    differs = f"Reference and oracle differ in physics: the reference is of {physics}. " if physics else ""
     return (
-        f"Round {record.round_index} of campaign `{record.campaign}` on {record.protein}. "
+        f"Round {record.round_index} of campaign `{record.campaign}` on {record.protein}. {differs}"
         "Dataset and checkpoint lie in DVC; bring them back with\n\n"
         f"```\n{restore_line(record.git_tag, record.data_pointer)}\n```"
     )
