@@ -55,7 +55,7 @@ def test_the_model_of_a_round_is_loaded_whatever_lies_in_the_workspace(project: 
 
 
 def test_a_round_that_is_not_there_or_damaged_is_said(project: Path) -> None:
-    with pytest.raises(VersioningError, match="campaign small has no published round 7; 'cgal rounds' lists them"):
+    with pytest.raises(VersioningError, match="small/round-007: no such round; 'cgal rounds' lists"):
         cgal.load("small/round-007", root=project)
     (project / "round" / "model.pt").unlink()
     shutil.rmtree(project / ".dvc" / "cache")

@@ -1,11 +1,14 @@
 """What simulation returns, and what it says when there is nothing to return."""
 
+import struct
+from dataclasses import replace
+
 import mdtraj
 import numpy as np
 import pytest
 import torch
 
-from cgal.errors import BadFile, EmptyTrajectory
+from cgal.errors import BadFile, BadTrajectory, EmptyTrajectory
 from cgal.frames import CGTrajectory
 from cgal.params import SimulationParams
 from cgal.simulation import export_trajectory, simulate
@@ -84,17 +87,48 @@ def test_result_survives_saving(tmp_path):
 
 
 @pytest.mark.parametrize("extension", ["xtc", "dcd"])
-def test_export_opens_in_mdtraj_with_the_topology_beside(tmp_path, extension):
-    """XTC keeps three decimals of a nanometre."""
+def test_export_is_a_file_a_replica_with_its_times_and_the_beads_beside(tmp_path, extension):
+    """XTC keeps three decimals of a nanometre; mdtraj ignores the times of DCD files, which are in their header."""
     trajectory = run()
-    topology = export_trajectory(trajectory, tmp_path / f"replicas.{extension}")
-    opened = mdtraj.load(tmp_path / f"replicas.{extension}", top=topology)
-    assert topology == tmp_path / "replicas.pdb"
-    assert opened.xyz == pytest.approx(trajectory.positions, abs=5.1e-4)
-    assert [atom.name for atom in opened.topology.atoms] == ["CA"] * 6
-    if extension == "xtc":
-        assert opened.time == pytest.approx(trajectory.time_ps)
-    assert {path.name for path in tmp_path.iterdir()} == {f"replicas.{extension}", "replicas.pdb"}
+    *files, topology = export_trajectory(trajectory, tmp_path / f"run.{extension}")
+    assert [path.name for path in files] == [f"run-{replica:03d}.{extension}" for replica in range(3)]
+    for replica, path in enumerate(files):
+        opened, mine = mdtraj.load(path, top=topology), trajectory.replica == replica
+        assert opened.xyz == pytest.approx(trajectory.positions[mine], abs=5.1e-4)
+        if extension == "xtc":
+            assert opened.time == pytest.approx(trajectory.time_ps[mine])
+        else:
+            frames, first, every = struct.unpack("<3i", path.read_bytes()[8:20])
+            spacing_ps = struct.unpack("<f", path.read_bytes()[44:48])[0] * 0.04888821  # CHARMM's unit of time
+            assert frames == 2
+            assert [(first + frame * every) * spacing_ps for frame in range(2)] == pytest.approx([0.1, 0.2])
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in (*files, topology)}
+
+
+def test_export_together_tells_replica_and_time_of_each_frame(tmp_path):
+    trajectory = run()
+    written = export_trajectory(trajectory, tmp_path / "run.xtc", together=True)
+    assert [path.name for path in written] == ["run.xtc", "run.csv", "run.pdb"]
+    opened = mdtraj.load(written[0], top=written[2])
+    assert opened.time == pytest.approx(trajectory.time_ps)
+    table = np.genfromtxt(written[1], delimiter=",", names=True)
+    assert table["replica"].tolist() == trajectory.replica.tolist()
+    assert table["time_ps"].tolist() == pytest.approx(trajectory.time_ps)
+
+
+def test_exported_beads_are_bonded_along_the_chain(tmp_path):
+    topology = export_trajectory(run(), tmp_path / "run.xtc")[-1]
+    bonds = [(bond.atom1.index, bond.atom2.index) for bond in mdtraj.load(topology).topology.bonds]
+    assert bonds == [(bead, bead + 1) for bead in range(5)]
+    assert len([line for line in topology.read_text().splitlines() if line.startswith("CONECT")]) == 6
+
+
+def test_export_overwrites_only_when_told(tmp_path):
+    (tmp_path / "run-001.xtc").write_text("mine")
+    with pytest.raises(BadFile, match=r"run-001\.xtc: there already, nothing was written; .* --overwrite"):
+        export_trajectory(run(), tmp_path / "run.xtc")
+    assert [path.name for path in tmp_path.iterdir()] == ["run-001.xtc"]
+    assert len(export_trajectory(run(), tmp_path / "run.xtc", overwrite=True)) == 4
 
 
 def test_export_refuses_another_extension_and_an_empty_trajectory(tmp_path):
@@ -102,4 +136,6 @@ def test_export_refuses_another_extension_and_an_empty_trajectory(tmp_path):
         export_trajectory(run(), tmp_path / "replicas.trr")
     with pytest.raises(EmptyTrajectory):
         export_trajectory(run().take(np.zeros(0, dtype=int)), tmp_path / "replicas.xtc")
+    with pytest.raises(BadTrajectory, match="replica 0: its frames are not evenly spaced"):
+        export_trajectory(replace(run(), time_ps=np.array([0.1, 0.25] * 3)), tmp_path / "replicas.dcd")
     assert not list(tmp_path.iterdir())

@@ -115,17 +115,24 @@ def report(root: Root = HERE) -> None:
 
 
 def export(
-    out: Annotated[Path, typer.Argument(help="An .xtc or .dcd file; a PDB with the beads is written beside it.")],
+    out: Annotated[Path, typer.Argument(help="A name such as run.xtc or run.dcd: run-000.xtc, ... and run.pdb.")],
     root: Root = HERE,
+    trajectory: Annotated[
+        Path | None, typer.Option(help="Another trajectory.h5 than that of the current round.", dir_okay=False)
+    ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="All replicas in one file, and whose each frame is in run.csv.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
 ) -> None:
-    """Write the current round's trajectory in a format that other programs read."""
+    """Write the current round's trajectory in a format that other programs read, a file a replica."""
     root = open_project(root)
     from cgal.frames import CGTrajectory
     from cgal.simulation import export_trajectory
     from flows.workspace import Workspace
 
-    topology = export_trajectory(CGTrajectory.load(Workspace(root).round / "trajectory.h5"), out)
-    print(f"{out}, {topology}")
+    frames = CGTrajectory.load(trajectory or Workspace(root).round / "trajectory.h5")
+    print(*export_trajectory(frames, out, together=together, overwrite=overwrite), sep="\n")
 
 
 def params() -> None:
