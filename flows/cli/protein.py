@@ -7,7 +7,7 @@ import typer
 
 from flows.cli.project import HERE, Root, open_project
 
-__all__ = ["import_", "reference", "seed", "structure"]
+__all__ = ["doctor", "import_", "reference", "seed", "structure"]
 
 Replace = Annotated[bool, typer.Option("--replace", help="Replace data that campaigns were run on.")]
 
@@ -118,6 +118,30 @@ def reference(
         server.wait()
     summary = run_reference(workspace, workers, preview=preview)
     console.print(reference_table(summary, workspace.params.benchmark.mode))
+
+
+def doctor(
+    protein: Annotated[str | None, typer.Argument(help="Another protein than that of params.yaml.")] = None,
+    root: Root = HERE,
+) -> None:
+    """Say what a protein has and lacks, and what a campaign on it would cost here: all-atom steps, hours, disk."""
+    root = open_project(root)
+    from flows.protein.doctor import costs, costs_table, look, measure_speed, pieces_table
+    from flows.terminal import console
+    from flows.workspace import Workspace
+
+    workspace = Workspace(root, protein)
+    pieces = look(workspace)
+    console.print(pieces_table(workspace.data.name, pieces))
+    if pieces[0].found:
+        with console.status("two seconds of all-atom dynamics"):
+            steps_per_s = measure_speed(workspace.structure, workspace.params)
+        console.print(costs_table(costs(workspace), steps_per_s, workspace.params.execution.oracle_workers))
+    others = sorted(folder.name for folder in (root / "data").glob("[!.]*/") if folder != workspace.data)
+    if others:
+        console.print(f"other proteins in data/: {', '.join(others)}")
+    following = next((piece.make for piece in pieces if piece.make), "cgal run")
+    console.print(f"next: {following}")
 
 
 def structure(

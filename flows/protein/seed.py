@@ -31,11 +31,11 @@ __all__ = ["SeedRuns", "make_seed", "save_seed"]
 class SeedRuns:
     """Short all-atom runs from the structure: how many, their length, what each leaves out first, between frames."""
 
-    runs: int
-    length_ps: float
-    equilibration_ps: float
-    spacing_ps: float
-    confine_nm: float | None
+    runs: int = 10
+    length_ps: float = 25.0
+    equilibration_ps: float = 5.0
+    spacing_ps: float = 1.0
+    confine_nm: float | None = None
 
     def frames(self, force_field: ForceFieldParams) -> int:
         """Frames of each run."""
