@@ -24,9 +24,9 @@ SHORT: dict[str, dict[str, Any]] = {
     "oracle": {"burn_in_steps": 20, "average_steps": 96},
     "benchmark": {"bootstrap": 20, "tica_lag_ps": 0.4},
     "reference": {
-        "hot_trajectories": 2, "hot_ps": 4.0, "hot_spacing_ps": 0.4, "equilibration_ps": 0.4, "trajectories": 2,
-        "trajectory_ns": 0.008, "segment_ps": 4.0, "spacing_ps": 0.2, "tica_lag_ps": 0.4, "tica_dimensions": 2,
-        "states": 4, "lag_ps": 0.4, "samples": 5, "bootstrap": 10, "splits": 2, "frames": 100,
+        "hot_trajectories": 2, "hot_ps": 4.0, "hot_spacing_ps": 0.4, "equilibration_ps": 0.4, "trajectories": 4,
+        "trajectory_ns": 0.016, "segment_ps": 4.0, "spacing_ps": 0.2, "tica_lag_ps": 0.4, "tica_dimensions": 2,
+        "states": 2, "lag_ps": 0.4, "samples": 5, "bootstrap": 10, "splits": 2, "frames": 100,
     },
 }  # fmt: skip
 OPTIONS = {"cgal seed": " --runs 4 --length-ps 4 --equilibration-ps 0.4 --spacing-ps 0.2"}

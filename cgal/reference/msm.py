@@ -228,11 +228,17 @@ def chapman_kolmogorov(
     """Compare T(lag)^k with T(k lag), coarse-grained to PCCA+ sets (Roeblitz and Weber 2013), for k = 0 to 5.
 
     A multiple of the lag beyond half of the longest trajectory is left out; one at which no two states are connected
-    has NaN for its count.
+    has NaN for its count. Raises SamplingError when too little was sampled to tell sets apart.
     """
     model = fit_msm(discrete, lag_ps)
     memberships = np.zeros((discrete.count, sets))
-    memberships[model.active] = pcca(model.transition_matrix, sets).memberships
+    try:
+        memberships[model.active] = pcca(model.transition_matrix, sets).memberships
+    except (AssertionError, ValueError) as error:  # deeptime's answer to states that hardly anything connects
+        raise SamplingError(
+            f"the Markov model's {len(model.active)} states do not part into {sets} sets: too few transitions were "
+            "sampled; raise reference.trajectories or reference.trajectory_ns, or lower reference.states"
+        ) from error
     multiples = [0] + [k for k in range(1, MULTIPLES + 1) if k * model.lag_ps < discrete.longest_ps / 2]
     predicted = _moved(model, memberships, multiples)
     drawn = [
