@@ -58,7 +58,7 @@ class Architecture:
     force_matching: Callable[..., ForceMatching] = AutogradForceMatching
     frozen: Callable[[Potential, str, int], EnergyModel] = _itself
     engine: Callable[[str], Any] | None = None
-    energies: Callable[[Network], Energies] = AutogradEnergies
+    energies: Callable[[Any], Energies] = AutogradEnergies
 
 
 @cache

@@ -11,7 +11,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from cgal.potential.force_matching import worker_threads
 from cgal.potential.network import Network
 
-__all__ = ["AutogradEnergies", "Energies"]
+__all__ = ["AutogradEnergies", "Energies", "frames_of_a_batch"]
 
 BEADS = 320
 """Beads, of as many whole frames, that are worked on at once: threads share out such batches."""
@@ -62,7 +62,7 @@ class AutogradEnergies:
             return energies
 
         with worker_threads() as parallel_map:
-            return torch.cat(list(parallel_map(energies_of, positions.split(_frames(positions)))))
+            return torch.cat(list(parallel_map(energies_of, positions.split(frames_of_a_batch(positions)))))
 
     def gradient(
         self,
@@ -81,13 +81,13 @@ class AutogradEnergies:
                 slopes = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
             return energies.detach(), torch.cat([slope.flatten() for slope in slopes])
 
-        size = _frames(positions)
+        size = frames_of_a_batch(positions)
         batches = zip(*(each.split(size) for each in (positions, linear, quadratic)), strict=True)
         with worker_threads() as parallel_map:
             energies, slopes = zip(*parallel_map(gradient_of, batches), strict=True)
         return torch.cat(energies), torch.stack(slopes).sum(0)
 
 
-def _frames(positions: Tensor) -> int:
+def frames_of_a_batch(positions: Tensor) -> int:
     """Frames to a batch: a few on a CPU, all of them on a GPU."""
     return max(1, BEADS // positions.shape[1] if positions.device.type == "cpu" else len(positions))

@@ -5,6 +5,7 @@ from typing import Any
 from cgal.potential.architectures import Architecture
 from cgal.potential.energy_model import EnergyModel
 from cgal.potential.potential import Potential
+from cgal.schnet.energies import SchNetEnergies
 from cgal.schnet.evaluator import Evaluator
 from cgal.schnet.force_matching import SchNetForceMatching
 from cgal.schnet.fused import FusedEvaluator
@@ -24,4 +25,4 @@ def _engine(device: str) -> Any:
     return {"cpu": FusedEngine, "cuda": GraphEngine}.get(device, TorchEngine)
 
 
-ARCHITECTURE = Architecture(CGSchNet, SchNetForceMatching, _frozen, _engine)
+ARCHITECTURE = Architecture(CGSchNet, SchNetForceMatching, _frozen, _engine, SchNetEnergies)

@@ -41,7 +41,7 @@ from cgal.schnet.network import CGSchNet
 from cgal.schnet.pair_sums import Along, Beads, Grid, Points, Table
 from cgal.schnet.sweeps import FilterNetwork, Sweeps, Weights
 
-__all__ = ["SchNetForceMatching"]
+__all__ = ["KNOTS_PER_WIDTH", "Buffers", "SchNetForceMatching", "lagrange", "radial_expansion"]
 
 POINTS = 8
 """Knots that a filter is interpolated from."""
@@ -93,7 +93,7 @@ class SchNetForceMatching:
         bond_weight: float = 1.0,
     ) -> None:
         self.grid, self.parallel_map, self.bond_weight = _grid(network, positions), parallel_map, bond_weight
-        self.radial = _radial_expansion(network, self.grid)
+        self.radial = radial_expansion(network, self.grid)
         self.shapes = [parameter.shape for parameter in network.parameters()]
         self.weights = parameters_to_vector(network.parameters()).detach()
         self.sums: ModuleType = pair_kernels if self.weights.device.type == "cpu" else pair_sums
@@ -182,11 +182,11 @@ def _grid(network: CGSchNet, positions: Sequence[Float[Tensor, "_ _ 3"]]) -> Gri
     end_nm = min(max(float(each.max()) for each in distances), cutoff_nm)
     intervals = max(1, ceil((end_nm - start_nm) / spacing_nm))
     return Grid(
-        start_nm, spacing_nm, intervals, cutoff_nm, torch.from_numpy(_lagrange(spacing_nm)).to(distances[0].device)
+        start_nm, spacing_nm, intervals, cutoff_nm, torch.from_numpy(lagrange(spacing_nm)).to(distances[0].device)
     )
 
 
-def _radial_expansion(network: CGSchNet, grid: Grid) -> Float[Tensor, "knots radial"]:
+def radial_expansion(network: CGSchNet, grid: Grid) -> Float[Tensor, "knots radial"]:
     """Radial functions at the knots: those of the intervals, and some to both sides."""
     radial_basis: Any = network.representation.radial_basis
     steps = torch.arange(1 - POINTS // 2, grid.intervals + POINTS // 2, device=grid.lagrange.device)
@@ -194,7 +194,7 @@ def _radial_expansion(network: CGSchNet, grid: Grid) -> Float[Tensor, "knots rad
     return expansion.to(radial_basis.widths.dtype)
 
 
-def _lagrange(spacing_nm: float) -> Float64[np.ndarray, "powers weights"]:
+def lagrange(spacing_nm: float) -> Float64[np.ndarray, "powers weights"]:
     """Coefficients of t^0 .. t^7 for the weight of each knot in the value, then in the slope; t runs from 0 to 1."""
     nodes = np.arange(POINTS) - (POINTS // 2 - 1.0)
     values = np.linalg.inv(np.vander(nodes, increasing=True))

@@ -129,6 +129,24 @@ class Block:
         self.along_sources = self.sums.convolve(self.filters, self.along_received).flatten(0, 1)
         return torch.addmm(self.along_next, self.along_sources, self.weights.to_sources)
 
+    def gradient_backward(self, along_next: Layer, gradient: BlockWeights, along_table: Table) -> Layer:
+        """Fill in the gradient of the energy along the weights of the dense layers; give that along the features.
+
+        Needs `forward` alone. Along the table it is what `tangent_backward` adds when nothing but the adjoint changes.
+        """
+        weights = self.weights
+        _outer(gradient.to_update, (along_next, self.hidden))
+        torch.sum(along_next, 0, out=gradient.update_bias)
+        along_hidden = (along_next @ weights.to_update).mul_(self.hidden_slope)
+        _outer(gradient.to_hidden, (along_hidden, self.received))
+        torch.sum(along_hidden, 0, out=gradient.hidden_bias)
+        along_received = self._beads(along_hidden @ weights.to_hidden)
+        still, sources = torch.zeros_like(self.filters[..., 0]), (self.sources, torch.zeros_like(self.sources))
+        self.sums.table_gradient(along_table, self.points, still, sources, (along_received, along_received))
+        along_sources = self.sums.convolve(self.filters, along_received).flatten(0, 1)
+        _outer(gradient.to_sources, (along_sources, self.features))
+        return torch.addmm(along_next, along_sources, weights.to_sources)
+
     def tangent_forward(self, distance_tangents: Along, features_tangent: Layer | None) -> Layer:
         """Tangent of the next block's features; the first block's own features are constant."""
         weights, self.distance_tangents, self.features_tangent = self.weights, distance_tangents, features_tangent
@@ -191,14 +209,42 @@ class Sweeps:
             for block, table, part in zip(weights.blocks, tables, memory, strict=True)
         ]
 
-    def forward_and_backward(self) -> Along:
-        """Slope of the energy along each distance [kJ/mol/nm]."""
+    def _forward(self) -> Layer:
+        """Last hidden layer of the readout."""
         weights = self.weights
         features = weights.embedding[self.types].repeat(len(self.points.rows), 1)
         for block in self.blocks:
             features = block.forward(features)
         self.features = features
-        _, self.last_slope = _softplus(linear(features, weights.to_last, weights.last_bias))
+        last, self.last_slope = _softplus(linear(features, weights.to_last, weights.last_bias))
+        return last
+
+    def energies(self) -> Float[Tensor, " frames"]:
+        """Energy of each frame [kJ/mol]."""
+        self.last = self._forward()
+        return ENERGY_SCALE_kJ_per_mol * (self.last @ self.weights.readout[0]).view(-1, len(self.types)).sum(1)
+
+    def gradient(self, along: Float[Tensor, " frames"], gradient: Weights, along_tables: Sequence[Table]) -> None:
+        """After `energies`, fill in the gradient of the sum of `along` times them, as `tangent` does."""
+        weights = self.weights
+        per_bead = ENERGY_SCALE_kJ_per_mol * along.repeat_interleave(len(self.types))[:, None]
+        torch.sum(per_bead * self.last, 0, keepdim=True, out=gradient.readout)
+        along_last = per_bead * weights.readout * self.last_slope
+        _outer(gradient.to_last, (along_last, self.features))
+        torch.sum(along_last, 0, out=gradient.last_bias)
+        along_features = along_last @ weights.to_last
+        for block, part, along_table in zip(self.blocks[::-1], gradient.blocks[::-1], along_tables[::-1], strict=True):
+            along_features = block.gradient_backward(along_features, part, along_table)
+        self._embed(along_features, gradient)
+
+    def _embed(self, along_features: Layer, gradient: Weights) -> None:
+        per_bead = along_features.view(-1, len(self.types), along_features.shape[1]).sum(0)
+        gradient.embedding.zero_().index_add_(0, self.types, per_bead)
+
+    def forward_and_backward(self) -> Along:
+        """Slope of the energy along each distance [kJ/mol/nm]."""
+        weights = self.weights
+        self._forward()
         self.along_last = self.last_slope * (ENERGY_SCALE_kJ_per_mol * weights.readout)
         along_features = self.along_last @ weights.to_last
         slopes = self.blocks[-1].backward(along_features)
@@ -215,8 +261,7 @@ class Sweeps:
         along_features = self._tangent_of_readout(tangent, gradient)
         for block, part, along_table in zip(self.blocks[::-1], gradient.blocks[::-1], along_tables[::-1], strict=True):
             along_features = block.tangent_backward(along_features, part, along_table)
-        per_bead = along_features.view(-1, len(self.types), along_features.shape[1]).sum(0)
-        gradient.embedding.zero_().index_add_(0, self.types, per_bead)
+        self._embed(along_features, gradient)
 
     def _tangent_of_readout(self, features_tangent: Layer, gradient: Weights) -> Layer:
         argument_tangent = features_tangent @ self.weights.to_last.T

@@ -10,6 +10,7 @@ from scipy.spatial.transform import Rotation
 from cgal.params import NetworkParams, SimulationParams, section_models
 from cgal.potential.architectures import ARCHITECTURES, architecture_of, freeze, initial_potential
 from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
+from cgal.potential.energy_gradient import AutogradEnergies
 from cgal.potential.force_matching import AutogradForceMatching, worker_threads
 from cgal.potential.potential import Potential
 from cgal.simulation.run import simulate
@@ -139,6 +140,18 @@ def test_the_gradient_of_energies_is_their_difference_quotient(double, positions
     rise = total()
     energies.weights -= 2 * step
     assert float(rise - total()) == pytest.approx(2 * float(gradient @ step), rel=1e-5)
+
+
+def test_energies_and_their_gradient_are_those_of_automatic_differentiation(single):
+    """Beyond the cutoff and nearer than any two beads come, too."""
+    at = torch.from_numpy(shaken_beads(70)) * torch.linspace(0.3, 2.0, 70)[:, None, None]
+    linear, quadratic = torch.linspace(-1.0, 1.0, 70), torch.full((70,), 1e-3)
+    found = []
+    for kind in (AutogradEnergies, architecture_of(single.network.params).energies):
+        energies = kind(single.network)
+        found.append((energies.energies(single.types, at), *energies.gradient(single.types, at, linear, quadratic)))
+    for expected, fast in zip(*found, strict=True):
+        torch.testing.assert_close(fast, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_weights_of_force_matching_are_changed_in_place(single):
