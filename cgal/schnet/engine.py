@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float32
 from torch import Tensor
 
@@ -56,7 +57,13 @@ class FusedEngine:
 
     def snapshot(self) -> Snapshot:
         """Copy what it has come to."""
-        return Snapshot(self.positions.copy(), self.cause.copy(), self.lost_at.copy())
+        return Snapshot(self.positions.copy(), self.velocities.copy(), self.cause.copy(), self.lost_at.copy())
+
+    def go_on(self, end: Snapshot, step: int) -> None:
+        """Take the place of another run of the same replicas that came to `end` after so many steps."""
+        self.positions, self.velocities, self.cause, self.lost_at = (array.copy() for array in end)
+        self.forces = self.model.energy_and_forces(torch.from_numpy(self.positions))[1].numpy()
+        self.step = step
 
     def _advance(self, batch: Batch, steps: int) -> None:
         replicas = batch.replicas

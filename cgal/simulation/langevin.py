@@ -22,9 +22,10 @@ WARM_UP_STEPS = 3
 
 
 class Snapshot(NamedTuple):
-    """All replicas at one time: positions [nm], index into `CAUSES` (0 while sound) and step of the loss."""
+    """All replicas at one time: positions [nm], velocities [nm/ps], index into `CAUSES` (0: sound), step when lost."""
 
     positions: Float32[np.ndarray, "replicas beads 3"]
+    velocities: Float32[np.ndarray, "replicas beads 3"]
     cause: Int8[np.ndarray, " replicas"]
     lost_at: Int64[np.ndarray, " replicas"]
 
@@ -38,6 +39,9 @@ class Engine(Protocol):
 
     def snapshot(self) -> Snapshot:
         """Wait for the device, and copy what it has come to."""
+
+    def go_on(self, end: Snapshot, step: int) -> None:
+        """Take the place of another run of the same replicas that came to `end` after so many steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,8 +165,20 @@ class TorchEngine:
 
     def snapshot(self) -> Snapshot:
         """Wait for the device, and copy what it has come to."""
-        on_device = (self.state.positions, self.quarantine.cause, self.quarantine.step)
+        on_device = (self.state.positions, self.state.velocities, self.quarantine.cause, self.quarantine.step)
         return Snapshot(*(np.array(tensor.cpu().numpy()) for tensor in on_device))
+
+    def go_on(self, end: Snapshot, step: int) -> None:
+        """Take the place of another run of the same replicas that came to `end` after so many steps."""
+        positions, velocities, cause, lost_at = (torch.from_numpy(array).to(self.home.device) for array in end)
+        forces = self.integrator.forces(positions)
+        state = State(positions, velocities, forces).hold(cause != 0, self.home)
+        for old, new in zip(self._tensors(), (*_tensors(state), cause, lost_at), strict=True):
+            old.copy_(new)  # in place: a captured step finds them there
+        self.step.fill_(step)
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return (*_tensors(self.state), *_tensors(self.quarantine))
 
     def _next(self) -> tuple[State, Quarantine, Int64[Tensor, ""]]:
         step = self.step + 1
@@ -206,7 +222,7 @@ class GraphEngine(TorchEngine):
         self.generator.set_state(start)
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
-        olds = (*_tensors(self.state), *_tensors(self.quarantine), self.step)
+        olds = (*self._tensors(), self.step)
         with torch.cuda.graph(graph):
             state, quarantine, step = self._next()
             for old, new in zip(olds, (*_tensors(state), *_tensors(quarantine), step), strict=True):

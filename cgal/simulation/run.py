@@ -17,7 +17,7 @@ from cgal.progress import Progress, silent
 from cgal.simulation.langevin import BAOAB, CAUSES, Engine, Snapshot, TorchEngine
 from cgal.units import thermal_energy_kJ_per_mol
 
-__all__ = ["Record", "run_from", "simulate", "start_engine"]
+__all__ = ["Record", "draw_starts", "run_engine", "run_from", "simulate", "start_engine", "to_trajectory"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +52,9 @@ def simulate(
     """
     if len(starts) == 0:
         raise EmptyTrajectory("simulation: no start frame was given; give at least one frame of the training set")
-    home = _draw_starts(starts, params.replicas, seed)
+    home = draw_starts(starts, params.replicas, seed)
     record = run_from(potential, home, params, temperature_K=temperature_K, seed=seed, device=device, progress=progress)
-    fates = _fates(record.end, params.steps)
-    if not record.sound.any():
-        raise EmptyTrajectory(_explain_loss(fates, params))
-    found = _trajectory(potential.sequence, record, fates, params)
-    return replace(found, device=torch.device(device).type)
+    return to_trajectory(potential.sequence, record, params, device)
 
 
 def run_from(
@@ -72,10 +68,18 @@ def run_from(
     progress: Progress = silent,
 ) -> Record:
     """Run one replica from each frame of `home`, with new velocities; a lost one is back there, at rest."""
-    return _run(start_engine(potential, home, params, temperature_K, seed, device), params, progress)
+    return run_engine(start_engine(potential, home, params, temperature_K, seed, device), params, progress)
 
 
-def _draw_starts(
+def to_trajectory(sequence: str, record: Record, params: DynamicsParams, device: str) -> CGTrajectory:
+    """Sound frames and fates of a run; raises EmptyTrajectory, with the causes, when there is no sound frame."""
+    fates = _fates(record.end, params.steps)
+    if not record.sound.any():
+        raise EmptyTrajectory(_explain_loss(fates, params))
+    return replace(_trajectory(sequence, record, fates, params), device=torch.device(device).type)
+
+
+def draw_starts(
     starts: Float32[np.ndarray, "starts beads 3"], replicas: int, seed: int
 ) -> Float32[np.ndarray, "replicas beads 3"]:
     """Draw a start frame for each replica, none twice while there are enough."""
@@ -108,7 +112,7 @@ def start_engine(
     return engine
 
 
-def _run(engine: Engine, params: DynamicsParams, progress: Progress) -> Record:
+def run_engine(engine: Engine, params: DynamicsParams, progress: Progress) -> Record:
     """Run and watch; stop early when no replica is left."""
     frames, sound = [], []
     for step in range(params.stride, params.steps + 1, params.stride):
