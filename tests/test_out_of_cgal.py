@@ -1,15 +1,22 @@
 """A published round leaves cgal: its model, a long simulation of it, trajectories for other programs."""
 
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from time import sleep
+from typing import Any
 
 import numpy as np
 import pytest
 
 import cgal
-from cgal.errors import VersioningError
+from cgal.errors import BadParams, CampaignLocked, CgalError, VersioningError
+from cgal.files import read_json, write_json
+from cgal.frames import CGTrajectory
 from cgal.potential.checkpoint import load_checkpoint
 from cgal.progress import silent
+from flows.campaign.production import Wish, open_production
 from flows.campaign.stages import STAGES, run_stage
 from flows.versioning import Repository
 from flows.workspace import Workspace
@@ -61,3 +68,87 @@ def test_a_round_that_is_not_there_or_damaged_is_said(project: Path) -> None:
     shutil.rmtree(project / ".dvc" / "cache")
     with pytest.raises(VersioningError, match=r"round/model\.pt of small/round-000: missing from DVC's cache"):
         cgal.load(ROUND, root=project)
+
+
+# ---------------------------------------------------------------------------------- production
+
+
+def cgal_production(project: Path, *options: str) -> list[str]:
+    return ["cgal", "production", "0", "--root", str(project), *options]
+
+
+def kill_when(command: list[str], reached: Callable[[], bool]) -> None:
+    """Run a command and kill it, without a word, once something is there."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not reached():
+        assert process.poll() is None, "it was done before it could be killed"
+        sleep(0.002)
+    process.kill()
+    process.wait()
+
+
+def test_a_killed_production_goes_on_to_the_same_bytes(project: Path) -> None:
+    """4 replicas, 0.1 ns in pieces of 5 ps; the kill comes when the second piece is there."""
+    folder = project / "production" / ROUND
+    (project / "params.yaml").write_text((project / "params.yaml").read_text() + "# edited since\n")
+    before = contents(project / "round") | contents(project / "data")
+    command = cgal_production(project, "--replicas", "4", "--ns", "0.1")
+    kill_when(command, (folder / "pieces" / "00001.h5").is_file)
+    killed = {path.name: path.stat().st_mtime_ns for path in (folder / "pieces").glob("[0-9]*.h5")}
+    assert 2 <= len(killed) < 20
+    assert not (folder / "round" / "trajectory.h5").exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "production: frames 4000, lost replicas 0" in done.stdout
+    assert {name: (folder / "pieces" / name).stat().st_mtime_ns for name in killed} == killed
+
+    wish = Wish(0.1, replicas=4)
+    with open_production(Repository(project), ROUND, wish, project / "undisturbed") as workspace:
+        run_stage("production", workspace, silent)
+    for name in ("round/trajectory.h5", "params.yaml", "production.json", "round/model.pt"):
+        assert (folder / name).read_bytes() == (project / "undisturbed" / name).read_bytes(), name
+
+    metrics = read_json(folder / "round" / "metrics.json")
+    assert metrics["simulation"]["replicas"] == 4
+    assert metrics["simulation"]["frames_saved"] == 4000
+    assert metrics["w1"].keys() == read_json(project / "round" / "metrics.json")["w1"].keys()
+    assert (folder / "round" / "plots" / "benchmark" / "tica.png").is_file()
+    assert contents(project / "round") | contents(project / "data") == before, "the workspace is as it was"
+
+
+def test_a_production_is_made_longer_and_what_does_not_fit_it_is_refused(project: Path, tmp_path: Path) -> None:
+    repository, folder = Repository(project), tmp_path / "production"
+
+    def produced(*wish: Any) -> CGTrajectory:
+        with open_production(repository, ROUND, Wish(*wish), folder) as workspace:
+            run_stage("production", workspace, silent)
+            with pytest.raises(CampaignLocked, match="another process is at work there"):
+                open_production(repository, ROUND, Wish(*wish), folder).__enter__()
+            return CGTrajectory.load(workspace.round / "trajectory.h5")
+
+    short = produced(0.002, 3, 0.2)
+    longer = produced(0.004)
+    assert (len(short), len(longer)) == (3 * 10, 3 * 20)
+    assert longer.time_ps[:20] == pytest.approx(0.2 * np.arange(1, 21))
+    for replica in range(3):
+        mine = longer.positions[longer.replica == replica]
+        assert mine[:10].tobytes() == short.positions[short.replica == replica].tobytes()
+    for wish, said in (
+        ((0.004, 5), "--replicas: .* holds a run that was begun with another"),
+        ((0.004, 3, 0.1), "--frame-ps: .* holds a run"),
+        ((0.0001,), "--ns 0.0001: no frame would be saved, as they are 0.2 ps apart"),
+        ((np.inf,), "must be finite"),
+    ):
+        with pytest.raises(BadParams, match=said):
+            produced(*wish)
+    note = read_json(folder / "production.json")
+    write_json(folder / "production.json", note | {"round": "small/round-003"})
+    with pytest.raises(CgalError, match=r"belongs to small/round-003, not to small/round-000; .* --out"):
+        produced(0.004)
+
+
+def test_frames_of_a_long_production_are_thinned(project: Path, tmp_path: Path) -> None:
+    """The round saves each 0.1 ps; a microsecond of 8 replicas would be 80 million frames."""
+    with open_production(Repository(project), ROUND, Wish(1000.0), tmp_path / "production") as workspace:
+        simulation = workspace.params.simulation
+    assert simulation.replicas * simulation.steps / simulation.stride == 100_000
+    assert (simulation.stride * simulation.timestep_ps, simulation.replicas) == (pytest.approx(80.0), 8)

@@ -63,9 +63,9 @@ def simulate_long(
 ) -> CGTrajectory:
     """Run what `simulate` runs, of any length, and keep its pieces in `folder`: those that are there are not run again.
 
-    More `params.steps` go on from the last piece; steps after the last saved frame are not taken. Raises what `simulate`
-    does, and BadFile when the folder holds pieces of a run that differs in anything but its length, or a piece cannot
-    be written.
+    More `params.steps` go on from the last piece; steps after the last saved frame are not taken. Raises what
+    `simulate` does, and BadFile when the folder holds pieces of a run that differs in anything but its length, or a
+    piece cannot be written.
     """
     if len(starts) == 0:
         raise EmptyTrajectory("simulation: no start frame was given; give at least one frame of the training set")

@@ -33,7 +33,7 @@ from flows.workspace import Summary, Workspace
 if TYPE_CHECKING:
     from cgal.selection import Committee
 
-__all__ = ["STAGES", "continue_seed", "run_stage", "train_committee"]
+__all__ = ["PRODUCTION", "STAGES", "continue_seed", "run_stage", "train_committee"]
 
 
 def train(workspace: Workspace, progress: Progress) -> Summary:
@@ -75,6 +75,30 @@ def simulate(workspace: Workspace, progress: Progress) -> Summary:
         progress=progress,
     )
     trajectory.save(workspace.round / "trajectory.h5")
+    return _simulated(trajectory)
+
+
+def produce(workspace: Workspace, progress: Progress) -> Summary:
+    """`round/model.pt` -> `round/trajectory.h5`, as `simulate`, but in `pieces/` that a kill leaves whole."""
+    from cgal.simulation.long_run import simulate_long
+
+    manifest, params = load_manifest(workspace.data), workspace.params
+    potential, _ = load_checkpoint(workspace.round / "model.pt", sequence=manifest.sequence)
+    trajectory = simulate_long(
+        potential,
+        _training_positions(workspace),
+        params.simulation,
+        temperature_K=params.temperature_K,
+        seed=derive_seed(params.seed, round_index(manifest), "production"),
+        folder=workspace.root / "pieces",
+        device=_device(workspace),
+        progress=progress,
+    )
+    trajectory.save(workspace.round / "trajectory.h5")
+    return _simulated(trajectory)
+
+
+def _simulated(trajectory: CGTrajectory) -> Summary:
     lost = sum(fate.lost for fate in trajectory.fates)
     return {"frames": len(trajectory), "lost_replicas": lost, "device": trajectory.device}
 
@@ -258,7 +282,7 @@ def continue_seed(workspace: Workspace, progress: Progress) -> int:
 def run_stage(name: str, workspace: Workspace, progress: Progress) -> Summary:
     """Run one stage with the threads that `execution.torch_threads` allows."""
     torch.set_num_threads(workspace.params.execution.torch_threads or len(os.sched_getaffinity(0)))
-    return STAGES[name](workspace, progress)
+    return (STAGES | PRODUCTION)[name](workspace, progress)
 
 
 STAGES: dict[str, Callable[[Workspace, Progress], Summary]] = {
@@ -269,6 +293,9 @@ STAGES: dict[str, Callable[[Workspace, Progress], Summary]] = {
     "label": label,
 }
 """The stages of a round, in the order in which data flows."""
+
+PRODUCTION: dict[str, Callable[[Workspace, Progress], Summary]] = {"production": produce}
+"""What runs on a published round (`flows.campaign.production`)."""
 
 
 def _initial(workspace: Workspace, manifest: Manifest) -> Potential:

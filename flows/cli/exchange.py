@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from cgal.errors import CgalError
-from flows.cli.project import HERE, Root, open_project, print_rounds
+from flows.cli.project import HERE, Root, full_tag, open_project, print_rounds
 
 __all__ = ["checkout", "push", "rounds"]
 
@@ -70,7 +70,7 @@ def checkout(
     from flows.workspace import Workspace
 
     name = Workspace(root).params.campaign.name
-    tag = f"{name}/round-{int(tag):03d}" if tag.isdecimal() else tag
+    tag = full_tag(root, tag)
     with CampaignLock(root, name):
         repository = Repository(root)
         repository.checkout_round(tag)

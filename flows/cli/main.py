@@ -5,7 +5,7 @@ import sys
 import typer
 
 from cgal.errors import CgalError
-from flows.cli import campaign, exchange, project, protein, serving, study
+from flows.cli import campaign, exchange, production, project, protein, serving, study
 
 __all__ = ["app", "main"]
 
@@ -23,6 +23,7 @@ app.command("stage")(campaign.stage)
 app.command("rounds")(exchange.rounds)
 app.command("checkout")(exchange.checkout)
 app.command("push")(exchange.push)
+app.command("production")(production.production)
 app.command("report")(campaign.report)
 app.command("export")(campaign.export)
 app.command("params")(campaign.params)

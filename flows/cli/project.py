@@ -8,7 +8,7 @@ import typer
 
 from cgal.errors import CgalError
 
-__all__ = ["HERE", "Root", "init", "open_project", "print_rounds"]
+__all__ = ["HERE", "Root", "full_tag", "init", "open_project", "print_rounds"]
 
 Root = Annotated[Path, typer.Option("--root", help="The project's folder.", file_okay=False)]
 HERE = Path()
@@ -31,6 +31,14 @@ def open_project(root: Path) -> Path:
             f"{error.filename}: cannot be written ({error.strerror}); work in a copy that you may write"
         ) from None
     return root
+
+
+def full_tag(root: Path, tag: str) -> str:
+    """Tag of a round, which may be given as its number in the campaign of params.yaml."""
+    from flows.versioning.rounds import round_tag
+    from flows.workspace import Workspace
+
+    return round_tag(Workspace(root).params.campaign.name, int(tag)) if tag.isdecimal() else tag
 
 
 def init(

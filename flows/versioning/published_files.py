@@ -1,15 +1,17 @@
 """Files of a published round, read where DVC keeps them: the workspace stays as it is."""
 
-from collections.abc import Collection
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from cgal.errors import VersioningError
+from cgal.files import atomic_write
 from flows.versioning.checking import require_sound
-from flows.versioning.objects import Cache
+from flows.versioning.objects import Cache, wrong_files
 from flows.versioning.repository import Repository
 from flows.versioning.rounds import round_files
 
-__all__ = ["cached_files", "find_model"]
+__all__ = ["MODEL", "bring_files", "find_model"]
 
 MODEL = "round/model.pt"
 
@@ -19,19 +21,34 @@ def find_model(root: Path, tag: str) -> Path:
 
     Raises VersioningError when there is no such round, its tag was moved, or no good copy of the file is found.
     """
-    return cached_files(Repository(root), tag, (MODEL,))[MODEL]
-
-
-def cached_files(repository: Repository, tag: str, wanted: Collection[str]) -> dict[str, Path]:
-    """Where DVC keeps some outputs of a round, and the files in them if they are folders, by path in the project.
-
-    Each is held against its hash; one that is missing or damaged is fetched as `cgal checkout` would. Raises
-    VersioningError as `find_model` does.
-    """
-    tag = repository.round(tag).tag
-    outputs = round_files(repository.git, [tag])[tag].outputs
-    if absent := [path for path in wanted if path not in outputs]:
-        raise VersioningError(f"{tag} has no {', '.join(absent)}; 'git show {tag}:dvc.lock' lists what it has")
+    repository = Repository(root)
     cache = Cache(repository.root)
-    files = require_sound(cache, tag, {path: outputs[path] for path in wanted})
-    return {path: cache.path(digest) for path, digest in files.items() if not digest.endswith(".dir")}
+    return cache.path(_sound_files(repository, cache, tag, lambda output: output == MODEL)[MODEL])
+
+
+def bring_files(repository: Repository, tag: str, folder: Path, wanted: Callable[[str], bool]) -> None:
+    """Copy files of a round's model and dataset into a folder, by the paths that they have in a project.
+
+    `wanted` says which. Those that are there, with the right bytes, are left alone. Raises VersioningError as
+    `find_model` does, and BadFile when a file cannot be written.
+    """
+    cache = Cache(repository.root)
+    files = _sound_files(repository, cache, tag, lambda output: output == MODEL or output.split("/")[0] == "data")
+    needed = {path: digest for path, digest in files.items() if wanted(path)}
+    for path in wrong_files(folder, needed):
+        with atomic_write(folder / path) as temporary:
+            shutil.copyfile(cache.path(needed[path]), temporary)
+
+
+def _sound_files(repository: Repository, cache: Cache, tag: str, wanted: Callable[[str], bool]) -> dict[str, str]:
+    """DVC hashes of some outputs of a round, and of the files in them if they are folders, by path in the project.
+
+    Each is held against its hash; one that is missing or damaged is fetched as `cgal checkout` would.
+    """
+    repository.round(tag)
+    outputs = round_files(repository.git, [tag])[tag].outputs
+    found = {path: digest for path, digest in outputs.items() if wanted(path)}
+    if not found:
+        raise VersioningError(f"{tag}: its dvc.lock names no such file; 'git show {tag}:dvc.lock' lists what it has")
+    files = require_sound(cache, tag, found)
+    return {path: digest for path, digest in files.items() if not digest.endswith(".dir")}
