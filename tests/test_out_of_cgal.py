@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import sleep
@@ -21,10 +22,11 @@ from flows.campaign.stages import STAGES, run_stage
 from flows.versioning import Repository
 from flows.workspace import Workspace
 from tests.beads import real_beads
-from tests.conftest import make_copy
+from tests.conftest import REPOSITORY, make_copy
 from tests.test_versioning import contents
 
 ROUND = "small/round-000"
+SCRIPT = REPOSITORY / "docs" / "how-to" / "use_a_model.py"
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +75,9 @@ def test_a_round_that_is_not_there_or_damaged_is_said(project: Path) -> None:
 # ---------------------------------------------------------------------------------- production
 
 
-def cgal_production(project: Path, *options: str) -> list[str]:
-    return ["cgal", "production", "0", "--root", str(project), *options]
-
-
-def kill_when(command: list[str], reached: Callable[[], bool]) -> None:
+def kill_when(command: list[str], root: Path, reached: Callable[[], bool]) -> None:
     """Run a command and kill it, without a word, once something is there."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not reached():
         assert process.poll() is None, "it was done before it could be killed"
         sleep(0.002)
@@ -87,22 +85,24 @@ def kill_when(command: list[str], reached: Callable[[], bool]) -> None:
     process.wait()
 
 
-def test_a_killed_production_goes_on_to_the_same_bytes(project: Path) -> None:
+def test_a_killed_production_goes_on_to_the_same_bytes_in_the_documented_script(project: Path) -> None:
     """4 replicas, 0.1 ns in pieces of 5 ps; the kill comes when the second piece is there."""
-    folder = project / "production" / ROUND
+    folder, wish = project / "production" / ROUND, ["--replicas", "4", "--ns", "0.1"]
     (project / "params.yaml").write_text((project / "params.yaml").read_text() + "# edited since\n")
     before = contents(project / "round") | contents(project / "data")
-    command = cgal_production(project, "--replicas", "4", "--ns", "0.1")
-    kill_when(command, (folder / "pieces" / "00001.h5").is_file)
+    kill_when(["cgal", "production", "0", *wish], project, (folder / "pieces" / "00001.h5").is_file)
     killed = {path.name: path.stat().st_mtime_ns for path in (folder / "pieces").glob("[0-9]*.h5")}
     assert 2 <= len(killed) < 20
     assert not (folder / "round" / "trajectory.h5").exists()
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "production: frames 4000, lost replicas 0" in done.stdout
-    assert {name: (folder / "pieces" / name).stat().st_mtime_ns for name in killed} == killed
 
-    wish = Wish(0.1, replicas=4)
-    with open_production(Repository(project), ROUND, wish, project / "undisturbed") as workspace:
+    command = [sys.executable, SCRIPT, ROUND, *wish]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "production: frames 4000, lost replicas 0" in done.stdout
+    assert "replica 0: 1000 frames of 10 beads, 0.1 to 100 ps" in done.stdout
+    assert "OpenMM, 500 steps later: " in done.stdout
+    assert {name: (folder / "pieces" / name).stat().st_mtime_ns for name in killed} == killed
+    with open_production(Repository(project), ROUND, Wish(0.1, replicas=4), project / "undisturbed") as workspace:
         run_stage("production", workspace, silent)
     for name in ("round/trajectory.h5", "params.yaml", "production.json", "round/model.pt"):
         assert (folder / name).read_bytes() == (project / "undisturbed" / name).read_bytes(), name
