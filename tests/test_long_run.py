@@ -20,7 +20,7 @@ RUN = SimulationParams(replicas=6, steps=130, stride=10)
 
 @pytest.fixture(autouse=True)
 def short_pieces(monkeypatch):
-    monkeypatch.setattr(long_run, "SAVES", 5)
+    monkeypatch.setattr(long_run, "PIECE_STEPS", 50)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_a_run_can_be_made_longer_and_looked_at_shorter(run, tmp_path):
 
 def test_replicas_go_on_with_the_velocities_they_had(run, tmp_path):
     """A frame later a bead has moved by v t; with velocities drawn anew it would have moved by as much elsewhere."""
-    short = RUN.model_copy(update={"stride": 1, "steps": 10, "friction_per_ps": 1e-3})
+    short = RUN.model_copy(update={"stride": 1, "steps": 100, "friction_per_ps": 1e-3})
     run("run", short)
     first, second = (Piece.load(tmp_path / "run" / name) for name in ("00000.h5", "00001.h5"))
     moved = (second.positions[0] - first.positions[-1]) / short.timestep_ps

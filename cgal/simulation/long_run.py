@@ -25,8 +25,8 @@ from cgal.simulation.run import Record, draw_starts, run_engine, start_engine, t
 
 __all__ = ["simulate_long"]
 
-SAVES = 50
-"""Frames of each replica in a piece: what a kill costs at most."""
+PIECE_STEPS = 50_000
+"""Steps in a piece: what a kill costs at most; to begin one takes as long as a few hundred."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +74,9 @@ def simulate_long(
     saves = params.steps // params.stride
     params = params.model_copy(update={"steps": saves * params.stride})
     pieces: list[Piece] = []
-    for index, first in enumerate(range(0, saves, SAVES)):
-        wanted, path = min(SAVES, saves - first), folder / f"{index:05d}.h5"
+    length = max(1, PIECE_STEPS // params.stride)
+    for index, first in enumerate(range(0, saves, length)):
+        wanted, path = min(length, saves - first), folder / f"{index:05d}.h5"
         piece = _kept(path, run, wanted)
         if piece is None:
             engine = start_engine(

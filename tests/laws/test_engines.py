@@ -27,6 +27,9 @@ NARROW = SchNetParams(features=16, blocks=2, radial_functions=12, cutoff_nm=0.9)
 RUN = SimulationParams(replicas=40, steps=30, stride=10)
 
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device at hand")
+
+
 def gentle(params: SchNetParams = NARROW) -> Potential:
     """Network forces like those of a trained model: near 100 kJ/mol/nm."""
     potential = trained(params)
@@ -99,6 +102,36 @@ def test_a_replica_that_breaks_on_the_way_is_lost_at_once_and_the_others_go_on(p
     assert ends[0].lost_at[3] == ends[1].lost_at[3] > 0
     assert (np.delete(ends[0].cause, 3) == 0).all()
     assert np.array_equal(ends[0].positions[3], home[3])
+
+
+@pytest.mark.parametrize(
+    ("kind", "device"),
+    [
+        (FusedEngine, "cpu"),
+        (TorchEngine, "cpu"),
+        pytest.param(GraphEngine, "cuda", marks=[pytest.mark.gpu, needs_cuda]),
+    ],
+)
+def test_another_engine_goes_on_where_one_came_to(kind, device):
+    """Without noise: 10 and 10 steps are 20, but for forces that are computed anew; who was lost stays so."""
+    home, potential = shaken_beads(6), gentle()
+    home[2, 4] += 5.0
+    run = RUN.model_copy(update={"friction_per_ps": 1e-9})
+    evaluator = FusedEvaluator(potential) if kind is FusedEngine else Evaluator(potential).to(device)
+    first, second = (kind(baoab(evaluator, run), torch.from_numpy(home).to(device), run, seed) for seed in (1, 2))
+    first.advance(10)
+    half_way = first.snapshot()
+    second.go_on(half_way, 10)
+    for mine, theirs in zip(second.snapshot(), half_way, strict=True):
+        assert np.array_equal(mine, theirs)
+    for engine in (first, second):
+        engine.advance(10)
+    ends = [engine.snapshot() for engine in (first, second)]
+    assert np.abs(ends[0].positions - ends[1].positions).max() < 1e-5
+    assert np.abs(ends[0].positions - half_way.positions).max() > 1e-3
+    assert ends[1].cause.tolist() == [0, 0, 1, 0, 0, 0]
+    assert ends[1].lost_at.tolist() == [0] * 6
+    assert int(second.step) == 20
 
 
 def test_energy_is_conserved_while_pairs_come_and_go():
@@ -188,9 +221,6 @@ def test_two_processes_may_compile_at_once_into_an_empty_cache(tmp_path):
     assert len(outputs) == 1
     assert kept
     assert kept == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("kernels.evaluate*")}
-
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device at hand")
 
 
 @pytest.mark.gpu
