@@ -30,7 +30,7 @@ from cgal.foreign.chemistry import Residue, check_backbone, check_chain, check_k
 from cgal.foreign.pdb_text import plain_pdb
 from cgal.frames import check_sequence, read_pdb_text, sequence_of
 from cgal.params import ForceFieldParams
-from cgal.progress import Note, unsaid
+from cgal.progress import Note, Progress, silent, unsaid
 from cgal.residues import stated_protonation
 
 __all__ = ["structure_from_pdb_file", "structure_from_pdb_id", "structure_from_sequence"]
@@ -39,6 +39,7 @@ EXTENDED_PHI_degrees = -120.0
 EXTENDED_PSI_degrees = 140.0
 RESTRAINT_kJ_per_mol_nm2 = 1000.0
 CLASH_nm = 0.08
+LOOK_STEPS = 50
 BROKEN_PEPTIDE_nm = 0.2
 VARIANTS = {"CYM": "CYX", "ARN": None, "TYM": None}
 """What OpenMM calls a protonation where it is not AMBER's name; None where it has none. CYX and CYM both lack HG."""
@@ -55,6 +56,7 @@ def structure_from_sequence(
     phi_degrees: float = EXTENDED_PHI_degrees,
     psi_degrees: float = EXTENDED_PSI_degrees,
     relax_ps: float = 2.0,
+    progress: Progress = silent,
 ) -> str:
     """PDB text of a zwitterionic peptide of that sequence, all residues at one (phi, psi), extended by default.
 
@@ -69,7 +71,7 @@ def structure_from_sequence(
     writer = PDBIO()
     writer.set_structure(chain)
     writer.save(stream)
-    return _prepare(stream.getvalue(), f"sequence {sequence}", params, temperature_K, seed, relax_ps)
+    return _prepare(stream.getvalue(), f"sequence {sequence}", params, temperature_K, seed, relax_ps, unsaid, progress)
 
 
 def structure_from_pdb_file(
@@ -80,6 +82,7 @@ def structure_from_pdb_file(
     seed: int,
     relax_ps: float = 2.0,
     note: Note = unsaid,
+    progress: Progress = silent,
 ) -> str:
     """PDB text of the protein in a PDB file: missing atoms and hydrogens added, relaxed; residues are not made up.
 
@@ -94,7 +97,7 @@ def structure_from_pdb_file(
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise BadFile(f"{path}: cannot be read as a PDB file ({error})") from None
-    return _prepare(text, str(path), params, temperature_K, seed, relax_ps, note)
+    return _prepare(text, str(path), params, temperature_K, seed, relax_ps, note, progress)
 
 
 def structure_from_pdb_id(
@@ -105,6 +108,7 @@ def structure_from_pdb_id(
     seed: int,
     relax_ps: float = 2.0,
     note: Note = unsaid,
+    progress: Progress = silent,
 ) -> str:
     """PDB text of an entry of the Protein Data Bank, downloaded; otherwise as from a file.
 
@@ -120,7 +124,7 @@ def structure_from_pdb_id(
         raise BadFile(
             f"{url}: download failed ({error}); when offline, give a PDB file or a sequence instead"
         ) from None
-    return _prepare(text, f"PDB entry {pdb_id.upper()}", params, temperature_K, seed, relax_ps, note)
+    return _prepare(text, f"PDB entry {pdb_id.upper()}", params, temperature_K, seed, relax_ps, note, progress)
 
 
 def _prepare(
@@ -130,12 +134,13 @@ def _prepare(
     temperature_K: float,
     seed: int,
     relax_ps: float,
-    note: Note = unsaid,
+    note: Note,
+    progress: Progress,
 ) -> str:
     try:
         topology, positions = _complete(text, params.ph, seed, note)
         sequence_of(read_pdb_text(write_structure(topology, positions)).topology)
-        relaxed = _relax(topology, positions, params, temperature_K, seed, relax_ps)
+        relaxed = _relax(topology, positions, params, temperature_K, seed, relax_ps, progress)
     except BadStructure as error:
         raise BadStructure(f"{source}: {error}") from None
     except Diverged as error:
@@ -239,6 +244,7 @@ def _relax(
     temperature_K: float,
     seed: int,
     relax_ps: float,
+    progress: Progress,
 ) -> Float64[np.ndarray, "atoms 3"]:
     """Restrained, then free minimisation under H-bond constraints; then dynamics at ever longer steps."""
     system = build_system(topology, params)
@@ -246,13 +252,18 @@ def _relax(
     restrain(system, restrained, positions[restrained], RESTRAINT_kJ_per_mol_nm2)
     run = AtomRun(system, params, temperature_K=temperature_K, timestep_ps=0.0005, seed=seed)
     run.place(positions)
+    steps = {timestep_ps: round(relax_ps / 3 / timestep_ps) for timestep_ps in (0.0005, 0.001, params.timestep_ps)}
+    total = sum(steps.values())
+    progress(0, total, "minimising")
     run.minimise()
     run.context.setParameter("k", 0.0)
     run.minimise()
     run.draw_velocities()
-    for timestep_ps in (0.0005, 0.001, params.timestep_ps):
+    for timestep_ps, count in steps.items():
         run.integrator.setStepSize(timestep_ps)
-        run.advance(round(relax_ps / 3 / timestep_ps))
+        for done in range(0, count, LOOK_STEPS):
+            run.advance(min(LOOK_STEPS, count - done))
+            progress(run.steps, total, f"relaxing, steps of {1000 * timestep_ps:g} fs")
     return run.positions()
 
 

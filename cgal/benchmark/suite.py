@@ -153,9 +153,18 @@ def _blocks(trajectory: CGTrajectory, count: int) -> Int64[np.ndarray, " frames"
 
 
 def _halves(reference: CGTrajectory) -> tuple[Int64[np.ndarray, " some"], Int64[np.ndarray, " rest"]]:
-    """Frames of every other trajectory, and the rest; of a lone trajectory its first and its second half."""
+    """Frames of every other trajectory, and the rest; of a lone trajectory its first and its second half.
+
+    Raises BadTrajectory when all weight lies in one of them.
+    """
     second = _blocks(reference, 2) % 2 == 1
-    return np.flatnonzero(~second), np.flatnonzero(second)
+    halves = np.flatnonzero(~second), np.flatnonzero(second)
+    if not all(reference.weights[half].sum() > 0 for half in halves):
+        raise BadTrajectory(
+            "every other trajectory of the reference has no weight, for its Markov model does not connect them: sample "
+            "longer ('cgal reference' goes on after reference.trajectory_ns or reference.trajectories is raised)"
+        )
+    return halves
 
 
 def _fates(trajectory: CGTrajectory, production: CGTrajectory) -> dict[str, int | float]:

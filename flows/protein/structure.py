@@ -9,6 +9,7 @@ from cgal.errors import BadParams
 from cgal.files import write_text
 from cgal.params import Params
 from cgal.progress import Note, unsaid
+from flows.terminal import stage_bar
 
 __all__ = ["make_structure"]
 
@@ -37,6 +38,8 @@ def make_structure(
     if len(given) != 1:
         raise BadParams("give one of --sequence, --pdb and --pdb-id")
     build, source = given[0]
-    options = {} if build is structure_from_sequence else {"note": note}
-    built = build(source, params.force_field, temperature_K=params.temperature_K, seed=params.seed, **options)
+    options: dict[str, Any] = {} if build is structure_from_sequence else {"note": note}
+    options |= {"temperature_K": params.temperature_K, "seed": params.seed}
+    with stage_bar("structure") as progress:
+        built = build(source, params.force_field, progress=progress, **options)
     write_text(out, built)
