@@ -96,6 +96,7 @@ def test_the_image_installs_from_what_it_copies(tmp_path: Path) -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert set(copied) == allowed
     for name in copied:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cp", "-r", ROOT / name, tmp_path / name], check=True)
     assert "RUN make setup" in lines
     (step,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if "--no-build-isolation -e ." in line]

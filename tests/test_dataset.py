@@ -304,5 +304,5 @@ def test_missing_or_truncated_seed_is_one_clear_error(folder: Path) -> None:
     with pytest.raises(CgalError, match=r"seed\.h5: truncated or damaged HDF5"):
         prepare(folder, PARAMS)
     seed.unlink()
-    with pytest.raises(BadFile, match=r"seed\.h5: no such file; make it with 'cgal import'"):
+    with pytest.raises(BadFile, match=r"seed\.h5: no such file; make it with 'cgal seed chignolin'"):
         prepare(folder, PARAMS)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,3 +88,20 @@ def test_of_two_processes_that_make_the_tables_at_once_one_waits(tmp_path: Path)
         process.stdin.write("\n")
         process.stdin.flush()
     assert [process.communicate(timeout=120)[1] for process in pair if process.wait(timeout=120)] == []
+
+
+def test_tables_that_a_kill_left_half_made_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow itself would stop at "table already exists" for ever."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    code = f"from pathlib import Path; from flows.tracking.runs import warm_up; warm_up(Path({str(tmp_path)!r}))"
+    aside = tmp_path / ".cgal" / "mlflow.db.new"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY)
+    while not (aside.is_file() and aside.stat().st_size > 0):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    record = make_record(tmp_path, 0)
+    assert log_round(tmp_path, record) == log_round(tmp_path, record)
+    assert not aside.exists()

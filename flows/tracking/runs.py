@@ -265,7 +265,21 @@ def _connect(root: Path) -> "MlflowClient":
     uri = tracking_uri(root)
     (root / ".cgal").mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".cgal" / "mlflow.lock"):  # two processes that make the embedded tables at once both fail
+        if _is_embedded(root) and not (root / DATABASE).exists():
+            _make_tables(root)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _make_tables(root: Path) -> None:
+    """Make the embedded store aside, then move it into place: MLflow cannot go on with tables that a kill left half."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    aside = root.resolve() / ".cgal" / f"{DATABASE}.new"
+    for path in aside.parent.glob(f"{aside.name}*"):
+        path.unlink()
+    store = SqlAlchemyStore(f"sqlite:///{aside}", (root.resolve() / ARTIFACTS).as_uri())
+    store.engine.dispose()
+    os.replace(aside, root / DATABASE)
 
 
 def _find_or_create_experiment(client: "MlflowClient", root: Path, protein: str) -> str:
