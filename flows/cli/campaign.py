@@ -37,19 +37,23 @@ def run(
 
 def _run_campaign(root: Path, new: str | None, started: float) -> Any:
     """Open the campaign while Prefect starts, run it, and give the state in which it was found."""
-    from flows.campaign.opening import campaign_state, continue_campaign, fetch_data, new_campaign
-    from flows.campaign.preflight import require_runnable
     from flows.serving.startup import load_campaign, start_prefect
-    from flows.terminal import console
     from flows.versioning import Repository
-    from flows.workspace import Workspace
 
-    workspace, repository = Workspace(root), Repository(root)
+    repository = Repository(root)
     repository.require_writable()
     server = start_prefect()
+
+    from flows.campaign.opening import campaign_state, continue_campaign, fetch_data, new_campaign
+    from flows.terminal import console
+    from flows.workspace import Workspace
+
+    workspace = Workspace(root)
     with console.status("starting Prefect, loading the science"):
         fetch_data(workspace, repository)
         if new or campaign_state(workspace, repository).last_published is None:
+            from flows.campaign.preflight import require_runnable  # half a second, before the first round alone
+
             require_runnable(workspace)
         if new:
             workspace = new_campaign(workspace, repository, new)
