@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Float, Shaped
 
 from cgal.errors import BadFile
+from cgal.frames import check_sequence
 from cgal.interfaces.positions import check_positions
-from cgal.params import SimulationParams
+from cgal.params import PriorParams, SimulationParams
 from cgal.potential.architectures import freeze
 from cgal.potential.checkpoint import load_checkpoint
 from cgal.potential.potential import Potential
+from cgal.potential.prior import fit_prior
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -70,6 +72,24 @@ class Model:
             forces.detach().cpu().numpy().astype(dtype).reshape(positions_nm.shape),
         )
 
+    def transfer(
+        self,
+        sequence: str,
+        positions_nm: Shaped[np.ndarray, "frames beads 3"],
+        prior: PriorParams | None = None,
+    ) -> "Model":
+        """Give the model of a protein that the network was not trained on: its own prior, the same network.
+
+        The prior is fitted to `positions_nm`, C-alpha frames of that protein at the model's temperature, as many as
+        there are; `prior` says how. The network knows the protein by its amino acids alone, and nothing says that it is
+        right for it: measure. Raises EmptyTrajectory for fewer than two frames, BadPositions for what is no chain in
+        nm, BadStructure for what is no sequence.
+        """
+        frames = check_positions(positions_nm, check_sequence(sequence))
+        fitted = fit_prior(frames, sequence, self.temperature_K, prior or PriorParams())
+        origin = {"transferred_from": self.sequence, "prior_frames": len(frames)}
+        return Model(self.potential.with_prior(fitted), self.metadata | origin, self.device)
+
     def ase_calculator(self) -> "Calculator":
         """Give a calculator for ASE, which works in Angstrom and eV."""
         from cgal.interfaces.ase_calculator import ModelCalculator
@@ -95,11 +115,14 @@ class Model:
         return model_system(self, mass_amu)
 
 
-def load(path_or_round: str | Path, *, root: str | Path = ".", device: str = "cpu") -> Model:
+def load(
+    path_or_round: str | Path, *, sequence: str | None = None, root: str | Path = ".", device: str = "cpu"
+) -> Model:
     """Load a model from a checkpoint such as `round/model.pt`, or of a published round such as `demo/round-002`.
 
     A round is looked up in the project at `root`; its checkpoint is read from DVC's cache (or a DVC remote) and the
-    workspace stays as it is. Raises BadFile when there is no such file, BadCheckpoint when it is damaged,
+    workspace stays as it is. Of a network trained on several proteins it is the model of `sequence`, or else of the
+    first one. Raises BadFile when there is no such file, BadCheckpoint when it is damaged or not for `sequence`,
     VersioningError when there is no such round or no good copy of it.
     """
     path = Path(path_or_round)
@@ -107,7 +130,7 @@ def load(path_or_round: str | Path, *, root: str | Path = ".", device: str = "cp
         path = _round_checkpoint(str(path_or_round), Path(root))
     if not path.is_file():
         raise BadFile(f"{path_or_round}: no such file, and no round's tag such as demo/round-002 ('cgal rounds')")
-    return Model(*load_checkpoint(path), device=device)
+    return Model(*load_checkpoint(path, sequence=sequence), device=device)
 
 
 def _round_checkpoint(tag: str, root: Path) -> Path:

@@ -1,6 +1,8 @@
 """The file that holds a potential."""
 
 import json
+from collections.abc import Iterable
+from copy import deepcopy
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,25 +26,40 @@ FORMAT = "cgal-potential-1"
 NETWORK_PARAMS: TypeAdapter[NetworkParams] = TypeAdapter(NetworkParams)
 
 
-def save_checkpoint(path: Path, potential: Potential, metadata: dict[str, Any]) -> None:
+def save_checkpoint(
+    path: Path, potential: Potential, metadata: dict[str, Any], *, priors: Iterable[Prior] = ()
+) -> None:
     """Write a checkpoint atomically: tensors and text only (no code), the same bytes for the same content.
 
-    `metadata` is JSON-able: seed, round, training history, dataset checksums.
+    `metadata` is JSON-able: seed, round, training history, dataset checksums. `priors` are those of all proteins that
+    the network was trained on; that of `potential` need not be among them, and without others nothing is added. Raises
+    BadCheckpoint when one was fitted at another temperature.
     """
+    content = _content(potential, metadata)
+    others = {prior.sequence: prior for prior in priors if prior.sequence != potential.sequence}
+    for prior in others.values():
+        if prior.temperature_K != potential.prior.temperature_K:
+            raise BadCheckpoint(
+                f"{path}: the prior of {prior.sequence} is of {prior.temperature_K:g} K, that of {potential.sequence} "
+                f"of {potential.prior.temperature_K:g} K; fit all at one temperature"
+            )
+    if others:
+        content["other_priors"] = {sequence: _plain(deepcopy(others[sequence]).float()) for sequence in sorted(others)}
     buffer = BytesIO()
-    torch.save(
-        {
-            "format": FORMAT,
-            "sequence": potential.sequence,
-            "temperature_K": potential.prior.temperature_K,
-            "architecture": potential.network.params.model_dump_json(),
-            "prior": _plain(potential.prior),
-            "network": _plain(potential.network),
-            "metadata": json.dumps(metadata, sort_keys=True),
-        },
-        buffer,
-    )
+    torch.save(content, buffer)
     write_bytes(path, buffer.getvalue())
+
+
+def _content(potential: Potential, metadata: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "sequence": potential.sequence,
+        "temperature_K": potential.prior.temperature_K,
+        "architecture": potential.network.params.model_dump_json(),
+        "prior": _plain(potential.prior),
+        "network": _plain(potential.network),
+        "metadata": json.dumps(metadata, sort_keys=True),
+    }
 
 
 def _plain(module: nn.Module) -> dict[str, Tensor]:
@@ -55,17 +72,21 @@ def load_checkpoint(
 ) -> tuple[Potential, dict[str, Any]]:
     """Read a checkpoint onto the CPU; returns the potential and its metadata.
 
+    Of a network trained on several proteins it is the potential of `sequence`, or else of the first one.
+
     Raises BadFile when there is no such file, BadCheckpoint when it is damaged or of another format, or is not for
     `sequence` or of `architecture` (where given).
     """
     content = _read(path)
-    found = content["sequence"]
-    if sequence is not None and found != sequence:
-        raise BadCheckpoint(
-            f"{path}: trained for {found}, not for {sequence}; give this protein's checkpoint, or delete the file "
-            "to start from a fresh network"
-        )
     try:
+        priors = {content["sequence"]: content["prior"], **content.get("other_priors", {})}
+        found = sequence or content["sequence"]
+        if found not in priors:
+            raise BadCheckpoint(
+                f"{path}: trained for {', '.join(priors)}, not for {sequence}; give this protein's checkpoint, or "
+                "delete the file to start from a fresh network; to run a model on a protein that it was not trained "
+                "on, give cgal.Model.transfer some frames of it"
+            )
         params = NETWORK_PARAMS.validate_json(content["architecture"])
         if architecture is not None and params != architecture:
             raise BadCheckpoint(
@@ -74,7 +95,7 @@ def load_checkpoint(
             )
         network = architecture_of(params).network(params)
         network.load_state_dict(content["network"])
-        prior = Prior(found, content["temperature_K"], content["prior"])
+        prior = Prior(found, content["temperature_K"], priors[found])
         return Potential(prior, network, found), json.loads(content["metadata"])
     except (KeyError, TypeError, ValueError, RuntimeError, ValidationError) as error:
         raise _damaged(path, error) from None

@@ -32,6 +32,10 @@ class Potential(nn.Module):
         self.network = network
         self.register_buffer("types", bead_types(sequence), persistent=False)
 
+    def with_prior(self, prior: Prior) -> "Potential":
+        """Give the potential of the prior's protein with the same network, which both share."""
+        return Potential(prior, self.network, prior.sequence).to(self.types.device)
+
     def energy(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, " frames"]:
         """Energy [kJ/mol] of each frame; positions in nm."""
         energies: Tensor = self.prior.energy(positions) + self.network(positions, self.types)

@@ -113,7 +113,9 @@ def fit_prior(
     Raises EmptyTrajectory for fewer than two frames.
     """
     if len(positions) < 2:
-        raise EmptyTrajectory(f"a prior needs at least 2 frames to fit, got {len(positions)}; import a longer seed")
+        raise EmptyTrajectory(
+            f"a prior of {sequence} needs at least 2 frames to fit, got {len(positions)}; import a longer seed"
+        )
     energy_kJ_per_mol = thermal_energy_kJ_per_mol(temperature_K)
     coordinates = internal_coordinates(torch.from_numpy(positions.astype(np.float64)))
     bonds, angles = coordinates.bonds_nm.numpy(), coordinates.angles_rad.numpy()

@@ -14,7 +14,7 @@ the weights is found is told in `cgal.potential.force_matching`.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -78,12 +78,16 @@ class Validation(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ForceMatchingResult:
-    """The potential with the weights of the best epoch (lowest held-out error), and how they were found."""
+    """The potential with the weights of the best epoch (lowest held-out error), and how they were found.
+
+    `proteins` has the validation of each sequence where there are several.
+    """
 
     potential: Potential
     history: tuple[EpochRecord, ...]
     validation: Validation
     best_epoch: int
+    proteins: Mapping[str, Validation] = field(default_factory=dict)
 
     def summary(self) -> dict[str, float | int]:
         """Numbers for a checkpoint's metadata and a round's metrics."""
@@ -92,6 +96,7 @@ class ForceMatchingResult:
             "explained_fraction": self.validation.explained_fraction,
             "best_epoch": self.best_epoch,
             "epochs": len(self.history) - 1,
+            **{f"explained_fraction/{name}": each.explained_fraction for name, each in self.proteins.items()},
         }
 
     def draw(self, figure: "Figure") -> None:
@@ -123,32 +128,42 @@ def train(
 
     Blocks of consecutive frames are held out (see `held_out_masks`); training stops when the error on them has not
     fallen for `params.patience_epochs`, and the weights of the best epoch are kept. Shards may be of several
-    proteins: `priors` then gives the prior of each sequence other than `initial.sequence`, and every batch is of
-    one protein. Runs on the device of `initial`. With a `scratch` folder a killed training continues from its last
-    checkpoint there and ends with the same weights, to the bit.
+    proteins: `priors` then gives the prior of each sequence other than `initial.sequence`, every batch is of
+    one protein, and each has its frames held out; a frame counts by its beads, whatever protein it is of. Runs on the
+    device of `initial`. With a `scratch` folder a killed training continues from its last checkpoint there and ends
+    with the same weights, to the bit.
 
     Raises BadTrajectory (a label is not finite, or a protein has no prior), EmptyTrajectory (nothing to train on or
     to hold out), PreflightFailed (held-out error not below the prior's, unless `params.preflight` is false).
     """
     with deterministic_algorithms(), worker_threads() as parallel_map:
-        training, held_out = _prepare(shards, {**(priors or {}), initial.sequence: initial.prior}, params)
+        training, held_out = _prepare(shards, _as_in_potentials(priors or {}, initial), params)
         run = Run(initial.network, training, held_out, params, seed, parallel_map)
         run.resume(scratch)
         while not run.finished:
             run.epoch()
             run.save(scratch)
             progress(run.epochs_done, params.epochs, run.note())
+        proteins = run.validate_each()
     validation = Validation(_count(training), _count(held_out), run.prior_rmse, run.best_rmse)
     if params.preflight:
         _preflight(validation)
     potential = deepcopy(initial)
     vector_to_parameters(run.best_weights, potential.network.parameters())
-    return ForceMatchingResult(potential, tuple(run.history), validation, run.best_epoch)
+    return ForceMatchingResult(potential, tuple(run.history), validation, run.best_epoch, proteins)
+
+
+def _as_in_potentials(priors: Mapping[str, Prior], initial: Potential) -> dict[str, Prior]:
+    """Priors by sequence as their potentials have them: in float32, on the device of `initial`."""
+    device = initial.types.device
+    cast = {sequence: deepcopy(prior).float().to(device) for sequence, prior in priors.items()}
+    return cast | {initial.sequence: initial.prior}
 
 
 class Frames(NamedTuple):
     """Frames of one protein: bead types, positions [nm] and the forces that the prior leaves over [kJ/mol/nm]."""
 
+    sequence: str
     types: Int64[Tensor, " beads"]
     positions: Float[Tensor, "frames beads 3"]
     residuals: Float[Tensor, "frames beads 3"]
@@ -174,9 +189,9 @@ def _prepare(
         chosen = [index for index, shard in enumerate(shards) if shard.sequence == sequence]
         frames = _residuals([shards[index] for index in chosen], priors[sequence])
         mask = torch.from_numpy(np.concatenate([masks[index] for index in chosen])).to(frames.positions.device)
+        require_both(int((~mask).sum()), int(mask.sum()), params, f"labelled frames of {sequence}")
         training.append(frames.take(~mask))
         held_out.append(frames.take(mask))
-    require_both(_count(training), _count(held_out), params)
     return training, held_out
 
 
@@ -200,7 +215,8 @@ def _residuals(shards: Sequence[LabelledFrames], prior: Prior) -> Frames:
     positions = torch.from_numpy(np.concatenate([shard.positions for shard in shards])).to(device)
     forces = torch.from_numpy(np.concatenate([shard.forces for shard in shards])).to(device)
     residuals = forces - prior.forces(positions.double()).float()
-    return Frames(bead_types(shards[0].sequence).to(device), positions, residuals)
+    sequence = shards[0].sequence
+    return Frames(sequence, bead_types(sequence).to(device), positions, residuals)
 
 
 def _count(proteins: Sequence[Frames]) -> int:
@@ -240,7 +256,7 @@ class Run:
         self.training, self.held_out, self.params = training, held_out, params
         self.fingerprint = fingerprint(
             [params.model_dump_json(exclude=NOT_IN_FINGERPRINT), network.params.model_dump_json(), str(seed)],
-            [*network.state_dict().values(), *(part for frames in [*training, *held_out] for part in frames)],
+            [*network.state_dict().values(), *(part for frames in [*training, *held_out] for part in frames[1:])],
         )
         self.matching = architecture_of(network.params).force_matching(
             network, [frames.positions for frames in [*training, *held_out]], parallel_map, params.bond_weight
@@ -297,7 +313,7 @@ class Run:
 
     def step(self, batch: Frames) -> Float64[Tensor, ""]:
         """One step of the optimiser; returns the batch's sum of squared force errors before it."""
-        mean_square, gradient = self.matching.gradient(*batch)
+        mean_square, gradient = self.matching.gradient(batch.types, batch.positions, batch.residuals)
         length = torch.linalg.vector_norm(gradient.div_(self.scale))
         self.weights.grad = gradient.mul_((self.params.gradient_clip / length).clamp_(max=1.0))
         self.optimiser.step()
@@ -310,6 +326,22 @@ class Run:
         if validation_rmse < self.best_rmse:
             self.best_epoch, self.best_rmse = self.epochs_done, validation_rmse
             self.best_weights = self.weights.clone()
+
+    def validate_each(self) -> dict[str, Validation]:
+        """Put the best weights in place, and see what they are worth for each protein, where there are several."""
+        if len(self.training) == 1:
+            return {}
+        self.weights.copy_(self.best_weights)
+        weight = self.params.bond_weight
+        return {
+            held_out.sequence: Validation(
+                len(training.positions),
+                len(held_out.positions),
+                math.sqrt(_mean_square([held_out], weight)),
+                math.sqrt(_mean_square([held_out], weight, self.matching)),
+            )
+            for training, held_out in zip(self.training, self.held_out, strict=True)
+        }
 
     def save(self, scratch: Path | None) -> None:
         """Every `checkpoint_epochs`, write what `resume` needs."""

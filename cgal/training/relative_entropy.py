@@ -21,7 +21,7 @@ them S comes out too low.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +32,12 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
-from cgal.errors import BadTrajectory, Diverged, PreflightFailed
+from cgal.errors import BadParams, BadTrajectory, Diverged, PreflightFailed
 from cgal.frames import LabelledFrames
 from cgal.params import DynamicsParams, TrainingParams
 from cgal.potential.architectures import architecture_of
 from cgal.potential.potential import Potential
+from cgal.potential.prior import Prior
 from cgal.progress import Progress, silent
 from cgal.simulation.run import Record, run_from
 from cgal.training.held_out import held_out_masks, require_both
@@ -119,6 +120,7 @@ def train(
     *,
     seed: int,
     scratch: Path | None = None,
+    priors: Mapping[str, Prior] | None = None,
     progress: Progress = silent,
 ) -> RelativeEntropyResult:
     """Train the network of `initial` (which stays as it was) on the frames of all shards, at its prior's temperature.
@@ -127,10 +129,16 @@ def train(
     `patience_updates`, and the weights of the best look are kept. Runs on the device of `initial`. With a `scratch`
     folder a killed training continues from its last look there and ends with the same weights, to the bit.
 
-    Raises BadTrajectory (a position is not finite, or a shard is of another protein), EmptyTrajectory (nothing to train
+    Raises BadParams (`priors` are of several proteins: replicas are of one),
+    BadTrajectory (a position is not finite, or a shard is of another protein), EmptyTrajectory (nothing to train
     on or to hold out), Diverged (every replica was lost), PreflightFailed (S never fell below that of the prior alone,
     unless `params.preflight` is false).
     """
+    if others := set(priors or ()) - {initial.sequence}:
+        raise BadParams(
+            f"training.objective: relative_entropy trains on one protein, but {', '.join(sorted(others))} came beside "
+            f"{initial.sequence}; set training.objective: force_matching, or give one protein"
+        )
     training, held_out, blocks = _prepare(shards, initial, params)
     with deterministic_algorithms():
         run = Run(initial, training, held_out, blocks, params, seed)

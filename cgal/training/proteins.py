@@ -1,0 +1,64 @@
+"""Several proteins, one network: their datasets together, and the prior of each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from cgal.dataset import load_manifest, load_shards
+from cgal.errors import BadParams
+from cgal.frames import LabelledFrames
+from cgal.params import PriorParams
+from cgal.potential.prior import Prior, fit_prior
+
+__all__ = ["TrainingSet", "load_training_set"]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """What one network is trained on: shards of one or several proteins, and by sequence the prior of each."""
+
+    shards: tuple[LabelledFrames, ...]
+    priors: Mapping[str, Prior]
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """Sequences of the proteins, in order of their datasets."""
+        return tuple(self.priors)
+
+    def positions(self, sequence: str) -> Float32[np.ndarray, "frames beads 3"]:
+        """Positions [nm] of all frames of one protein, in order of its shards."""
+        return np.concatenate([shard.positions for shard in self.shards if shard.sequence == sequence])
+
+
+def load_training_set(folders: Sequence[Path], params: PriorParams) -> TrainingSet:
+    """Read the datasets in these folders (see `cgal.dataset`), and fit to the frames of each protein its prior.
+
+    Raises BadParams when two are of the same sequence or of different temperatures, and what `load_shards` does.
+    """
+    manifests = {folder: load_manifest(folder) for folder in folders}
+    owners: dict[str, Path] = {}
+    for folder, manifest in manifests.items():
+        if (other := owners.setdefault(manifest.sequence, folder)) != folder:
+            raise BadParams(
+                f"{other} and {folder} are both of {manifest.sequence}: frames of one protein share one prior; "
+                "leave one out, or put its frames into the other"
+            )
+    temperatures_K = [f"{manifest.temperature_K:g}" for manifest in manifests.values()]
+    if len(set(temperatures_K)) > 1:
+        raise BadParams(
+            f"{', '.join(map(str, folders))}: datasets of {', '.join(temperatures_K)} K; a network is for one"
+        )
+    shards = {manifests[folder].sequence: load_shards(folder) for folder in folders}
+    priors = {
+        manifest.sequence: fit_prior(
+            np.concatenate([shard.positions for shard in shards[manifest.sequence]]),
+            manifest.sequence,
+            manifest.temperature_K,
+            params,
+        )
+        for manifest in manifests.values()
+    }
+    return TrainingSet(tuple(shard for each in shards.values() for shard in each), priors)
