@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+import cgal
 from cgal.errors import BadCheckpoint, BadParams, EmptyTrajectory
 from cgal.frames import LabelledFrames
 from cgal.params import PriorParams, TrainingParams
 from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
+from cgal.potential.network import bead_types
 from cgal.potential.prior import Prior, fit_prior
 from cgal.training.held_out import held_out_masks
 from cgal.training.train import train
@@ -61,6 +63,17 @@ def test_energies_and_forces_of_each_are_its_prior_and_the_same_network(together
         precise = at.detach().double()
         torch.testing.assert_close(energies, (prior.energy(precise) + network).float().detach(), atol=5e-3, rtol=1e-5)
         torch.testing.assert_close(forces, (prior.forces(precise) + pull).float(), atol=5e-2, rtol=1e-4)
+
+
+def test_an_unseen_protein_has_a_prior_of_its_own_and_the_same_network(together: Path) -> None:
+    unseen, model = SEQUENCE[2:8], cgal.load(together)
+    beads = np.ascontiguousarray(real_beads()[:, 2:8])
+    energies, _ = model.transfer(unseen, beads).energy_and_forces(beads)
+    at = torch.from_numpy(beads)
+    network = model.potential.network(at, bead_types(unseen)).detach()
+    prior = fit_prior(beads, unseen, TEMPERATURE_K, PriorParams()).energy(at.double())
+    assert network.abs().max() > 0.01
+    np.testing.assert_allclose(energies, (prior + network).numpy(), atol=5e-3, rtol=1e-5)
 
 
 def test_same_seed_same_bytes(together: Path, tmp_path: Path) -> None:
