@@ -77,6 +77,7 @@ def _batch(size: int) -> Frames:
     noise = generator.normal(scale=0.01, size=beads.shape)
     forces = generator.normal(scale=130.0, size=beads.shape)
     return Frames(
+        sequence_of(frames.topology),
         bead_types(sequence_of(frames.topology)),
         torch.from_numpy(beads + noise).float(),
         torch.from_numpy(forces).float(),
