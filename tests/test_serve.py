@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from prefect.server.database.configurations import AioSqliteConfiguration
 
 from flows.serving import serve
-from flows.serving.prefect_server import OneWriter
+from flows.serving.one_writer import OneWriter
 from flows.workspace import Workspace
 
 

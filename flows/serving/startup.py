@@ -137,7 +137,10 @@ def _serve(listener: int, parent: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    uvicorn.run(create_app(ephemeral=True, final=True), fd=listener, log_level="error", lifespan="on")
+    from flows.serving.one_writer import waiting_writers
+
+    with waiting_writers():
+        uvicorn.run(create_app(ephemeral=True, final=True), fd=listener, log_level="error", lifespan="on")
 
 
 def die_with(parent: int) -> None:
