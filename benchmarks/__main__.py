@@ -2,6 +2,7 @@
 
 import json
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -127,6 +128,7 @@ def _version(name: str) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, their children too
     if sys.argv[1:2] == ["--one"]:
         _one(sys.argv[2])
     else:

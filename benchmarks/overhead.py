@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
+from pkgutil import resolve_name
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -18,9 +19,8 @@ from typing import Any
 
 from benchmarks.harness import Result
 from benchmarks.startup import clone, seconds_to_first_stage
-from flows.campaign import active_learning, steps
-from flows.versioning import Repository
-from flows.versioning.dvc_repo import Dvc
+from flows.cli.project import open_project
+from flows.serving.startup import start_prefect
 
 __all__ = ["results"]
 
@@ -35,14 +35,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 STAGES = "stages"
 
-PARTS: dict[str, tuple[Any, str]] = {
-    STAGES: (steps, "run_stage"),
-    "dvc_status": (Dvc, "stage_is_current"),
-    "dvc_record": (Dvc, "record_stage"),
-    "artifacts": (steps, "_publish_artifacts"),
-    "publish": (Repository, "publish"),
-    "mlflow": (steps, "log_round"),
-    "append": (steps, "append"),
+PARTS: dict[str, tuple[str, str]] = {
+    STAGES: ("flows.campaign.steps", "run_stage"),
+    "dvc_status": ("flows.versioning.dvc_repo:Dvc", "stage_is_current"),
+    "dvc_record": ("flows.versioning.dvc_repo:Dvc", "record_stage"),
+    "artifacts": ("flows.campaign.steps", "_publish_artifacts"),
+    "publish": ("flows.versioning:Repository", "publish"),
+    "mlflow": ("flows.campaign.steps", "log_round"),
+    "append": ("flows.campaign.steps", "append"),
 }
 """The parts of a round: whose function, and its name."""
 
@@ -52,7 +52,7 @@ def results() -> Iterator[Result]:
     with TemporaryDirectory() as folder:
         root, path = clone(Path(folder) / "clone", "HEAD", SETTINGS), Path(folder) / "rounds.json"
         command = [sys.executable, "-m", "benchmarks.overhead", str(path)]
-        subprocess.run(command, cwd=root, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(command, cwd=root, check=True, stdout=subprocess.DEVNULL)
         rounds: list[dict[str, float]] = json.loads(path.read_text())
         yield from _growth([sum(parts.values()) - parts[STAGES] for parts in rounds])
         yield from _shares(rounds)
@@ -81,12 +81,15 @@ def _shares(rounds: list[dict[str, float]]) -> Iterator[Result]:
 
 def main(path: Path) -> None:
     """Run the campaign of the current folder; write each round's seconds by part, from its opening to the next's."""
+    open_project(Path.cwd())
+    start_prefect()  # before Prefect is imported, as `cgal run` does
     clock: dict[str, float] = defaultdict(float)
     rounds: list[dict[str, float]] = []
-    for part, (owner, name) in PARTS.items():
+    for part, (where, name) in PARTS.items():
+        owner = resolve_name(where)
         setattr(owner, name, _clocked(getattr(owner, name), part, clock))
     opened = perf_counter()
-    campaign: Any = active_learning  # its names are changed here
+    campaign = resolve_name("flows.campaign.active_learning")
     run_round = campaign.run_round
 
     def next_round(root: Path, k: int) -> Any:
