@@ -6,6 +6,7 @@ before or as it is after, never between.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from cgal.errors import BadFile, BadParams, BadStructure, DatasetChanged
 from cgal.files import sha256, write_bytes, write_json
 from cgal.frames import AtomFrames, LabelledFrames, read_pdb_text, sequence_of
 from cgal.outcomes import RoundOutcome
-from cgal.params import MappingParams, NetworkParams, Params, PriorParams, Section
+from cgal.params import MappingParams, NetworkParams, Params, PriorParams, Section, protein_names
 from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
 from cgal.potential.prior import fit_prior
@@ -57,7 +58,10 @@ class ShardRecord(Section):
 
 
 class PreparedFrom(Section):
-    """All that force map, first shard and first warm start were made from."""
+    """All that force map, first shard and first warm start were made from.
+
+    `trained_beside` names the other proteins of the campaign, whose datasets train the same network.
+    """
 
     mapping: MappingParams
     prior: PriorParams
@@ -66,6 +70,7 @@ class PreparedFrom(Section):
     temperature_K: float
     seed_sha256: str
     seed_labels_sha256: str | None
+    trained_beside: tuple[str, ...] = Field((), strict=False, exclude_if=lambda names: not names)
 
 
 class Manifest(Section):
@@ -108,8 +113,10 @@ def load_shards(folder: Path) -> tuple[LabelledFrames, ...]:
     return tuple(_load_shard(folder, manifest, record) for record in manifest.shards)
 
 
-def prepare(folder: Path, params: Params) -> Manifest:
-    """Make the dataset of round 0 from `seed.h5`, once a campaign.
+def prepare(folder: Path, params: Params, *, beside: Sequence[str] = ()) -> Manifest:
+    """Make the dataset of round 0 of the protein that `params` name from `seed.h5`, once a campaign.
+
+    `beside` names the other proteins of the campaign, if it has several.
 
     Fits the force map on the instantaneous forces of `seed.h5`, projects `seed_labels.h5` (its mean forces, if the map
     is linear) or else `seed.h5` itself to shard 0, and lays a warm start that equals the seed's prior. Writes nothing
@@ -118,7 +125,7 @@ def prepare(folder: Path, params: Params) -> Manifest:
     Raises BadParams when a campaign that has grown was made from other inputs, DatasetChanged when one of its shared
     files was changed, BadStructure when `structure.pdb` has other atoms than the seed.
     """
-    inputs = _inputs(folder, params)
+    inputs = _inputs(folder, params, beside)
     if (folder / MANIFEST).is_file():
         manifest = load_manifest(folder)
         changed = _changes(manifest, inputs, params)
@@ -182,7 +189,7 @@ def reset(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _inputs(folder: Path, params: Params) -> PreparedFrom:
+def _inputs(folder: Path, params: Params, beside: Sequence[str]) -> PreparedFrom:
     labels = folder / "seed_labels.h5"
     if not (folder / "seed.h5").is_file():
         missing = folder / "seed.h5"
@@ -198,18 +205,24 @@ def _inputs(folder: Path, params: Params) -> PreparedFrom:
         temperature_K=params.temperature_K,
         seed_sha256=sha256(folder / "seed.h5"),
         seed_labels_sha256=sha256(labels) if labels.is_file() else None,
+        trained_beside=tuple(sorted(beside)),
     )
 
 
 def _changes(manifest: Manifest, inputs: PreparedFrom, params: Params) -> list[str]:
     """Name what the dataset was made from that is now another."""
-    before, now = manifest.prepared_from.model_dump(), inputs.model_dump()
-    changed = [name for name in now if before[name] != now[name]]
+    before = manifest.prepared_from
+    changed = [name for name in PreparedFrom.model_fields if getattr(before, name) != getattr(inputs, name)]
     if manifest.campaign != params.campaign.name:
         changed.append("campaign.name")
-    if manifest.protein != params.protein:
+    if manifest.protein != _name(params):
         changed.append("protein")
     return changed
+
+
+def _name(params: Params) -> str:
+    (name,) = protein_names(params.protein)
+    return name
 
 
 def _prepare_afresh(folder: Path, params: Params, inputs: PreparedFrom) -> Manifest:
@@ -227,7 +240,7 @@ def _prepare_afresh(folder: Path, params: Params, inputs: PreparedFrom) -> Manif
     force_map.save(folder / FORCE_MAP)
     save_checkpoint(folder / WARM_START, potential, {"origin": "prior"})
     manifest = Manifest(
-        protein=params.protein,
+        protein=_name(params),
         sequence=sequence,
         temperature_K=params.temperature_K,
         campaign=params.campaign.name,

@@ -5,13 +5,13 @@ sections that it depends on; `execution` is in none of them, since it decides ho
 finds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from cgal.errors import BadFile, BadParams
 
@@ -37,6 +37,7 @@ __all__ = [
     "check_params",
     "load_params",
     "merged",
+    "protein_names",
     "section_models",
 ]
 
@@ -54,6 +55,35 @@ Name = Annotated[
         json_schema_extra={"pattern": r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}(?!\n)$"},  # `$` alone lets a last newline pass
     ),
 ]
+
+
+def _names_differ(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(names) < 2:
+        raise ValueError("a list is of two proteins or more; write the name of one alone")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"{', '.join(sorted(twice))} is named twice")
+    if taken := RESERVED & set(names):
+        raise ValueError(f"{', '.join(sorted(taken))}: give that folder of data/ another name, metrics are called so")
+    return names
+
+
+RESERVED = {"value", "low", "high"}
+"""Parts of a metric, beside which those of several proteins stand."""
+
+Names = Annotated[tuple[Name, ...], Field(strict=False), AfterValidator(_names_differ)]
+
+
+def _how_many(content: Any) -> str:
+    return "several" if isinstance(content, list | tuple) else "one"
+
+
+def protein_names(protein: str | Sequence[str]) -> tuple[str, ...]:
+    """Names in a `protein:` of `params.yaml`, which is one or a list.
+
+    >>> protein_names("a"), protein_names(["a", "b"])
+    (('a',), ('a', 'b'))
+    """
+    return (protein,) if isinstance(protein, str) else tuple(protein)
 
 
 class Section(BaseModel):
@@ -407,7 +437,9 @@ class ExecutionParams(Section):
 class Params(Section):
     """All of `params.yaml`."""
 
-    protein: Name = Field("chignolin", description="folder in data/")
+    protein: Annotated[Annotated[Name, Tag("one")] | Annotated[Names, Tag("several")], Discriminator(_how_many)] = (
+        Field("chignolin", description="folder in data/; or a list of several, whose frames train one network")
+    )
     seed: int = Field(1, ge=0, lt=2**31, description="same seed, same machine: same bytes")
     temperature_K: Positive = Field(350.0, description="of seed, reference, labels and simulation")
     campaign: CampaignParams = CampaignParams()
@@ -446,6 +478,11 @@ class Params(Section):
             raise ValueError("oracle.average_steps must not be below oracle.sample_stride, or no force is averaged")
         if self.oracle.mode == "free" and self.oracle.average_steps < self.oracle.free_stride:
             raise ValueError("oracle.average_steps must not be below oracle.free_stride, or no frame is labelled")
+        if len(protein_names(self.protein)) > 1 and self.training.objective == "relative_entropy":
+            raise ValueError(
+                "training.objective relative_entropy is for one protein, as its replicas are: set it to "
+                "force_matching, or let protein name one"
+            )
         if self.oracle.mode == "mean_force" and self.mapping.force_map == "local_frames":
             raise ValueError("mapping.force_map local_frames needs the atoms of each moment: set oracle.mode to free")
         return self
@@ -478,8 +515,8 @@ def check_params(content: Mapping[str, Any], path: Path) -> Params:
 
 def _explain(fault: Any) -> str:
     location = [str(part) for part in fault["loc"]]
-    if location[:1] == ["network"]:
-        del location[1:2]  # the architecture that pydantic took it for
+    if location[:1] in (["network"], ["protein"]):
+        del location[1:2]  # the architecture that pydantic took it for; whether it took it for one or several
     key = ".".join(location)
     if fault["type"] == "extra_forbidden":
         near = get_close_matches(location[-1], _known_keys(location[:-1]), n=1)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from rich.box import SIMPLE_HEAD
@@ -83,7 +83,10 @@ def describe(summary: Mapping[str, float | int | str]) -> str:
 
 
 def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
-    """One row per round: each W1 with 95 % intervals, then what they cost; and the floor in the last row."""
+    """One row per round: each W1 with 95 % intervals, then what they cost; and the floor in the last row.
+
+    Of several proteins each has its row, below that of their mean.
+    """
     from cgal.benchmark.observables import MISSING, in_records
 
     shown = in_records(name for entry in rounds for name in entry["w1"])
@@ -99,9 +102,10 @@ def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
         "wall",
     ):
         table.add_column(escape(heading), justify="right", overflow="fold")
-    for entry in rounds:
+
+    def add(label: str, entry: Mapping[str, Any], wall: str = "") -> None:
         table.add_row(
-            str(entry["round"]),
+            label,
             *(
                 _interval(entry["w1"][name], observable.scale) if name in entry["w1"] else MISSING
                 for name, observable in shown.items()
@@ -110,18 +114,28 @@ def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
             f"{entry['oracle_steps'] / 1000:.0f}k",
             f"{entry['lost_replicas']}/{entry['replicas']}",
             str(entry["oracle_failed"]),
-            f"{entry['wall_s']:.0f} s\n({entry['overhead_s']:.0f} s)",
+            wall,
         )
+
+    def add_floor(label: str, floor: Mapping[str, float]) -> None:
+        cells = (f"{floor[name] * each.scale:.2g}" if name in floor else MISSING for name, each in shown.items())
+        table.add_row(label, *cells, *[""] * 5)
+
+    for entry in rounds:
+        add(str(entry["round"]), entry, f"{entry['wall_s']:.0f} s\n({entry['overhead_s']:.0f} s)")
+        for protein, own in entry.get("proteins", {}).items():
+            add(protein, own)
     if rounds:
         table.add_section()
-        floor = rounds[-1]["floor"]
-        cells = (f"{floor[name] * each.scale:.2g}" if name in floor else MISSING for name, each in shown.items())
-        table.add_row("floor", *cells, *[""] * 5)
+        add_floor("floor", rounds[-1]["floor"])
+        for protein, own in rounds[-1].get("proteins", {}).items():
+            add_floor(protein, own["floor"])
     table.caption = (
         "frames: training set; AA steps: all-atom MD steps of the oracle so far; lost: replicas that exploded, "
         "imploded or went NaN; failed: frames the oracle could not label; wall: in brackets all that is no science, "
         "with the publishing of the round before; "
         "floor: one half of the reference against the other; differences below it are noise"
+        + ("; a round's first row: the mean over its proteins" if any("proteins" in entry for entry in rounds) else "")
         + _lag(rounds)
         + _physics(rounds)
     )
@@ -181,4 +195,4 @@ def _parameters(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, str,
 
 
 def _choices(annotation: Any) -> str:
-    return ", ".join(str(choice) for choice in get_args(annotation))
+    return ", ".join(str(choice) for choice in get_args(annotation) if get_origin(annotation) is Literal)

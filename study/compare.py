@@ -21,7 +21,7 @@ from flows.campaign.opening import campaign_closing, change_params
 from flows.campaign.records import campaign_rounds
 from flows.serving.orphans import close_dead_runs, project_tag
 from flows.terminal import console, stage_bar
-from flows.tracking.runs import open_experiment, tracking_uri
+from flows.tracking.runs import experiment_name, open_experiment, tracking_uri
 from flows.versioning import Repository
 from flows.versioning.work_trees import make_work_tree
 from flows.workspace import Workspace
@@ -76,7 +76,7 @@ def compare(root: Path, name: str, design: Design, arms: Sequence[str], seeds: i
     """
     design.require(arms)
     comparison = Comparison(root, name)
-    open_experiment(root, Workspace(root).params.protein)
+    open_experiment(root, experiment_name(Workspace(root).campaign_proteins))
     commit = make_work_tree(Repository(root), comparison.code)
     console.print(f"comparison {name}: the code of commit {commit[:10]}, {budget} all-atom steps for each arm and seed")
     todo = [(arm, seed) for seed, arm in product(range(1, seeds + 1), arms)]

@@ -25,7 +25,7 @@ from cgal.errors import Diverged
 from cgal.files import read_json
 from cgal.frames import AtomFrames, LabelledFrames, alpha_carbons, read_pdb_text, sequence_of
 from cgal.hdf5 import Hdf5Record, stored
-from cgal.params import ForceFieldParams, ReferenceParams, load_params
+from cgal.params import ForceFieldParams, ReferenceParams
 from cgal.projection.local_frames import project_in_local_frames
 from cgal.projection.mapping import constrained_clusters
 from cgal.reference.sampling import PhasePoint, Start, SwarmRecipe, load_swarm_labels, trajectory_ends
@@ -190,8 +190,7 @@ def main(arguments: list[str]) -> None:
     """Pack or unpack; see the module."""
     match arguments:
         case ["pack", protein, path]:
-            params = load_params(Path("params.yaml"))
-            structure = Path("data", params.protein, "structure.pdb").read_text()
+            structure = Path("data", protein, "structure.pdb").read_text()
             swarm = pack(_recipe(Path(".cgal", "reference", protein), structure))
             swarm.save(Path(path))
             print(f"{path}: {len(swarm.frames)} frames of {len(swarm.end_positions)} trajectories")

@@ -46,7 +46,7 @@ def make_record(root: Path, k: int, protein: str = "chignolin", **changes: Any) 
     floor = {name: 0.05 / i for i, name in enumerate(OBSERVABLES, start=1)}
     lost = {"replicas": 32, "exploded": 3 - k, "imploded": 0, "not_finite": 0, "exploded_fraction": (3 - k) / 32}
     record = RoundRecord(
-        protein=protein,
+        proteins=[protein],
         campaign="demo",
         round_index=k,
         params=flatten(Params().model_dump()),

@@ -12,14 +12,14 @@ from cgal.errors import BadParams, EmptyTrajectory
 from cgal.frames import CGTrajectory, rmsd_nm
 from cgal.outcomes import RoundOutcome
 from cgal.params import CampaignParams, SelectionParams
-from cgal.selection.closing import closing_reason
+from cgal.selection.closing import closing_reason, joint_reason, shares
 from cgal.selection.committee import Committee
 from cgal.selection.coverage import Coverage
 from cgal.selection.nearest import nearest_rmsd_nm
 from cgal.selection.picks import Candidates, Selection
 from cgal.selection.pool import Picks, Pool, Strategy, drop_reasons
 
-__all__ = ["Acquisition", "acquire", "measure_pool", "select", "strategy_of"]
+__all__ = ["Acquisition", "Finding", "acquire", "acquire_jointly", "measure_pool", "select", "strategy_of"]
 
 
 def strategy_of(name: str) -> Strategy:
@@ -42,6 +42,26 @@ class Acquisition:
     closing: str
 
 
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """What a round found for one protein: its pool, its TICA W1, what the rounds before found, a seed for picking."""
+
+    pool: Pool
+    w1: Mapping[str, float]
+    earlier: Sequence[RoundOutcome]
+    seed: int
+
+    @property
+    def outcome(self) -> RoundOutcome:
+        """The same in short, for the rounds after."""
+        return RoundOutcome(
+            w1=self.w1["value"],
+            low=self.w1["low"],
+            high=self.w1["high"],
+            uncovered_fraction=self.pool.candidates.uncovered_fraction,
+        )
+
+
 def acquire(
     pool: Pool,
     campaign: CampaignParams,
@@ -57,14 +77,32 @@ def acquire(
     `w1` is the round's TICA W1 with `low` and `high`, `earlier` what the rounds before found, `affordable` the picks
     that the budget pays for (`cgal.selection.closing`).
     """
-    outcome = RoundOutcome(
-        w1=w1["value"], low=w1["low"], high=w1["high"], uncovered_fraction=pool.candidates.uncovered_fraction
+    return acquire_jointly([Finding(pool, w1, earlier, seed)], campaign, round_index, affordable=affordable)[0]
+
+
+def acquire_jointly(
+    findings: Sequence[Finding], campaign: CampaignParams, round_index: int, *, affordable: int
+) -> list[Acquisition]:
+    """Decide as `acquire` for all proteins of a campaign, in order: it goes on while one of them asks for labels.
+
+    `affordable` is the picks that the budget pays for in all; they are divided by what is uncovered (`shares`).
+    """
+    outcomes = [each.outcome for each in findings]
+    closing = joint_reason(
+        [
+            closing_reason(campaign, round_index, affordable=affordable, outcomes=[*each.earlier, outcome])
+            for each, outcome in zip(findings, outcomes, strict=True)
+        ]
     )
-    closing = closing_reason(campaign, round_index, affordable=affordable, outcomes=[*earlier, outcome])
-    selection = select(pool, 0 if closing else affordable, seed)
-    if not closing and not len(selection):
+    counts = shares(0 if closing else affordable, [outcome.uncovered_fraction for outcome in outcomes])
+    wanted = -(-findings[0].pool.params.frames // len(findings))
+    selections = [
+        replace(select(each.pool, count, each.seed), wanted=wanted)
+        for each, count in zip(findings, counts, strict=True)
+    ]
+    if not closing and not any(map(len, selections)):
         closing = "covered: no simulated frame is worth a label"
-    return Acquisition(selection, outcome, closing)
+    return [Acquisition(selection, outcome, closing) for selection, outcome in zip(selections, outcomes, strict=True)]
 
 
 def measure_pool(

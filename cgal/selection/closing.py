@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from cgal.outcomes import RoundOutcome
 from cgal.params import CampaignParams
 
-__all__ = ["affordable_picks", "closing_reason", "w1_change"]
+__all__ = ["affordable_picks", "closing_reason", "joint_reason", "shares", "w1_change"]
 
 
 def affordable_picks(params: CampaignParams, wanted: int, *, spent_steps: int, steps_per_pick: int) -> int:
@@ -30,6 +30,33 @@ def closing_reason(
     if affordable == 0:
         return f"budget: what is left of {params.budget_steps} all-atom steps pays for no further label"
     return _converged(params, outcomes[-params.stop_rounds :], outcomes[-2:])
+
+
+def joint_reason(reasons: Sequence[str]) -> str:
+    """Say why a round of several proteins is the closing one, by what `closing_reason` says of each; "" unless all do.
+
+    >>> joint_reason(["budget: spent", ""]), joint_reason(["rounds: done", "rounds: done"])
+    ('', 'rounds: done')
+    """
+    return "; ".join(dict.fromkeys(reasons)) if all(reasons) else ""
+
+
+def shares(count: int, uncovered: Sequence[float]) -> list[int]:
+    """Divide a round's picks among proteins by their uncovered fractions; all go to an only one.
+
+    Each that has any gets one, while there are enough; the rest is dealt one by one, to whoever has the most uncovered
+    for its next pick (highest averages, as seats are dealt by D'Hondt). Where nothing is uncovered all count alike.
+
+    >>> shares(10, [0.6, 0.2, 0.0]), shares(5, [0.0, 0.0]), shares(2, [0.9, 0.01])
+    ([8, 2, 0], [3, 2], [1, 1])
+    """
+    weights = list(uncovered) if any(uncovered) else [1.0] * len(uncovered)
+    dealt = [0] * len(weights)
+    for _ in range(count):
+        # the first pick of each comes before the second of any
+        place = max(range(len(weights)), key=lambda n: (weights[n] > 0 and not dealt[n], weights[n] / (dealt[n] + 1)))
+        dealt[place] += 1
+    return dealt
 
 
 def w1_change(before: RoundOutcome, after: RoundOutcome) -> tuple[float, float]:

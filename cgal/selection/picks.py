@@ -41,7 +41,8 @@ class Selection(Hdf5Record):
     """Picked frames, best first: bead positions [nm], index into the simulated trajectory, score and RMSD [nm].
 
     `dropped` counts the frames that were no candidates, by reason. `requested` is how many picks were asked for,
-    which may be zero, of the `wanted` ones of a round whose budget pays for all. `coverage` compares all candidates
+    which may be zero, of the `wanted` ones of a round whose budget pays for all (an even share of a round's, where
+    several proteins share it). `coverage` compares all candidates
     with all training frames; `calibration` is there when the strategy asked a committee.
     """
 

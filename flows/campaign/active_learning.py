@@ -5,7 +5,6 @@ from time import monotonic
 
 from prefect import flow
 
-from cgal.dataset import load_manifest, round_index
 from flows.campaign.round import run_round
 from flows.campaign.steps import append_task, continue_task, prepare_task, publish_task, track_task
 from flows.terminal import console
@@ -38,7 +37,7 @@ def active_learning(root: Path, campaign: str, startup_s: float = 0.0) -> int:
     if workspace.params.campaign.continued_md_steps:
         continue_task(workspace)(root)
     while True:
-        k = round_index(load_manifest(workspace.data))
+        k = workspace.round_index
         if not repository.is_published(campaign, k):
             opened = _run_and_publish(workspace, k, opened)
         track_task(k, workspace)(root)

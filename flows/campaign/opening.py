@@ -8,7 +8,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from cgal.errors import BadFile, BadParams, VersioningError
+from cgal.errors import BadFile, BadParams, Refusals, VersioningError
 from cgal.files import atomic_write, settle_folder
 from cgal.params import check_params, merged
 from flows.campaign.records import made_by_others
@@ -72,11 +72,19 @@ def campaign_closing(repository: Repository, name: str) -> str:
 
 
 def fetch_data(workspace: Workspace, repository: Repository) -> None:
-    """Make sure that the protein's data is there, from the bundled seed if need be; raises BadFile otherwise."""
+    """Make sure that each protein's data is there, from the bundled seed if need be; raises BadFile otherwise."""
+    refusals = Refusals()
+    for part in workspace.parts:
+        with refusals.gathered():
+            _fetch_data(part, repository)
+    refusals.tell()
+
+
+def _fetch_data(workspace: Workspace, repository: Repository) -> None:
     settle_folder(workspace.data)
-    if not workspace.data.is_dir() and (workspace.root / repository.dvc.data_pointer).is_file():
-        repository.dvc.pull_bundled()
     protein = workspace.data.name
+    if not workspace.data.is_dir() and repository.dvc.has_pointer(protein):
+        repository.dvc.pull_bundled(protein)
     for name, command in MADE_BY.items():
         if not (workspace.data / name).is_file():
             raise BadFile(
@@ -98,7 +106,8 @@ def new_campaign(workspace: Workspace, repository: Repository, name: str) -> Wor
             f"campaign {name} exists already; 'cgal rounds --campaign {name}' shows it: choose another name"
         )
     change_params(workspace.root / "params.yaml", {"campaign": {"name": name}})
-    reset(workspace.data)
+    for part in workspace.parts:
+        reset(part.data)
     return Workspace(workspace.root)
 
 
@@ -117,19 +126,20 @@ def continue_campaign(workspace: Workspace, repository: Repository, state: Campa
 def _go_to_last_round(workspace: Workspace, repository: Repository, state: CampaignState) -> None:
     from cgal.dataset import load_manifest, round_index
 
-    manifest_path = workspace.data / "manifest.json"
-    if not manifest_path.is_file():
-        return
-    manifest = load_manifest(workspace.data)
-    owner = manifest.campaign
+    prepared = [part for part in workspace.parts if (part.data / "manifest.json").is_file()]
+    manifests = {part.data.name: load_manifest(part.data) for part in prepared}
     if state.last_published is None:
-        if round_index(manifest) > 0 and owner != state.name:
-            raise BadParams(
-                f"data/{workspace.params.protein} belongs to campaign {owner!r}, params.yaml names {state.name!r}: "
-                f"start it with 'cgal run --new {state.name}', or set campaign.name back"
-            )
+        for protein, manifest in manifests.items():
+            if round_index(manifest) > 0 and manifest.campaign != state.name:
+                raise BadParams(
+                    f"data/{protein} belongs to campaign {manifest.campaign!r}, params.yaml names {state.name!r}: "
+                    f"start it with 'cgal run --new {state.name}', or set campaign.name back"
+                )
         return
-    if owner != state.name or round_index(manifest) < state.last_published:
+    if any(
+        manifest.campaign != state.name or round_index(manifest) < state.last_published
+        for manifest in manifests.values()
+    ):
         repository.checkout_round(f"{state.name}/round-{state.last_published:03d}")
 
 

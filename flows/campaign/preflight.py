@@ -1,16 +1,16 @@
 """What can be refused before any work begins: each check is quick, and `Refusals` tells all that fail at once."""
 
 import numpy as np
-import yaml
 from jaxtyping import Shaped
 
 from cgal.benchmark.lag import lag_frames
 from cgal.errors import BadParams, Refusals
 from cgal.files import read_json
-from cgal.frames import AtomFrames, CGTrajectory
+from cgal.frames import AtomFrames, CGTrajectory, read_pdb_text, sequence_of
 from cgal.training.held_out import require_enough
 from flows.terminal import console
 from flows.versioning import Repository
+from flows.versioning.round_files import proteins_of
 from flows.versioning.rounds import campaign_and_index, find_tags
 from flows.workspace import Workspace
 
@@ -28,16 +28,30 @@ def require_runnable(workspace: Workspace) -> None:
     """Raise BadStructure, BadParams, BadTrajectory or EmptyTrajectory when a campaign would fail later for its data.
 
     Its structure must be one that the force field knows, its seed enough to train on and to hold out, its reference
-    longer and denser than the lag of the benchmark's TICA. Raises Refused when several things are to be mended.
+    longer and denser than the lag of the benchmark's TICA; of several proteins each its own, and no two of one
+    sequence. Raises Refused when several things are to be mended.
     """
     params, refusals = workspace.params, Refusals()
-    with refusals.gathered():
-        require_sound_structure(workspace)
-    with refusals.gathered():
-        require_enough(_training_trajectories(workspace), params.training)
-    with refusals.gathered():
-        lag_frames(CGTrajectory.load(workspace.data / "reference.h5"), params.benchmark.tica_lag_ps)
+    for part in workspace.parts:
+        with refusals.gathered():
+            require_sound_structure(part)
+        with refusals.gathered():
+            require_enough(_training_trajectories(part), params.training)
+        with refusals.gathered():
+            lag_frames(CGTrajectory.load(part.data / "reference.h5"), params.benchmark.tica_lag_ps)
     refusals.tell()
+    _require_different(workspace)
+
+
+def _require_different(workspace: Workspace) -> None:
+    owners: dict[str, str] = {}
+    for part in workspace.parts:
+        sequence = sequence_of(read_pdb_text(part.structure).topology)
+        if (other := owners.setdefault(sequence, part.data.name)) != part.data.name:
+            raise BadParams(
+                f"protein: {other} and {part.data.name} are both {sequence}, and frames of one protein share one "
+                "prior: leave one of them out"
+            )
 
 
 def require_sound_structure(workspace: Workspace) -> None:
@@ -87,8 +101,8 @@ def last_rounds(repository: Repository, protein: str) -> list[str]:
     """Tag of the last published round of each campaign of a protein."""
     last = {campaign_and_index(tag)[0]: tag for tag in find_tags(repository.git)}
     tags = list(last.values())
-    named = [yaml.safe_load(text)["protein"] for text in repository.read_round_files(tags, "params.yaml")]
-    return [tag for tag, proteins in zip(tags, named, strict=True) if protein in np.atleast_1d(proteins)]
+    named = [proteins_of(text) for text in repository.read_round_files(tags, "params.yaml")]
+    return [tag for tag, proteins in zip(tags, named, strict=True) if protein in proteins]
 
 
 def _grown(workspace: Workspace) -> str:

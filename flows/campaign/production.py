@@ -1,22 +1,28 @@
 """A long simulation of a published round, in a folder of its own: its model, its numbers, its benchmark.
 
-The folder is laid out as a working copy is (`params.yaml`, `data/<protein>`, `round/`), so that the stages of a round
-run in it; nothing of the workspace or of the round is changed.
+The folder is laid out as a working copy with one protein is (`params.yaml`, `data/<protein>`, `round/`), so that the
+stages of a round run in it; nothing of the workspace or of the round is changed. A protein that the round was not
+trained on is simulated with its network and a prior of its own (`cgal.Model.transfer`).
 """
 
 import math
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
-from cgal.errors import BadParams, CampaignLocked, CgalError
-from cgal.files import read_json, write_json, write_text
+from cgal.dataset import load_manifest
+from cgal.errors import BadFile, BadParams, CampaignLocked, CgalError
+from cgal.files import atomic_write, read_json, write_json, write_text
 from cgal.params import Params, SimulationParams, check_params, load_params, merged
-from flows.versioning import Repository
+from cgal.potential.architectures import initial_potential
+from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
+from flows.versioning import PublishedRound, Repository
 from flows.versioning.published_files import MODEL, bring_files
 from flows.workspace import Workspace
 
@@ -33,12 +39,38 @@ PS_PER_NS = 1000.0
 
 @dataclass(frozen=True)
 class Wish:
-    """What a production is asked for, `ns` for each replica; the rest is as it was begun, or as the round's own."""
+    """What a production is asked for, `ns` for each replica; the rest is as it was begun, or as the round's own.
+
+    `protein` is of the round, or one of the project's that the model is carried to. With `prior_alone` the network is
+    left out: what it adds is the difference.
+    """
 
     ns: float
     replicas: int | None = None
     frame_ps: float | None = None
     device: str | None = None
+    protein: str | None = None
+    prior_alone: bool = False
+
+    def protein_of(self, published: PublishedRound) -> str:
+        """What is simulated; raises BadParams where the round is of several and none is named."""
+        if self.protein is None and len(published.proteins) > 1:
+            raise BadParams(f"{published.tag} is of {', '.join(published.proteins)}: say which with --protein")
+        return self.protein or published.proteins[0]
+
+    def folder(self, root: Path, published: PublishedRound) -> Path:
+        """Where it goes if nothing else is said: a protein has a folder of its own unless the round is of it alone."""
+        protein = self.protein_of(published)
+        own = root / "production" / published.tag
+        placed = own if published.proteins == (protein,) else own / protein
+        return placed.with_name(f"{placed.name}-prior") if self.prior_alone else placed
+
+    def source(self, published: PublishedRound) -> dict[str, str | bool]:
+        """What a folder notes of where its model is from."""
+        source: dict[str, str | bool] = {"round": published.tag, "commit": published.commit}
+        if (protein := self.protein_of(published)) not in published.proteins:
+            source["transferred_to"] = protein
+        return source | ({"prior_alone": True} if self.prior_alone else {})
 
 
 @contextmanager
@@ -47,21 +79,75 @@ def open_production(repository: Repository, tag: str, wish: Wish, folder: Path) 
 
     Raises VersioningError when there is no such round or no good copy of its files, CgalError when the folder belongs
     to another round, BadParams when the wish is out of bounds or does not fit what was begun, CampaignLocked when
-    another process is at work there.
+    another process is at work there, BadFile when a protein that the model is carried to lacks seed or reference.
     """
     published = repository.round(tag)
-    source = {"round": published.tag, "commit": published.commit}
+    protein = wish.protein_of(published)
+    source = wish.source(published)
     folder.mkdir(parents=True, exist_ok=True)
     with _held(folder):
         note = folder / "production.json"
         if note.is_file() and (found := read_json(note)) != source:
-            raise CgalError(f"{folder}: belongs to {found.get('round')}, not to {tag}; name another folder with --out")
+            raise CgalError(f"{folder}: belongs to {_said(found)}, not to {_said(source)}; name another with --out")
         numbers = repository.read_round_file(tag, "params.yaml")
-        params = _plan(check_params(yaml.safe_load(numbers), Path(f"params.yaml of {tag}")), wish, folder)
+        numbered = merged(yaml.safe_load(numbers), {"protein": protein})
+        params = _plan(check_params(numbered, Path(f"params.yaml of {tag}")), wish, folder)
         write_json(note, source)
         write_text(folder / "params.yaml", yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False))
-        bring_files(repository, tag, folder, lambda path: path == MODEL or _is_input(path, params.protein))
-        yield Workspace(folder)
+        bring_files(repository, tag, folder, lambda path: path == MODEL or _is_input(path, protein))
+        workspace = Workspace(folder)
+        if protein not in published.proteins:
+            _transfer(Workspace(repository.root, protein), workspace)
+        if wish.prior_alone:
+            _take_network_away(workspace)
+        yield workspace
+
+
+def _said(source: Mapping[str, Any]) -> str:
+    """What a folder notes of where its model is from, in words."""
+    protein, alone = source.get("transferred_to"), source.get("prior_alone")
+    return f"{source.get('round')}{f' for {protein}' if protein else ''}{' without its network' if alone else ''}"
+
+
+def _transfer(source: Workspace, workspace: Workspace) -> None:
+    """Bring a protein of the project that the round was not trained on, and fit its prior to the frames of its seed.
+
+    Raises BadFile when its seed or its reference is missing, BadParams when its seed is of another temperature.
+    """
+    from cgal.interfaces.model import load
+    from cgal.training.proteins import load_training_set
+
+    for name in INPUTS:
+        _copy(source.data / name, workspace.data / name)
+    params = workspace.params
+    manifest, training_set = load_manifest(workspace.data), load_training_set([workspace.data], params.prior)
+    if manifest.temperature_K != params.temperature_K:
+        raise BadParams(
+            f"{source.data}: a seed of {manifest.temperature_K:g} K, and the model is for {params.temperature_K:g} K; "
+            "set temperature_K and make it again ('cgal seed', 'cgal reference')"
+        )
+    model = load(workspace.model).transfer(manifest.sequence, training_set.positions(manifest.sequence), params.prior)
+    save_checkpoint(workspace.model, model.potential, model.metadata)
+
+
+def _take_network_away(workspace: Workspace) -> None:
+    potential, metadata = load_checkpoint(workspace.model, sequence=load_manifest(workspace.data).sequence)
+    prior = initial_potential(potential.prior, potential.sequence, potential.network.params, seed=0)
+    save_checkpoint(workspace.model, prior, metadata | {"prior_alone": True})
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not source.exists():
+        protein = source.parent.name
+        raise BadFile(
+            f"{source}: no such file, and a protein that a model is carried to needs a seed (for its prior) and a "
+            f"reference: 'cgal seed {protein}', 'cgal reference {protein}'"
+        )
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+        return
+    with atomic_write(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 @contextmanager

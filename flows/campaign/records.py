@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cgal import __version__
+from cgal.benchmark.together import together
 from cgal.files import read_json
 from flows.tracking.runs import RoundRecord, flatten
 from flows.versioning import PublishedRound, Repository
@@ -21,22 +22,45 @@ def campaign_rounds(repository: Repository, campaign: str, *, but: Collection[st
     Rounds of the tags `but` are left out.
     """
     rounds = repository.published(campaign, but=but)
-    tags = [published.tag for published in rounds]
-    metrics, timings = (_read_json(repository, tags, f"round/{name}.json") for name in ("metrics", "timings"))
+    timings = _read_json(repository, [published.tag for published in rounds], "round/timings.json")
+    metrics = _read_each(repository, rounds, "metrics.json")
     return [
         _describe(published, scores, spent["seconds"])
         for published, scores, spent in zip(rounds, metrics, timings, strict=True)
     ]
 
 
-def _describe(published: PublishedRound, metrics: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
-    simulation = metrics["simulation"]
-    return {
-        "round": metrics["round"],
+def _describe(
+    published: PublishedRound, metrics: dict[str, dict[str, Any]], seconds: dict[str, float]
+) -> dict[str, Any]:
+    """A round in numbers; of several proteins those of all together (`together`), and `proteins` has each one's."""
+    described: dict[str, Any] = {
+        "round": published.round_index,
         "tag": published.tag,
         "commit": published.commit,
         "pointer": published.pointer,
         "version": published.version,
+        **_scores(_all_proteins(metrics)),
+        "wall_s": sum(seconds.values()),
+        "overhead_s": seconds.get("overhead", 0.0),
+    }
+    if len(metrics) > 1:
+        described["proteins"] = {protein: _scores(each) for protein, each in metrics.items()}
+    return described
+
+
+def _all_proteins(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Metrics of a round, from those of each protein."""
+    if len(metrics) == 1:
+        return dict(*metrics.values())
+    physics = {protein: each["reference_physics"] for protein, each in metrics.items() if "reference_physics" in each}
+    said = {"reference_physics": ", ".join(f"{made} ({name})" for name, made in physics.items())} if physics else {}
+    return together(metrics) | {"round": next(iter(metrics.values()))["round"]} | said
+
+
+def _scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    simulation = metrics["simulation"]
+    return {
         "w1": metrics["w1"],
         "w1_exact": metrics["w1_exact"],
         "w1_paper": metrics["w1_paper"],
@@ -52,8 +76,6 @@ def _describe(published: PublishedRound, metrics: dict[str, Any], seconds: dict[
         "exploded_fraction": simulation["exploded_fraction"],
         "replicas": simulation["replicas"],
         "lost_replicas": simulation["exploded"] + simulation["imploded"] + simulation["not_finite"],
-        "wall_s": sum(seconds.values()),
-        "overhead_s": seconds.get("overhead", 0.0),
     }
 
 
@@ -72,29 +94,29 @@ def round_record(workspace: Workspace, repository: Repository, round_index: int)
     """What MLflow is told of a published round whose outputs lie in the workspace."""
     from cgal.all_atom.oracle import OracleResult
 
-    params = workspace.params
+    params, parts = workspace.params, workspace.parts
     published = repository.published_round(params.campaign.name, round_index)
-    labels = OracleResult.load(workspace.round / "oracle.h5")
+    labels = [OracleResult.load(part.round / "oracle.h5") for part in parts]
     selection = read_json(workspace.round / "selection.json")
     with (workspace.round / "training.csv").open() as stream:
         history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
     return RoundRecord(
-        protein=params.protein,
+        proteins=workspace.campaign_proteins,
         campaign=params.campaign.name,
         round_index=round_index,
-        params=flatten(params.model_dump()),
-        metrics=read_json(workspace.round / "metrics.json"),
+        params=flatten(params.model_dump() | {"protein": ", ".join(workspace.campaign_proteins)}),
+        metrics=_all_proteins({part.data.name: read_json(part.round / "metrics.json") for part in parts}),
         timings=workspace.timings(round_index),
         git_tag=published.tag,
         git_commit=published.commit,
         dvc_md5=published.model_md5,
         data_md5=published.data_md5,
-        figures=sorted((workspace.round / "plots").glob("*/*.png")),
+        figures=sorted(workspace.round.rglob("plots/**/*.png")),
         history=history,
-        frames=len(labels.labelled),
-        oracle_steps=labels.steps,
-        oracle_failed=len(labels.failures),
-        model_path=workspace.round / "model.pt",
+        frames=sum(len(each.labelled) for each in labels),
+        oracle_steps=sum(each.steps for each in labels),
+        oracle_failed=sum(len(each.failures) for each in labels),
+        model_path=workspace.model,
         uncovered_fraction=selection["outcome"]["uncovered_fraction"],
         closing=selection["closing"],
         data_pointer=published.pointer,
@@ -102,13 +124,31 @@ def round_record(workspace: Workspace, repository: Repository, round_index: int)
 
 
 def draw_campaign(repository: Repository, campaign: str, folder: Path) -> Path:
-    """Draw W1 and RMSD histograms over the rounds of a campaign into `folder`."""
+    """Draw W1 and RMSD histograms over the rounds of a campaign into `folder`; of several proteins in one for each."""
     from cgal.benchmark.figures import plot_rmsd_rounds, plot_rounds
 
-    tags = [published.tag for published in repository.published(campaign)]
-    plot_rounds(_read_json(repository, tags, "round/metrics.json"), folder)
-    plot_rmsd_rounds(_read_json(repository, tags, "round/histograms.json"), folder)
+    rounds = repository.published(campaign)
+    metrics, histograms = (_read_each(repository, rounds, name) for name in ("metrics.json", "histograms.json"))
+    for protein in {name: None for each in metrics for name in each}:
+        into = folder / protein if any(len(each) > 1 for each in metrics) else folder
+        plot_rounds([each[protein] for each in metrics if protein in each], into)
+        plot_rmsd_rounds([each[protein] for each in histograms if protein in each], into)
     return folder
+
+
+def _read_each(repository: Repository, rounds: Sequence[PublishedRound], name: str) -> list[dict[str, Any]]:
+    """Content of a file of each round for each of its proteins; of several it lies in a folder of each."""
+    alone = [published.tag for published in rounds if len(published.proteins) == 1]
+    single = dict(zip(alone, _read_json(repository, alone, f"round/{name}"), strict=True))
+    return [
+        {published.proteins[0]: single[published.tag]}
+        if published.tag in single
+        else {
+            protein: _read_json(repository, [published.tag], f"round/{protein}/{name}")[0]
+            for protein in published.proteins
+        }
+        for published in rounds
+    ]
 
 
 def _read_json(repository: Repository, tags: Sequence[str], path: str) -> list[Any]:

@@ -15,18 +15,23 @@ def run_round(root: Path, round_index: int) -> dict[str, Summary]:
     """Run the stages of one round; a stage whose recorded inputs, params and outputs are unchanged is skipped.
 
     1. train a potential on shards 0..k by force matching;
-    2. simulate with it;
+    2. simulate with it (this and what follows for each protein, where there are several);
     3. benchmark the simulation against the ground truth;
-    4. select the frames that the training set covers least (none in the closing round);
+    4. select the frames that the training set covers least (none in the closing round; of all proteins together);
     5. label: backmap them to all atoms and query the oracle for forces.
 
     Publishing the round and appending its labels to the dataset is the campaign's business.
     """
     workspace = Workspace(root)
     return {
-        "train": stage_task("train", round_index, workspace)(root),
-        "simulate": stage_task("simulate", round_index, workspace)(root),
-        "benchmark": stage_task("benchmark", round_index, workspace)(root),
-        "select": stage_task("select", round_index, workspace)(root),
-        "label": stage_task("label", round_index, workspace)(root),
+        **_run("train", round_index, workspace),
+        **_run("simulate", round_index, workspace),
+        **_run("benchmark", round_index, workspace),
+        **_run("select", round_index, workspace),
+        **_run("label", round_index, workspace),
     }
+
+
+def _run(stage: str, round_index: int, workspace: Workspace) -> dict[str, Summary]:
+    parts = workspace.for_stage(stage)
+    return {part.named(stage): stage_task(stage, round_index, part)(workspace.root) for part in parts}

@@ -1,12 +1,12 @@
 """The stages of a round as plain functions: load, call cgal, save; each imports what it alone needs.
 
 Both `cgal stage NAME` (the commands of `dvc.yaml`) and the Prefect tasks of `flows.campaign.steps` run these. Each
-returns a few numbers that say how it went.
+returns a few numbers that say how it went. Of several proteins `train` and `select` get all, the others one.
 """
 
 import os
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import mdtraj
@@ -15,23 +15,24 @@ import torch
 
 from cgal.benchmark.observables import HEADLINE
 from cgal.dataset import Manifest, append, load_manifest, load_shards, round_index
+from cgal.errors import DatasetChanged
 from cgal.files import read_json, write_json
 from cgal.frames import AtomFrames, CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
 from cgal.potential.potential import Potential
-from cgal.potential.prior import Prior, fit_prior
 from cgal.progress import Progress
 from cgal.randomness import derive_seed
 from cgal.simulation import simulate as run_simulation
 from cgal.training.held_out import held_out_masks
+from cgal.training.proteins import TrainingSet, load_training_set
 from cgal.training.runs import write_history_csv
 from cgal.training.train import train as run_training
 from flows.serving.task_runners import fanning_out
 from flows.workspace import Summary, Workspace
 
 if TYPE_CHECKING:
-    from cgal.selection import Committee
+    from cgal.selection import Acquisition, Committee, Finding
 
 __all__ = ["PRODUCTION", "STAGES", "continue_seed", "run_stage", "train_committee"]
 
@@ -41,36 +42,42 @@ def train(workspace: Workspace, progress: Progress) -> Summary:
     from cgal.potential.figures import plot_prior
     from cgal.training.figures import plot_training
 
-    manifest, params = load_manifest(workspace.data), workspace.params
-    k = round_index(manifest)
+    params, manifests = workspace.params, _manifests(workspace)
+    training_set, k = _training_set(workspace), round_index(next(iter(manifests.values())))
     result = run_training(
-        load_shards(workspace.data),
-        _initial(workspace, manifest),
+        training_set.shards,
+        _initial(workspace, training_set, k),
         params.training,
         seed=derive_seed(params.seed, k, "train"),
         scratch=workspace.scratch("train"),
+        priors=training_set.priors,
         progress=progress,
     )
     summary: Summary = dict(result.summary())
-    provenance = {"round": k, "seed": params.seed, "shards": {shard.name: shard.sha256 for shard in manifest.shards}}
-    save_checkpoint(workspace.round / "model.pt", result.potential, provenance | summary)
+    shards = {
+        part.named(shard.name, "/"): shard.sha256 for part, manifest in manifests.items() for shard in manifest.shards
+    }
+    provenance = {"round": k, "seed": params.seed, "shards": shards}
+    save_checkpoint(workspace.model, result.potential, provenance | summary, priors=training_set.priors.values())
     write_history_csv(result, workspace.round / "training.csv")
     figures = workspace.round / "plots" / "training"
     plot_training(result, figures)
-    plot_prior(result.potential.prior, _training_positions(workspace), figures)
+    for part, manifest in manifests.items():
+        prior = training_set.priors[manifest.sequence]
+        plot_prior(prior, training_set.positions(manifest.sequence), figures / part.named(""))
     return summary
 
 
 def simulate(workspace: Workspace, progress: Progress) -> Summary:
     """`round/model.pt` -> `round/trajectory.h5`."""
     manifest, params = load_manifest(workspace.data), workspace.params
-    potential, _ = load_checkpoint(workspace.round / "model.pt", sequence=manifest.sequence)
+    potential, _ = load_checkpoint(workspace.model, sequence=manifest.sequence)
     trajectory = run_simulation(
         potential,
         _training_positions(workspace),
         params.simulation,
         temperature_K=params.temperature_K,
-        seed=derive_seed(params.seed, round_index(manifest), "simulate"),
+        seed=derive_seed(params.seed, round_index(manifest), workspace.named("simulate")),
         device=_device(workspace),
         progress=progress,
     )
@@ -83,13 +90,13 @@ def produce(workspace: Workspace, progress: Progress) -> Summary:
     from cgal.simulation.long_run import simulate_long
 
     manifest, params = load_manifest(workspace.data), workspace.params
-    potential, _ = load_checkpoint(workspace.round / "model.pt", sequence=manifest.sequence)
+    potential, _ = load_checkpoint(workspace.model, sequence=manifest.sequence)
     trajectory = simulate_long(
         potential,
         _training_positions(workspace),
         params.simulation,
         temperature_K=params.temperature_K,
-        seed=derive_seed(params.seed, round_index(manifest), "production"),
+        seed=derive_seed(params.seed, round_index(manifest), workspace.named("production")),
         folder=workspace.root / "pieces",
         device=_device(workspace),
         progress=progress,
@@ -116,7 +123,7 @@ def benchmark(workspace: Workspace, progress: Progress) -> Summary:
         params.benchmark,
         native=_native(workspace),
         training_positions=_training_positions(workspace),
-        seed=derive_seed(params.seed, k, "benchmark"),
+        seed=derive_seed(params.seed, k, workspace.named("benchmark")),
         progress=progress,
     )
     dataset = {
@@ -132,77 +139,122 @@ def benchmark(workspace: Workspace, progress: Progress) -> Summary:
 
 
 def select(workspace: Workspace, progress: Progress) -> Summary:
-    """`round/trajectory.h5` -> `round/selection.h5`; the closing round picks no frame, and says why it closes."""
-    from cgal.selection import acquire, measure_pool, plot_selection
+    """`round/trajectory.h5` -> `round/selection.h5`; the closing round picks no frame, and says why it closes.
 
-    manifest, params = load_manifest(workspace.data), workspace.params
-    k = round_index(manifest)
+    Several proteins share the picks of a round, and decide together whether it closes.
+    """
+    from cgal.selection import acquire_jointly
+
+    params, manifests = workspace.params, _manifests(workspace)
+    members = cache(partial(_committee_members, workspace, progress))
+    found = acquire_jointly(
+        [_finding(part, manifest, members) for part, manifest in manifests.items()],
+        params.campaign,
+        round_index(next(iter(manifests.values()))),
+        affordable=_affordable_picks(workspace, manifests.values()),
+    )
+    for part, each in zip(manifests, found, strict=True):
+        _save_selection(part, each)
+    if len(found) > 1:
+        write_json(workspace.round / "selection.json", _all_selections(manifests, found))
+    picked = sum(len(each.selection) for each in found)
+    progress(1, 1, f"{picked} frames picked")
+    return {
+        "picked": picked,
+        "dropped": sum(sum(each.selection.dropped.values()) for each in found),
+        "uncovered": float(np.mean([each.outcome.uncovered_fraction for each in found])),
+    }
+
+
+def _finding(workspace: Workspace, manifest: Manifest, members: "Callable[[], Sequence[Potential]]") -> "Finding":
+    from cgal.selection import Finding, measure_pool
+
+    params, k = workspace.params, round_index(manifest)
     pool = measure_pool(
         CGTrajectory.load(workspace.round / "trajectory.h5"),
         _training_positions(workspace),
         _native(workspace),
         params.selection,
-        partial(train_committee, workspace, manifest, progress),
+        lambda: _calibrated(workspace, manifest, members()),
     )
-    found = acquire(
+    return Finding(
         pool,
-        params.campaign,
-        k,
         read_json(workspace.round / "metrics.json")["w1"][HEADLINE],
-        affordable=_affordable_picks(workspace, manifest),
         earlier=[shard.outcome for shard in manifest.shards if shard.outcome],
-        seed=derive_seed(params.seed, k, "select"),
+        seed=derive_seed(params.seed, k, workspace.named("select")),
     )
-    selection, outcome = found.selection, found.outcome
+
+
+def _save_selection(workspace: Workspace, found: "Acquisition") -> None:
+    from cgal.selection import plot_selection
+
+    selection = found.selection
     selection.save(workspace.round / "selection.h5")
     write_json(
         workspace.round / "selection.json",
-        selection.summary() | {"closing": found.closing, "outcome": outcome.model_dump()},
+        selection.summary() | {"closing": found.closing, "outcome": found.outcome.model_dump()},
     )
     plot_selection(selection, workspace.round / "plots" / "selection")
-    progress(1, 1, f"{len(selection.positions)} frames picked")
+
+
+def _all_selections(parts: Iterable[Workspace], found: "Sequence[Acquisition]") -> dict[str, Any]:
+    """What the selections of several proteins have in common, and the picks of each."""
+    uncovered = float(np.mean([each.outcome.uncovered_fraction for each in found]))
     return {
-        "picked": len(selection),
-        "dropped": sum(selection.dropped.values()),
-        "uncovered": outcome.uncovered_fraction,
+        "closing": found[0].closing,
+        "outcome": {"uncovered_fraction": uncovered},
+        "picked": {part.data.name: len(each.selection) for part, each in zip(parts, found, strict=True)},
     }
 
 
 def train_committee(workspace: Workspace, manifest: Manifest, progress: Progress) -> "Committee":
     """Train networks afresh on all shards, each from seeds of its own, and calibrate them on what all held out."""
-    from cgal.selection import Committee
+    return _calibrated(workspace, manifest, _committee_members(workspace, progress))
 
-    params, k = workspace.params, round_index(manifest)
-    shards, prior = load_shards(workspace.data), _prior(workspace, manifest)
+
+def _committee_members(workspace: Workspace, progress: Progress) -> list[Potential]:
+    """Potentials of the first protein, each with a network that was trained afresh on the shards of all."""
+    params, training_set = workspace.params, _training_set(workspace)
+    k, first = round_index(next(iter(_manifests(workspace).values()))), training_set.sequences[0]
     seeds = [derive_seed(params.seed, k, "committee", member) for member in range(params.selection.committee)]
-    members = [
+    return [
         run_training(
-            shards,
-            initial_potential(prior, manifest.sequence, params.network, seed),
+            training_set.shards,
+            initial_potential(training_set.priors[first], first, params.network, seed),
             params.training,
             seed=seed,
             scratch=workspace.scratch(f"committee-{member}"),
+            priors=training_set.priors,
             progress=progress,
         ).potential
         for member, seed in enumerate(seeds)
     ]
-    masks = held_out_masks(shards, params.training)
-    held_out = [shard.take(mask) for shard, mask in zip(shards, masks, strict=True)]
+
+
+def _calibrated(workspace: Workspace, manifest: Manifest, members: "Sequence[Potential]") -> "Committee":
+    """The committee for one protein, calibrated on what was held out of its frames."""
+    from cgal.selection import Committee
+
+    own = load_training_set([workspace.data], workspace.params.prior)
+    prior = own.priors[manifest.sequence]
+    potentials = [each if each.sequence == prior.sequence else each.with_prior(prior) for each in members]
+    masks = held_out_masks(own.shards, workspace.params.training)
+    held_out = [shard.take(mask) for shard, mask in zip(own.shards, masks, strict=True)]
     return Committee(
-        members,
+        potentials,
         np.concatenate([shard.positions for shard in held_out]),
         np.concatenate([shard.forces for shard in held_out]),
     )
 
 
-def _affordable_picks(workspace: Workspace, manifest: Manifest) -> int:
+def _affordable_picks(workspace: Workspace, manifests: Iterable[Manifest]) -> int:
     from cgal.selection.closing import affordable_picks
 
     params = workspace.params
     return affordable_picks(
         params.campaign,
         params.selection.frames,
-        spent_steps=sum(shard.oracle_steps for shard in manifest.shards[1:]),
+        spent_steps=sum(shard.oracle_steps for manifest in manifests for shard in manifest.shards[1:]),
         steps_per_pick=params.backmapping.steps + params.oracle.steps,
     )
 
@@ -234,7 +286,9 @@ def label(workspace: Workspace, progress: Progress) -> Summary:
             force_field=params.force_field,
             oracle=params.oracle,
             temperature_K=params.temperature_K,
-            seeds=[derive_seed(params.seed, k, "label", pick) for pick in range(len(selection.positions))],
+            seeds=[
+                derive_seed(params.seed, k, workspace.named("label"), pick) for pick in range(len(selection.positions))
+            ],
             workers=params.execution.oracle_workers,
             scratch=workspace.scratch(f"label-r{k:03d}"),
             progress=progress,
@@ -262,7 +316,7 @@ def continue_seed(workspace: Workspace, progress: Progress) -> int:
         stride=params.oracle.free_stride,
         force_field=params.force_field,
         temperature_K=params.temperature_K,
-        seeds=[derive_seed(params.seed, 0, "continue")],
+        seeds=[derive_seed(params.seed, 0, workspace.named("continue"))],
         workers=1,
         scratch=workspace.scratch("continue"),
         progress=progress,
@@ -298,20 +352,31 @@ PRODUCTION: dict[str, Callable[[Workspace, Progress], Summary]] = {"production":
 """What runs on a published round (`flows.campaign.production`)."""
 
 
-def _initial(workspace: Workspace, manifest: Manifest) -> Potential:
-    """The round's prior, with the network of the round before, or a fresh one."""
-    params, prior = workspace.params, _prior(workspace, manifest)
+def _manifests(workspace: Workspace) -> dict[Workspace, Manifest]:
+    """The manifest of each protein, by its view of the workspace.
+
+    Raises DatasetChanged when they are of different rounds, as a kill between two appends leaves them.
+    """
+    manifests = {part: load_manifest(part.data) for part in workspace.parts}
+    if len({round_index(manifest) for manifest in manifests.values()}) > 1:
+        found = ", ".join(f"{part.data} of round {round_index(manifest)}" for part, manifest in manifests.items())
+        raise DatasetChanged(f"{found}: one has grown alone; 'cgal run' lets the others follow")
+    return manifests
+
+
+def _training_set(workspace: Workspace) -> TrainingSet:
+    return load_training_set([part.data for part in workspace.parts], workspace.params.prior)
+
+
+def _initial(workspace: Workspace, training_set: TrainingSet, k: int) -> Potential:
+    """The round's prior (of the first protein), with the network of the round before, or a fresh one."""
+    params, first = workspace.params, training_set.sequences[0]
+    prior = training_set.priors[first]
     if params.training.warm_start:
-        path = workspace.data / "warm_start.pt"
-        last, _ = load_checkpoint(path, sequence=manifest.sequence, architecture=params.network)
-        return Potential(prior, last.network, manifest.sequence)
-    seed = derive_seed(params.seed, round_index(manifest), "initialise")
-    return initial_potential(prior, manifest.sequence, params.network, seed)
-
-
-def _prior(workspace: Workspace, manifest: Manifest) -> Prior:
-    params = workspace.params
-    return fit_prior(_training_positions(workspace), manifest.sequence, params.temperature_K, params.prior)
+        path = workspace.parts[0].data / "warm_start.pt"
+        last, _ = load_checkpoint(path, sequence=first, architecture=params.network)
+        return Potential(prior, last.network, first)
+    return initial_potential(prior, first, params.network, derive_seed(params.seed, k, "initialise"))
 
 
 def _training_positions(workspace: Workspace) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -69,18 +69,21 @@ def _as_task(
 
 
 def stage_task(stage: str, round_index: int, workspace: Workspace) -> Callable[[Path], Summary]:
-    """Prefect task `<stage>-r<round>` that runs one stage unless DVC says that nothing it depends on has changed."""
+    """Prefect task `<stage>-r<round>` that runs one stage unless DVC says that nothing it depends on has changed.
+
+    Of several proteins it is that of the workspace's: `<stage>-<protein>-r<round>`.
+    """
 
     def run(root: Path) -> Summary:
-        return _run_stage(Workspace(root), stage, round_index)
+        return _run_stage(Workspace(root, workspace.protein), stage, round_index)
 
-    return _as_task(run, stage, round_index, workspace)
+    return _as_task(run, workspace.named(stage), round_index, workspace)
 
 
 def _run_stage(workspace: Workspace, stage: str, k: int) -> Summary:
     repository = Repository(workspace.root)
-    title = f"{stage}-r{k:03d}"
-    if repository.dvc.stage_is_current(stage):
+    title = f"{workspace.named(stage)}-r{k:03d}"
+    if repository.dvc.stage_is_current(workspace.named(stage, "@")):
         console.print(f"[dim]= {title:<16} unchanged, skipped[/dim]")
         return {"skipped": 1}
     started = monotonic()
@@ -90,8 +93,8 @@ def _run_stage(workspace: Workspace, stage: str, k: int) -> Summary:
         else:
             summary = run_stage(stage, workspace, progress)
     seconds = monotonic() - started
-    repository.dvc.record_stage(stage)
-    workspace.add_timing(k, stage, seconds)
+    repository.dvc.record_stage(workspace.named(stage, "@"))
+    workspace.add_timing(k, workspace.named(stage, "/"), seconds)
     console.print(f"[green]✓[/green] {title:<16} {seconds:6.1f} s  {describe(summary)}")
     _publish_artifacts(workspace, stage, title, summary | {"wall_s": round(seconds, 1)})
     return summary
@@ -99,26 +102,32 @@ def _run_stage(workspace: Workspace, stage: str, k: int) -> Summary:
 
 def _publish_artifacts(workspace: Workspace, stage: str, title: str, summary: Summary) -> None:
     rows = [{"what": name.replace("_", " "), "value": value} for name, value in summary.items()]
-    create_table_artifact(rows, key=title, description=f"{title} in numbers")
+    create_table_artifact(rows, key=_as_key(title), description=f"{title} in numbers")
     if stage not in FIGURES:
         return
     for figure in sorted((workspace.round / "plots" / FIGURES[stage]).glob("*.png")):
         encoded = base64.b64encode(figure.read_bytes()).decode()
-        key = f"{title}-{figure.stem}".replace("_", "-")
+        key = _as_key(f"{title}-{figure.stem}")
         create_image_artifact(f"data:image/png;base64,{encoded}", key=key, description=f"{title}: {figure.stem}")
+
+
+def _as_key(title: str) -> str:
+    """Key of an artifact, which knows lower case alone."""
+    return title.lower().replace("_", "-")
 
 
 def prepare_task(workspace: Workspace) -> Callable[[Path], None]:
     """Prefect task that fits the force map and projects the seed, once a campaign."""
 
     def run(root: Path) -> None:
-        workspace = Workspace(root)
-        prepare(workspace.data, workspace.params)
-        force_map = ForceMap.load(workspace.data / "force_map.h5")
-        noise = ", ".join(f"{kind} {rms:.0f}" for kind, rms in force_map.figures.items())
-        console.print(
-            f"[green]✓[/green] force map: {force_map.kind} (held-out rms of each across the bonds, kJ/mol/nm: {noise})"
-        )
+        for part in Workspace(root).parts:
+            prepare(part.data, part.params, beside=part.beside)
+            force_map = ForceMap.load(part.data / "force_map.h5")
+            noise = ", ".join(f"{kind} {rms:.0f}" for kind, rms in force_map.figures.items())
+            console.print(
+                f"[green]✓[/green] {part.named('force map', ' of ')}: {force_map.kind} (held-out rms of each across "
+                f"the bonds, kJ/mol/nm: {noise})"
+            )
 
     return _as_task(run, "prepare", 0, workspace)
 
@@ -127,10 +136,10 @@ def continue_task(workspace: Workspace) -> Callable[[Path], None]:
     """Prefect task that adds plain all-atom dynamics from the seed's last frame as a shard, once a campaign."""
 
     def run(root: Path) -> None:
-        workspace = Workspace(root)
-        with stage_bar("continued MD") as progress:
-            steps = continue_seed(workspace, progress)
-        console.print(f"[green]✓[/green] the seed's trajectory goes on for {steps} all-atom steps")
+        for part in Workspace(root).parts:
+            with stage_bar(part.named("continued MD", " of ")) as progress:
+                steps = continue_seed(part, progress)
+            console.print(f"[green]✓[/green] the seed's trajectory goes on for {steps} all-atom steps")
 
     return _as_task(run, "continue", 0, workspace)
 
@@ -164,17 +173,19 @@ def append_task(round_index: int, workspace: Workspace) -> Callable[[Path], int]
     def run(root: Path) -> int:
         from cgal.all_atom.oracle import OracleResult
 
-        workspace = Workspace(root)
-        result = OracleResult.load(workspace.round / "oracle.h5")
-        manifest = append(
-            workspace.data,
-            labelled=result.labelled,
-            origin=f"oracle round {round_index}",
-            oracle_steps=result.steps,
-            oracle_failed=len(result.failures),
-            checkpoint=workspace.round / "model.pt",
-            outcome=RoundOutcome(**read_json(workspace.round / "selection.json")["outcome"]),
-        )
-        return manifest.shards[-1].frames
+        frames = 0
+        for part in Workspace(root).parts:
+            result = OracleResult.load(part.round / "oracle.h5")
+            manifest = append(
+                part.data,
+                labelled=result.labelled,
+                origin=f"oracle round {round_index}",
+                oracle_steps=result.steps,
+                oracle_failed=len(result.failures),
+                checkpoint=part.model,
+                outcome=RoundOutcome(**read_json(part.round / "selection.json")["outcome"]),
+            )
+            frames += manifest.shards[-1].frames
+        return frames
 
     return _as_task(run, "append", round_index, workspace)

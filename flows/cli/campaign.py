@@ -89,9 +89,11 @@ def _next_name(name: str) -> str:
 
 
 def stage(
-    name: Annotated[str, typer.Argument(help="train, simulate, benchmark, select or label.")], root: Root = HERE
+    name: Annotated[str, typer.Argument(help="train, simulate, benchmark, select or label.")],
+    protein: Annotated[str | None, typer.Argument(help="Which of params.yaml's, if there are several.")] = None,
+    root: Root = HERE,
 ) -> None:
-    """Run one stage of the current round in place (this is what dvc.yaml calls)."""
+    """Run one stage of the current round in place (this is what dvc.yaml calls); of several proteins for each."""
     root = open_project(root)
     from flows.campaign.stages import STAGES, run_stage
     from flows.terminal import console, describe, stage_bar
@@ -99,9 +101,11 @@ def stage(
 
     if name not in STAGES:
         raise typer.BadParameter(f"no stage {name!r}; the stages are {', '.join(STAGES)}")
-    with stage_bar(name) as progress:
-        summary = run_stage(name, Workspace(root), progress)
-    console.print(f"{name}: {describe(summary)}")
+    workspace = Workspace(root)
+    for part in (workspace.of(protein),) if protein else workspace.for_stage(name):
+        with stage_bar(part.named(name)) as progress:
+            summary = run_stage(name, part, progress)
+        console.print(f"{part.named(name)}: {describe(summary)}")
 
 
 def report(root: Root = HERE) -> None:
@@ -121,6 +125,7 @@ def report(root: Root = HERE) -> None:
 def export(
     out: Annotated[Path, typer.Argument(help="A name such as run.xtc or run.dcd: run-000.xtc, ... and run.pdb.")],
     root: Root = HERE,
+    protein: Annotated[str | None, typer.Option(help="Which of params.yaml's, if there are several.")] = None,
     trajectory: Annotated[
         Path | None, typer.Option(help="Another trajectory.h5 than that of the current round.", dir_okay=False)
     ] = None,
@@ -135,7 +140,7 @@ def export(
     from cgal.simulation import export_trajectory
     from flows.workspace import Workspace
 
-    frames = CGTrajectory.load(trajectory or Workspace(root).round / "trajectory.h5")
+    frames = CGTrajectory.load(trajectory or Workspace(root).of(protein).round / "trajectory.h5")
     print(*export_trajectory(frames, out, together=together, overwrite=overwrite), sep="\n")
 
 

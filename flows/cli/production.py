@@ -18,10 +18,22 @@ def production(
         float | None,
         typer.Option(min=0, help="Time between frames; by default the round's own, or more to save at most 100,000."),
     ] = None,
+    protein: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of the round's, or another of data/ that its network is carried to, with a prior of its own."
+        ),
+    ] = None,
+    prior_alone: Annotated[
+        bool, typer.Option("--prior-alone", help="Leave the network out, to see what it adds to the prior.")
+    ] = False,
     device: Annotated[
         Literal["auto", "cpu", "cuda"] | None, typer.Option(help="By default as params.yaml of the round says.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; production/ROUND by default.", file_okay=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder; production/ROUND by default, in it one for each of several.", file_okay=False),
+    ] = None,
     root: Root = HERE,
 ) -> None:
     """Simulate a published round for long, and benchmark that: trajectory, W1 and figures in a folder of its own.
@@ -35,8 +47,9 @@ def production(
     from flows.versioning import Repository
 
     tag = full_tag(root, tag)
-    wish = Wish(ns, replicas, frame_ps, device)
-    with open_production(Repository(root), tag, wish, (out or root / "production" / tag).resolve()) as workspace:
+    wish, repository = Wish(ns, replicas, frame_ps, device, protein, prior_alone), Repository(root)
+    folder = (out or wish.folder(root, repository.round(tag))).resolve()
+    with open_production(repository, tag, wish, folder) as workspace:
         for stage in ("production", "benchmark"):
             with stage_bar(stage) as progress:
                 summary = run_stage(stage, workspace, progress)

@@ -44,10 +44,11 @@ def import_(
     seed_frames: Annotated[int, typer.Option(min=1, help="Seed frames at most, evenly spaced.")] = 10_000,
     mean_force: Annotated[bool, typer.Option(help="Let the oracle label the seed with mean forces.")] = False,
     replace: Replace = False,
+    protein: Annotated[str | None, typer.Option(help="Another protein than that of params.yaml.")] = None,
 ) -> None:
     """Set up params.yaml's protein from an all-atom trajectory: reference, structure, seed and first shard.
 
-    A reference or a seed may come alone, from trajectories of their own.
+    A reference or a seed may come alone, from trajectories of their own. --protein names another protein.
     """
     root = open_project(root)
     from cgal.importing import Choice
@@ -59,12 +60,13 @@ def import_(
     source = Source(topology, tuple(trajectory), origin, choice, as_, physics)
     window = SeedWindow(seed_first_ps, seed_last_ps, confine_nm, seed_frames)
     with CampaignLock(root, "import"):
-        import_protein(Workspace(root), source, window, mean_force=mean_force, replacing=replace)
-        Repository(root).dvc.record_data()
+        workspace = Workspace(root, protein)
+        import_protein(workspace, source, window, mean_force=mean_force, replacing=replace)
+        Repository(root).dvc.record_data(workspace.data.name)
 
 
 def seed(
-    protein: Annotated[str | None, typer.Argument(help="Another protein than that of params.yaml.")] = None,
+    protein: Annotated[str | None, typer.Argument(help="Another protein than those of params.yaml.")] = None,
     root: Root = HERE,
     runs: Annotated[int, typer.Option(min=1, help="Runs, each with velocities of its own.")] = 10,
     length_ps: Annotated[float, typer.Option(min=0.1, help="Length of each.")] = 25.0,
@@ -86,12 +88,13 @@ def seed(
 
     plan = SeedRuns(runs, length_ps, equilibration_ps, spacing_ps, confine_nm)
     with CampaignLock(root, "seed"):
-        make_seed(Workspace(root, protein), plan, mean_force, replacing=replace)
-        Repository(root).dvc.record_data(protein)
+        for workspace in Workspace(root, protein).parts:
+            make_seed(workspace, plan, mean_force, replacing=replace)
+            Repository(root).dvc.record_data(workspace.data.name)
 
 
 def reference(
-    protein: Annotated[str | None, typer.Argument(help="Another protein than that of params.yaml.")] = None,
+    protein: Annotated[str | None, typer.Argument(help="Another protein than those of params.yaml.")] = None,
     root: Root = HERE,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; else execution.oracle_workers.")] = None,
     status: Annotated[bool, typer.Option("--status", help="Only show how far the sampling is.")] = False,
@@ -105,23 +108,25 @@ def reference(
     from flows.terminal import console
     from flows.workspace import Workspace
 
-    workspace = Workspace(root, protein)
+    parts = Workspace(root, protein).parts
     if status:
         from flows.protein.reference_folder import recipe_of, status_table
 
-        console.print(status_table(recipe_of(workspace), workspace.data.name))
+        for workspace in parts:
+            console.print(status_table(recipe_of(workspace), workspace.data.name))
         return
     server = start_prefect()
     with console.status("starting Prefect, loading the science"):
         from flows.protein.reference import reference_table, run_reference
 
         server.wait()
-    summary = run_reference(workspace, workers, preview=preview)
-    console.print(reference_table(summary, workspace.params.benchmark.mode))
+    for workspace in parts:
+        summary = run_reference(workspace, workers, preview=preview)
+        console.print(reference_table(summary, workspace.params.benchmark.mode))
 
 
 def doctor(
-    protein: Annotated[str | None, typer.Argument(help="Another protein than that of params.yaml.")] = None,
+    protein: Annotated[str | None, typer.Argument(help="Another protein than those of params.yaml.")] = None,
     root: Root = HERE,
 ) -> None:
     """Say what a protein has and lacks, and what a campaign on it would cost here: all-atom steps, hours, disk."""
@@ -130,18 +135,20 @@ def doctor(
     from flows.terminal import console
     from flows.workspace import Workspace
 
-    workspace = Workspace(root, protein)
-    pieces = look(workspace)
-    console.print(pieces_table(workspace.data.name, pieces))
-    if pieces[0].found:
-        with console.status("two seconds of all-atom dynamics"):
-            steps_per_s = measure_speed(workspace.structure, workspace.params)
-        console.print(costs_table(costs(workspace), steps_per_s, workspace.params.execution.oracle_workers))
-    others = sorted(folder.name for folder in (root / "data").glob("[!.]*/") if folder != workspace.data)
+    parts, missing = Workspace(root, protein).parts, []
+    for workspace in parts:
+        pieces = look(workspace)
+        missing += [piece.make for piece in pieces if piece.make]
+        console.print(pieces_table(workspace.data.name, pieces))
+        if pieces[0].found:
+            with console.status("two seconds of all-atom dynamics"):
+                steps_per_s = measure_speed(workspace.structure, workspace.params)
+            console.print(costs_table(costs(workspace), steps_per_s, workspace.params.execution.oracle_workers))
+    shown = [workspace.data for workspace in parts]
+    others = sorted(folder.name for folder in (root / "data").glob("[!.]*/") if folder not in shown)
     if others:
         console.print(f"other proteins in data/: {', '.join(others)}")
-    following = next((piece.make for piece in pieces if piece.make), "cgal run")
-    console.print(f"next: {following}")
+    console.print(f"next: {[*missing, 'cgal run'][0]}")
 
 
 def structure(

@@ -18,9 +18,10 @@ def serve(
     """Run Prefect and MLflow servers and a worker for each pool, until Ctrl-C; only this machine reaches them."""
     root = open_project(root)
     from flows.serving.serve import serve as serve_project
+    from flows.tracking.runs import experiment_name
     from flows.workspace import Workspace
 
-    serve_project(root, Workspace(root).params.protein, prefect_port, mlflow_port, host)
+    serve_project(root, experiment_name(Workspace(root).campaign_proteins), prefect_port, mlflow_port, host)
 
 
 def worker(

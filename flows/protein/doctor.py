@@ -123,10 +123,10 @@ def _reference_cost(workspace: Workspace, beads: int) -> Iterator[Cost]:
 def _campaign_cost(workspace: Workspace, atoms: int, beads: int) -> Cost:
     params = workspace.params
     oracle, simulation, campaign = params.oracle, params.simulation, params.campaign
-    picks = campaign.rounds * params.selection.frames
+    picks = -(-campaign.rounds * params.selection.frames // (len(workspace.beside) + 1))  # an even share
     steps = picks * (params.backmapping.steps + oracle.steps)
     if campaign.budget_steps:
-        steps = min(steps, campaign.budget_steps)
+        steps = min(steps, campaign.budget_steps // (len(workspace.beside) + 1))
     labels = picks * (oracle.average_steps // oracle.free_stride if oracle.mode == "free" else 1)
     simulated = (campaign.rounds + 1) * simulation.replicas * (simulation.steps // simulation.stride)
     kept = labels * 2 * BYTES_OF_VECTOR * (atoms + beads) + simulated * BYTES_OF_VECTOR * beads

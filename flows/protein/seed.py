@@ -108,7 +108,7 @@ def save_seed(workspace: Workspace, folder: Path, seed: AtomFrames, *, mean_forc
     (folder / "seed_labels.h5").unlink(missing_ok=True)
     if mean_force:
         _label(workspace, folder, seed)
-    prepare(folder, workspace.params)
+    prepare(folder, workspace.params, beside=workspace.beside)
 
 
 def _label(workspace: Workspace, folder: Path, seed: AtomFrames) -> None:

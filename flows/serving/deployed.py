@@ -21,7 +21,7 @@ from pydantic import Field
 
 from cgal.errors import BadFile, CgalError
 from cgal.files import read_json
-from cgal.params import Name, check_params, merged
+from cgal.params import Name, check_params, merged, protein_names
 from cgal.progress import Progress
 from flows.serving.form import Acquisition, Overrides
 from flows.serving.pools import CAMPAIGN_TAG, GPU_LIMIT
@@ -138,7 +138,9 @@ def train(campaign: Name, round_index: int, inputs: Sha256, files: Files = None)
 
 
 @flow(name="simulate", flow_run_name="simulate-r{round_index:03d}")
-def simulate(campaign: Name, round_index: int, inputs: Sha256, files: Files = None) -> State[Any]:
+def simulate(
+    campaign: Name, round_index: int, inputs: Sha256, files: Files = None, protein: Name | None = None
+) -> State[Any]:
     """Simulate with the potential of a round; a campaign asks for it.
 
     Args:
@@ -146,12 +148,15 @@ def simulate(campaign: Name, round_index: int, inputs: Sha256, files: Files = No
         round_index: Its round.
         inputs: Hash of what the stage depends on, which the worker must find too.
         files: DVC hash of each input by its path, to be fetched from the DVC remote; none: they lie in the project.
+        protein: Which of the campaign's, if it has several.
     """
-    return _run_stage("simulate", campaign, round_index, inputs, files)
+    return _run_stage("simulate", campaign, round_index, inputs, files, protein)
 
 
 @flow(name="label", flow_run_name="label-r{round_index:03d}")
-def label(campaign: Name, round_index: int, inputs: Sha256, files: Files = None) -> State[Any]:
+def label(
+    campaign: Name, round_index: int, inputs: Sha256, files: Files = None, protein: Name | None = None
+) -> State[Any]:
     """Rebuild and label the frames of a round on CUDA; a campaign asks for it when force_field.platform says so.
 
     Args:
@@ -159,8 +164,9 @@ def label(campaign: Name, round_index: int, inputs: Sha256, files: Files = None)
         round_index: Its round.
         inputs: Hash of what the stage depends on, which the worker must find too.
         files: DVC hash of each input by its path, to be fetched from the DVC remote; none: they lie in the project.
+        protein: Which of the campaign's, if it has several.
     """
-    return _run_stage("label", campaign, round_index, inputs, files)
+    return _run_stage("label", campaign, round_index, inputs, files, protein)
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
@@ -215,7 +221,8 @@ def _open_campaign(root: Path, series: str, name: str, form: dict[str, Any]) -> 
     elif not published and not _has_begun(Workspace(root), name):
         committed = repository.git.run("show", "HEAD:params.yaml")
         before = check_params(yaml.safe_load(committed), Path("params.yaml of HEAD"))
-        fetch_data(Workspace(root, form.get("protein", before.protein)), repository)
+        for protein in protein_names(form.get("protein", before.protein)):
+            fetch_data(Workspace(root, protein), repository)
         seed = _first_seed(repository, series, form.get("seed", before.seed)) + int(name.removeprefix(series) or 1) - 1
         change_params(root / "params.yaml", merged(form, {"seed": seed, "campaign": {"name": name}}), committed)
         require_runnable(Workspace(root))
@@ -225,8 +232,9 @@ def _open_campaign(root: Path, series: str, name: str, form: dict[str, Any]) -> 
 
 
 def _has_begun(workspace: "Workspace", name: str) -> bool:
-    manifest = workspace.data / "manifest.json"
-    return manifest.is_file() and read_json(manifest)["campaign"] == name == workspace.params.campaign.name
+    manifests = [part.data / "manifest.json" for part in workspace.parts]
+    owners = {read_json(path)["campaign"] if path.is_file() else None for path in manifests}
+    return owners == {name} and name == workspace.params.campaign.name
 
 
 def _first_seed(repository: "Repository", series: str, otherwise: int) -> int:
@@ -236,7 +244,9 @@ def _first_seed(repository: "Repository", series: str, otherwise: int) -> int:
     return otherwise
 
 
-def _run_stage(stage: str, campaign: str, round_index: int, inputs: str, files: Files) -> State[Any]:
+def _run_stage(
+    stage: str, campaign: str, round_index: int, inputs: str, files: Files, protein: str | None = None
+) -> State[Any]:
     """Run a stage when the slot is free; a fault that the user must mend is the state "Refused"."""
     root = _begin()
     from flows.campaign.stages import run_stage
@@ -246,7 +256,8 @@ def _run_stage(stage: str, campaign: str, round_index: int, inputs: str, files: 
     from flows.workspace import Workspace
 
     try:
-        with received(root, stage, inputs, files) if files else nullcontext(Workspace(root)) as workspace:
+        here = nullcontext(Workspace(root, protein))
+        with received(root, protein, stage, inputs, files) if files else here as workspace:
             with concurrency(GPU_LIMIT, occupy=1, lease_duration=LEASE_S):
                 if hash_inputs(workspace, stage) != inputs:
                     raise BadFile(

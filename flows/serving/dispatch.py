@@ -81,12 +81,16 @@ def run_in_pool(stage: str, round_index: int, workspace: Workspace, progress: Pr
     campaign = workspace.params.campaign.name
     with get_client(sync_client=True) as client:
         for attempt in count():
-            key = f"{project_tag(workspace.root)}/{campaign}/{stage}-r{round_index:03d}/{inputs}/{attempt}"
+            title = f"{workspace.named(stage)}-r{round_index:03d}"
+            key = f"{project_tag(workspace.root)}/{campaign}/{title}/{inputs}/{attempt}"
             run = _find(client, key)
             if run is not None and _is_of_no_use(client, run, workspace, stage):
                 continue
             if run is None:
-                run = _ask(stage, key, {"campaign": campaign, "round_index": round_index, "inputs": inputs}, workspace)
+                asked = {"campaign": campaign, "round_index": round_index, "inputs": inputs}
+                if workspace.protein:
+                    asked["protein"] = workspace.protein
+                run = _ask(stage, key, asked, workspace)
             return _result(client, _wait(client, run.id, progress), workspace, stage)
     raise AssertionError("count() has no end")
 

@@ -93,7 +93,8 @@ def is_there(workspace: Workspace, stage: str, outputs: Mapping[str, Output]) ->
 
 def _stage(workspace: Workspace, stage: str) -> dict[str, Any]:
     pipeline = yaml.safe_load((workspace.root / "dvc.yaml").read_text())
-    described: dict[str, Any] = pipeline["stages"][stage]
+    written: dict[str, Any] = pipeline["stages"][stage]
+    described: dict[str, Any] = written.get("do", written)  # of several proteins: in a loop
     return described
 
 
@@ -104,7 +105,10 @@ def _outputs(workspace: Workspace, stage: str) -> list[Path]:
 
 def _paths(workspace: Workspace, names: list[str]) -> Iterator[Path]:
     for name in names:
-        yield workspace.root / name.replace("${protein}", workspace.params.protein)
+        for variable in ("${protein}", "${item}"):
+            if variable in name:
+                name = name.replace(variable, workspace.data.name)
+        yield workspace.root / name
 
 
 def _files(paths: Iterable[Path]) -> list[Path]:
@@ -171,8 +175,10 @@ def _require_outputs(workspace: Workspace, stage: str, targets: Mapping[str, Pat
 
 
 @contextmanager
-def received(root: Path, stage: str, inputs: str, files: Mapping[str, str]) -> Iterator[Workspace]:
+def received(root: Path, protein: str | None, stage: str, inputs: str, files: Mapping[str, str]) -> Iterator[Workspace]:
     """Give a workspace in a clone's `.cgal/transport/` with a stage's inputs; it is removed when all went well.
+
+    It is the view of `protein`, if the project has several.
 
     After a kill or a failure it stays: the next attempt at the same inputs goes on with what the stage left in its
     scratch folder. Raises BadFile for a path outside of it or for what is no hash; else as `take_outputs`.
@@ -183,7 +189,7 @@ def received(root: Path, stage: str, inputs: str, files: Mapping[str, str]) -> I
         for name in ("data", "round"):
             shutil.rmtree(folder / name, ignore_errors=True)
         _receive(Exchange(root), folder, files)
-        yield Workspace(folder)
+        yield Workspace(folder, protein)
         shutil.rmtree(folder)
         folder.with_suffix(".lock").unlink(missing_ok=True)
 

@@ -37,6 +37,7 @@ __all__ = [
     "TrackingConflict",
     "TrackingUnavailable",
     "compare_page",
+    "experiment_name",
     "experiment_page",
     "flatten",
     "log_round",
@@ -81,8 +82,10 @@ class TrackingConflict(CgalError):
 class RoundRecord:
     """What MLflow is told of one round.
 
-    `params` is flat (see `flatten`); `metrics` is the content of `round/metrics.json`. `frames`, `oracle_steps` and
-    `oracle_failed` are what this round asked of the oracle (the dataset's totals are in `metrics["dataset"]`).
+    Of several `proteins` the numbers are those of all together, with each one's own beside (`cgal.benchmark.together`);
+    `data_md5` has one hash for each, with spaces between. `params` is flat (see `flatten`); `metrics` is the content of
+    `round/metrics.json`. `frames`, `oracle_steps` and `oracle_failed` are what this round asked of the oracle (the
+    dataset's totals are in `metrics["dataset"]`).
     `history` has the rows of `training.csv`; the first column, an epoch or an update, is the step of the others.
     `uncovered_fraction` is that of the simulated frames, and `closing` says why no round follows ("" if one does).
     `timings` are wall seconds by stage, `figures` are PNG files, `model_path` is the checkpoint that the registered
@@ -90,7 +93,7 @@ class RoundRecord:
     the dataset, which the DVC file `data_pointer` names.
     """
 
-    protein: str
+    proteins: Sequence[str]
     campaign: str
     round_index: int
     params: Mapping[str, Any]
@@ -115,6 +118,11 @@ class RoundRecord:
         """What the round is called, such as `round-003`."""
         return f"round-{self.round_index:03d}"
 
+    @property
+    def protein(self) -> str:
+        """What experiment and registered model are called."""
+        return experiment_name(self.proteins)
+
 
 @dataclass(frozen=True)
 class RunIds:
@@ -124,6 +132,15 @@ class RunIds:
     campaign: str
     round: str
     model_version: str
+
+
+def experiment_name(proteins: Sequence[str]) -> str:
+    """What the experiment of a campaign on these proteins is called.
+
+    >>> experiment_name(["a"]), experiment_name(["a", "b"])
+    ('a', 'a+b')
+    """
+    return "+".join(proteins)
 
 
 def tracking_uri(root: Path) -> str:
@@ -385,9 +402,17 @@ def _log_content(client: "MlflowClient", run: "Run", record: RoundRecord) -> Non
     moment = run.info.start_time
     _log_metrics(client, run_id, [*_at_step(scalars, record.round_index, moment), *_curves(record, moment)])
     for figure in record.figures:
-        client.log_artifact(run_id, str(figure), f"figures/{figure.parent.name}")
+        client.log_artifact(run_id, str(figure), f"figures/{_figure_folder(record, figure)}")
     client.log_dict(run_id, dict(record.metrics), "metrics.json")
     _log_dataset(client, run_id, record)
+
+
+def _figure_folder(record: RoundRecord, figure: Path) -> str:
+    """Where a figure of `round/plots/benchmark` or, of several proteins, `round/a/plots/benchmark` goes."""
+    round_folder = record.model_path.parent
+    if not figure.is_relative_to(round_folder):
+        return figure.parent.name
+    return "/".join(part for part in figure.parent.relative_to(round_folder).parts if part != "plots")
 
 
 def _missing(said: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
@@ -435,9 +460,12 @@ def _log_dataset(client: "MlflowClient", run_id: str, record: RoundRecord) -> No
 
     if not record.data_md5:
         return
-    source = json.dumps({"path": f"data/{record.protein}", "git_tag": record.git_tag, "dvc_md5": record.data_md5})
-    dataset = Dataset(record.protein, record.data_md5[:36], source_type="dvc", source=source)
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    inputs = []
+    for protein, md5 in zip(record.proteins, record.data_md5.split(), strict=True):
+        source = json.dumps({"path": f"data/{protein}", "git_tag": record.git_tag, "dvc_md5": md5})
+        dataset = Dataset(protein, md5[:36], source_type="dvc", source=source)
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", "training")]))
+    client.log_inputs(run_id, inputs)
 
 
 def _register_model(client: "MlflowClient", root: Path, run_id: str, record: RoundRecord) -> str:

@@ -20,8 +20,8 @@ def experiment_tags(protein: str, experiment: str) -> dict[str, str]:
     """Tags of a protein's experiment, which MLflow 3.17's pages read: description and shared views."""
     return {
         "mlflow.note.content": _description(protein, experiment),
-        "mlflow.sharedViewState.rounds": json.dumps(_table()),
-        "mlflow.sharedViewState.comparison": json.dumps(_charts()),
+        "mlflow.sharedViewState.rounds": json.dumps(_table(protein)),
+        "mlflow.sharedViewState.comparison": json.dumps(_charts(protein)),
     }
 
 
@@ -42,25 +42,32 @@ def _description(protein: str, experiment: str) -> str:
     )
 
 
-def _table() -> dict[str, Any]:
-    metrics = [f"metrics.`w1/{name}`" for name in OBSERVABLES]
+def _metrics(protein: str) -> list[str]:
+    """W1 of each observable; of several proteins (`a+b`) their mean, and that of TICA for each."""
+    proteins = protein.split("+")
+    own = [f"{HEADLINE}/{name}" for name in proteins if len(proteins) > 1]
+    return [*(f"w1/{name}" for name in OBSERVABLES), *own]
+
+
+def _table(protein: str) -> dict[str, Any]:
+    metrics = [f"metrics.`{name}`" for name in _metrics(protein)]
     return {"selectedColumns": [*metrics, "tags.`cgal.latest_round`", "tags.`closing`"]}
 
 
-def _charts() -> dict[str, Any]:
+def _charts(protein: str) -> dict[str, Any]:
     section = {"uuid": "w1", "name": "W1 to the reference", "display": True, "isReordered": True, "deleted": False}
     charts = [
         {
-            "uuid": f"w1-{name}",
+            "uuid": name.replace("/", "-"),
             "type": "LINE",
             "metricSectionId": "w1",
-            "metricKey": f"w1/{name}",
-            "selectedMetricKeys": [f"w1/{name}"],
+            "metricKey": name,
+            "selectedMetricKeys": [name],
             "xAxisKey": "step",
             "runsCountToCompare": 10,
             "deleted": False,
             "isGenerated": False,
         }
-        for name in OBSERVABLES
+        for name in _metrics(protein)
     ]
-    return _table() | {"compareRunCharts": charts, "compareRunSections": [section], "isAccordionReordered": True}
+    return _table(protein) | {"compareRunCharts": charts, "compareRunSections": [section], "isAccordionReordered": True}

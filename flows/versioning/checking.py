@@ -8,7 +8,7 @@ from flows.versioning.dvc_repo import BUNDLED_REMOTE, own_remotes
 from flows.versioning.dvc_session import with_dvc
 from flows.versioning.objects import Cache
 from flows.versioning.remotes import RemoteUnreachable, open_remote
-from flows.versioning.round_files import RoundFiles, data_pointer
+from flows.versioning.round_files import RoundFiles, data_pointers
 
 __all__ = ["keep_recorded", "keep_sound", "recorded_outputs", "require_sound"]
 
@@ -76,8 +76,8 @@ def _bring(cache: Cache, name: str, digests: Collection[str]) -> str:
 
 def recorded_outputs(root: Path) -> dict[str, str]:
     """DVC hashes of the dataset and of the stages' outputs, by path, as the workspace's own files name them."""
-    pointer = data_pointer(root)
-    data, lock = root / pointer, root / "dvc.lock"
-    if not (data.is_file() and lock.is_file()):
+    pointers, lock = data_pointers(root), root / "dvc.lock"
+    if not all((root / path).is_file() for path in (*pointers, "dvc.lock")):
         return {}
-    return RoundFiles(pointer, data.read_bytes(), lock.read_bytes(), b"").outputs
+    data = {pointer: (root / pointer).read_bytes() for pointer in pointers}
+    return RoundFiles(data, lock.read_bytes(), b"").outputs

@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import platformdirs
 
 from cgal.errors import VersioningError
 from flows.versioning.dvc_session import reason, with_dvc
-from flows.versioning.round_files import data_md5, data_pointer, has_newer_inputs, protein_of
+from flows.versioning.round_files import data_md5, data_pointer, data_pointers, has_newer_inputs, proteins_of
 
 __all__ = ["BUNDLED_REMOTE", "Dvc", "own_remotes"]
 
@@ -46,35 +47,36 @@ class Dvc:
         with_dvc(self.root, lambda repo: _record_stage(repo, self._path("dvc.yaml"), stage))
 
     def record_data(self, protein: str | None = None) -> str:
-        """Keep the data of a protein (that of params.yaml by default) in the DVC cache as they are; give their hash.
+        """Keep the data of a protein (those of params.yaml by default) in the DVC cache as they are; give their hash.
 
-        Their DVC file (see `data_pointer`) names them then; it is made when there is none.
+        Their DVC file (see `data_pointer`) names them then; it is made when there is none. Hashes of several have
+        spaces between.
         """
-        protein = protein or protein_of((self.root / "params.yaml").read_bytes())
-        with_dvc(self.root, lambda repo: _record_data(repo, self.root, protein))
-        return data_md5((self.root / data_pointer(self.root, protein)).read_bytes())
+        proteins = (protein,) if protein else proteins_of((self.root / "params.yaml").read_bytes())
+        for name in proteins:
+            with_dvc(self.root, partial(_record_data, root=self.root, protein=name))
+        return " ".join(data_md5((self.root / path).read_bytes()) for path in data_pointers(self.root, proteins))
 
-    @property
-    def data_pointer(self) -> str:
-        """Path of the DVC file that names the data of params.yaml's protein."""
-        return data_pointer(self.root)
+    def has_pointer(self, protein: str) -> bool:
+        """Whether a DVC file names the data of a protein."""
+        return (self.root / data_pointer(self.root, protein)).is_file()
 
-    def pull_bundled(self) -> None:
+    def pull_bundled(self, protein: str | None = None) -> None:
         """Fetch the seed that travels with the repository into `data/`, with no network.
 
         Raises VersioningError when there are files that are not recorded: they are left alone.
         """
-        pointer = self._path(data_pointer(self.root))
-        with_dvc(self.root, lambda repo: repo.pull(targets=[pointer], remote=BUNDLED_REMOTE))
+        targets = [self._path(pointer) for pointer in data_pointers(self.root, [protein] if protein else None)]
+        with_dvc(self.root, lambda repo: repo.pull(targets=targets, remote=BUNDLED_REMOTE))
 
     def check_out(self, *, allow_missing: bool = False) -> None:
-        """Do `dvc checkout` for params.yaml's protein and the stages; other proteins' data are left alone.
+        """Do `dvc checkout` for params.yaml's proteins and the stages; other proteins' data are left alone.
 
         Looks first at where that would write: DVC follows names that lead out of the project. They come from a tag, and
         from the list of a folder's files that its remote holds: from whoever may write those.
         """
-        pointer = self._path(data_pointer(self.root))
-        with_dvc(self.root, lambda repo: _check_out(repo, self.root, pointer, allow_missing))
+        pointers = [self._path(pointer) for pointer in data_pointers(self.root)]
+        with_dvc(self.root, lambda repo: _check_out(repo, self.root, pointers, allow_missing))
 
     def cache_folder(self) -> str:
         """Where the DVC cache is."""
@@ -138,11 +140,11 @@ def _share_cache(repo: Any, folder: str) -> None:
         settings["cache"]["dir"] = folder
 
 
-def _check_out(repo: Any, root: Path, pointer: str, allow_missing: bool) -> None:
+def _check_out(repo: Any, root: Path, pointers: list[str], allow_missing: bool) -> None:
     for output in repo.index.outs:
         if not _stays_inside(output, root):
             raise VersioningError(f"{output}: names files outside of {root}; whoever wrote that is not to be trusted")
-    targets = [path for path in (pointer, str(root / "dvc.yaml")) if Path(path).is_file()]
+    targets = [path for path in (*pointers, str(root / "dvc.yaml")) if Path(path).is_file()]
     repo.checkout(targets=targets, allow_missing=allow_missing)
 
 

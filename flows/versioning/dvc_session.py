@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from cgal.errors import VersioningError
 from flows.versioning.git import Git
+from flows.versioning.pipeline import fit_pipeline
 
 __all__ = ["dvc_tools", "reason", "with_dvc"]
 
@@ -33,6 +34,7 @@ def with_dvc[T](root: Path, action: Callable[[Any], T]) -> T:
                 repo.lock._friendly = False  # no "Waiting to acquire lock" across a progress bar
                 with dvc.lock(repo):
                     _set_aside_cut_files(root)
+                    fit_pipeline(root)
                     return action(repo)
         except dvc.locked as error:
             if monotonic() > deadline:

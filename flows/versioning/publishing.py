@@ -8,18 +8,14 @@ from tempfile import TemporaryFile
 from cgal import __version__
 from cgal.errors import VersioningError
 from flows.versioning.git import Git
-from flows.versioning.round_files import data_md5, data_pointer, model_md5
+from flows.versioning.round_files import data_md5, data_pointers, model_md5, proteins_of
 
 __all__ = ["commit_round", "require_same", "require_writable", "store_round_files"]
 
-READABLE_FILES = (
-    "round/metrics.json",
-    "round/selection.json",
-    "round/histograms.json",
-    "round/training.csv",
-    "round/timings.json",
-)
-"""Small results that a round's commit also holds as plain files, so that git alone can read them."""
+READABLE_FILES = ("metrics.json", "selection.json", "histograms.json", "training.csv", "timings.json")
+"""Small results that a round's commit also holds as plain files, so that git alone can read them.
+
+They lie in `round/` and, of several proteins, in a folder of each in it."""
 
 CODE_PATHS = ("cgal", "flows", "study", "requirements.lock")
 """What is looked at to say whether a round ran with code that is in no commit."""
@@ -29,8 +25,11 @@ NO_OBJECT = "0" * 40
 
 def store_round_files(git: Git) -> dict[str, str]:
     """Store the files of the workspace that a round's commit holds; give the blob of each by its path."""
-    optional = [path for path in (*READABLE_FILES, "dvc.yaml") if (git.root / path).is_file()]
-    return git.hash_files([data_pointer(git.root), "dvc.lock", "params.yaml", *optional], write=True)
+    proteins = proteins_of((git.root / "params.yaml").read_bytes())
+    folders = ["round", *(f"round/{protein}" for protein in proteins if len(proteins) > 1)]
+    readable = [f"{folder}/{name}" for folder in folders for name in READABLE_FILES]
+    optional = [path for path in (*readable, "dvc.yaml") if (git.root / path).is_file()]
+    return git.hash_files([*data_pointers(git.root), "dvc.lock", "params.yaml", *optional], write=True)
 
 
 def require_writable(folder: Path) -> None:
@@ -48,7 +47,7 @@ def require_writable(folder: Path) -> None:
 
 def require_same(git: Git, tag: str, blobs: Mapping[str, str]) -> None:
     """Raise VersioningError when a round that is published is not that of the workspace."""
-    paths = (data_pointer(git.root), "dvc.lock", "params.yaml")
+    paths = (*data_pointers(git.root), "dvc.lock", "params.yaml")
     held = git.objects([f"{tag}:{path}" for path in paths])
     changed = [path for path, blob in zip(paths, held, strict=True) if blob != blobs[path]]
     if changed:
@@ -99,7 +98,7 @@ def _with_trailers(git: Git, message: str, tag: str, head: str) -> str:
     else:
         changed = git.run("status", "--porcelain", "--", *CODE_PATHS)
         code = f"{head} ({'with uncommitted changes' if changed else 'clean'})"
-    data = data_md5((git.root / data_pointer(git.root)).read_bytes())
+    data = " ".join(data_md5((git.root / pointer).read_bytes()) for pointer in data_pointers(git.root))
     model = model_md5((git.root / "dvc.lock").read_bytes())
     trailers = (
         f"Round: {tag}",

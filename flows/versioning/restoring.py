@@ -10,7 +10,7 @@ from flows.versioning.checking import keep_recorded, require_sound
 from flows.versioning.dvc_repo import Dvc
 from flows.versioning.git import Git
 from flows.versioning.objects import Cache, wrong_files
-from flows.versioning.round_files import RoundFiles, data_md5, data_pointer, protein_of
+from flows.versioning.round_files import RoundFiles, data_md5, data_pointer, proteins_of
 from flows.versioning.rounds import find_tags
 
 __all__ = ["restore_round"]
@@ -64,9 +64,12 @@ def _save_data(git: Git, dvc: Dvc, held: RoundFiles) -> None:
     When no published round names that state, a copy of its DVC file is kept in `.cgal/saved/`, and
     `cp .cgal/saved/<file> data.dvc && dvc checkout` (or `data/<protein>.dvc`) brings it back.
     """
-    protein = protein_of(held.params)
-    if not (git.root / "data" / protein).is_dir():
-        return
+    for protein in proteins_of(held.params):
+        if (git.root / "data" / protein).is_dir():
+            _save_data_of(git, dvc, protein)
+
+
+def _save_data_of(git: Git, dvc: Dvc, protein: str) -> None:
     md5 = dvc.record_data(protein)
     pointer = data_pointer(git.root, protein)
     content = (git.root / pointer).read_bytes()

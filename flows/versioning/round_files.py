@@ -1,5 +1,6 @@
 """The small files in git that name a round's bytes in DVC."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,16 @@ import yaml
 
 from cgal.errors import VersioningError
 
-__all__ = ["RoundFiles", "data_md5", "data_pointer", "has_newer_inputs", "model_md5", "pointer_of", "protein_of"]
+__all__ = [
+    "RoundFiles",
+    "data_md5",
+    "data_pointer",
+    "data_pointers",
+    "has_newer_inputs",
+    "model_md5",
+    "pointers_of",
+    "proteins_of",
+]
 
 SHARED_POINTER = "data.dvc"
 """Names the bundled protein's data; in projects of version 0.1, all of `data/`."""
@@ -16,42 +26,66 @@ SHARED_POINTER = "data.dvc"
 
 @dataclass(frozen=True)
 class RoundFiles:
-    """What restores a round: which data (`pointer` is the path of their DVC file), which outputs, which numbers."""
+    """What restores a round: which data (contents of their DVC files by path), which outputs, which numbers."""
 
-    pointer: str
-    data: bytes
+    data: Mapping[str, bytes]
     lock: bytes
     params: bytes
 
     @property
     def by_path(self) -> dict[str, bytes]:
         """Contents by the path of the file in a working copy."""
-        return {self.pointer: self.data, "dvc.lock": self.lock, "params.yaml": self.params}
+        return {**self.data, "dvc.lock": self.lock, "params.yaml": self.params}
+
+    @property
+    def restored_by(self) -> str:
+        """Paths, with spaces between, that git brings back beside `dvc.lock` and `params.yaml`.
+
+        They are the DVC files of the data, and of several proteins the `dvc.yaml` that knows all of them.
+        """
+        return " ".join([*self.data, *(["dvc.yaml"] if len(proteins_of(self.params)) > 1 else [])])
+
+    @property
+    def data_md5(self) -> str:
+        """DVC hash of the dataset; of several, in order of the proteins, with spaces between."""
+        return " ".join(data_md5(content) for content in self.data.values())
 
     @property
     def outputs(self) -> dict[str, str]:
         """DVC hash of the dataset and of each stage's outputs, by path; that of a folder ends in `.dir`."""
-        folder = Path(self.pointer).parent  # DVC gives paths from where its file lies
         try:
-            data = {str(folder / out["path"]): str(out["md5"]) for out in _parse(self.data)["outs"]}
+            data = {
+                str(Path(pointer).parent / out["path"]): str(out["md5"])  # DVC gives paths from where its file lies
+                for pointer, content in self.data.items()
+                for out in _parse(content)["outs"]
+            }
             stages = _parse(self.lock)["stages"].values()
             return data | {str(out["path"]): str(out["md5"]) for stage in stages for out in stage.get("outs", ())}
         except (KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-            raise VersioningError(f"{self.pointer} or dvc.lock is not as DVC writes them: {error!r}") from error
+            raise VersioningError(f"{', '.join(self.data)} or dvc.lock is not as DVC writes them: {error!r}") from error
 
 
-def data_pointer(root: Path, protein: str | None = None) -> str:
-    """DVC file of the data of a protein (that of params.yaml by default) in a working copy.
+def data_pointer(root: Path, protein: str) -> str:
+    """DVC file of the data of a protein in a working copy.
 
     It is `data.dvc` where that names the protein's folder or all of `data/`, and `data/<protein>.dvc` else.
     """
+    return data_pointers(root, [protein])[0]
+
+
+def data_pointers(root: Path, proteins: Sequence[str] | None = None) -> tuple[str, ...]:
+    """DVC files of the data of proteins (those of params.yaml by default) in a working copy, each once."""
     shared = root / SHARED_POINTER
-    protein = protein or protein_of((root / "params.yaml").read_bytes())
-    return pointer_of(shared.read_bytes() if shared.is_file() else None, protein)
+    proteins = proteins or proteins_of((root / "params.yaml").read_bytes())
+    return pointers_of(shared.read_bytes() if shared.is_file() else None, proteins)
 
 
-def pointer_of(data_dvc: bytes | None, protein: str) -> str:
-    """DVC file of a protein's data, by what `data.dvc` says, if there is one."""
+def pointers_of(data_dvc: bytes | None, proteins: Iterable[str]) -> tuple[str, ...]:
+    """DVC files of the data of proteins, by what `data.dvc` says, if there is one; each once."""
+    return tuple(dict.fromkeys(_pointer_of(data_dvc, protein) for protein in proteins))
+
+
+def _pointer_of(data_dvc: bytes | None, protein: str) -> str:
     try:
         folders = {out.get("path") for out in _parse(data_dvc)["outs"]} if data_dvc else set()
     except (KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
@@ -59,10 +93,11 @@ def pointer_of(data_dvc: bytes | None, protein: str) -> str:
     return SHARED_POINTER if folders & {"data", f"data/{protein}"} else f"data/{protein}.dvc"
 
 
-def protein_of(params_yaml: bytes) -> str:
-    """Name of the protein in a `params.yaml`; raises VersioningError when it has none."""
+def proteins_of(params_yaml: bytes) -> tuple[str, ...]:
+    """Names of the proteins in a `params.yaml`; raises VersioningError when it has none."""
     try:
-        return str(_parse(params_yaml)["protein"])
+        named = _parse(params_yaml)["protein"]
+        return tuple(map(str, named)) if isinstance(named, list) else (str(named),)
     except (KeyError, TypeError, yaml.YAMLError) as error:
         raise VersioningError(f"params.yaml names no protein: {error!r}") from error
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cgal.errors import VersioningError
 from flows.versioning.git import Git
-from flows.versioning.round_files import RoundFiles, data_md5, model_md5, pointer_of, protein_of
+from flows.versioning.round_files import RoundFiles, model_md5, pointers_of, proteins_of
 
 __all__ = [
     "PublishedRound",
@@ -23,8 +23,10 @@ __all__ = [
 class PublishedRound:
     """A round in git history: its tag and commit, and the DVC hashes of its dataset and checkpoint.
 
-    `pointer` is the path of the DVC file that names the dataset, `version` that of cgal which made the round, if it is
-    recorded. `warnings` says what did not work without harming the round, such as a remote that could not be reached.
+    `pointer` is the path of the DVC file that names the dataset, `proteins` what it is of. Of several proteins
+    `data_md5` and `pointer` have one each with spaces between, and `pointer` ends in `dvc.yaml`. `version` is that of
+    cgal which made the round, if it is recorded. `warnings` says what did not work without harming the round, such as a
+    remote that could not be reached.
     """
 
     campaign: str
@@ -35,6 +37,7 @@ class PublishedRound:
     model_md5: str
     pointer: str = "data.dvc"
     version: str = ""
+    proteins: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -64,10 +67,11 @@ def read_rounds(git: Git, tags: Sequence[str]) -> list[PublishedRound]:
             *campaign_and_index(tag),
             tag,
             commit or "",
-            data_md5(held.data),
+            held.data_md5,
             model_md5(held.lock),
-            held.pointer,
+            held.restored_by,
             version,
+            proteins_of(held.params),
         )
         for (tag, held), commit, version in zip(
             round_files(git, tags).items(), git.objects(names), versions, strict=True
@@ -102,15 +106,18 @@ def round_files(git: Git, tags: Sequence[str]) -> dict[str, RoundFiles]:
     numbers = commit_files(git, tags, ["dvc.lock", "params.yaml"])
     shared = git.contents([f"{tag}:data.dvc" for tag in tags])
     pointers = {
-        tag: pointer_of(data_dvc, protein_of(numbers[tag]["params.yaml"]))
+        tag: pointers_of(data_dvc, proteins_of(numbers[tag]["params.yaml"]))
         for tag, data_dvc in zip(tags, shared, strict=True)
     }
-    datas = git.contents([f"{tag}:{pointer}" for tag, pointer in pointers.items()])
+    contents = iter(git.contents([f"{tag}:{pointer}" for tag, paths in pointers.items() for pointer in paths]))
     found = {}
-    for (tag, pointer), data in zip(pointers.items(), datas, strict=True):
-        if data is None:
-            raise VersioningError(_tell_missing(tag, pointer))
-        found[tag] = RoundFiles(pointer, data, numbers[tag]["dvc.lock"], numbers[tag]["params.yaml"])
+    for tag, paths in pointers.items():
+        data = {}
+        for pointer in paths:
+            if (content := next(contents)) is None:
+                raise VersioningError(_tell_missing(tag, pointer))
+            data[pointer] = content
+        found[tag] = RoundFiles(data, numbers[tag]["dvc.lock"], numbers[tag]["params.yaml"])
     return found
 
 
