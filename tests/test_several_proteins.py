@@ -220,6 +220,7 @@ def test_a_project_goes_back_to_one_protein(campaign: Path, tmp_path: Path) -> N
     change_params(root / "params.yaml", {"protein": "first", "campaign": {"name": "alone"}})
     Repository(root).dvc.record_data()
     assert "foreach" not in (root / "dvc.yaml").read_text()
+    run(root, "git", "commit", "--quiet", "--all", "--message", "one peptide")
     run(root, "cgal", "checkout", "both/round-001")
     assert (root / "dvc.yaml").read_text().startswith(TITLE)
     assert Workspace(root).campaign_proteins == ("first", "second")

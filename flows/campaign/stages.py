@@ -63,7 +63,7 @@ def train(workspace: Workspace, progress: Progress) -> Summary:
     figures = workspace.round / "plots" / "training"
     plot_training(result, figures)
     for part, manifest in manifests.items():
-        prior = training_set.priors[manifest.sequence]
+        prior = result.potential.with_prior(training_set.priors[manifest.sequence]).prior
         plot_prior(prior, training_set.positions(manifest.sequence), figures / part.named(""))
     return summary
 

@@ -257,7 +257,7 @@ def _run_stage(
 
     try:
         here = nullcontext(Workspace(root, protein))
-        with received(root, protein, stage, inputs, files) if files else here as workspace:
+        with received(root, stage, inputs, files, protein) if files else here as workspace:
             with concurrency(GPU_LIMIT, occupy=1, lease_duration=LEASE_S):
                 if hash_inputs(workspace, stage) != inputs:
                     raise BadFile(

@@ -175,7 +175,9 @@ def _require_outputs(workspace: Workspace, stage: str, targets: Mapping[str, Pat
 
 
 @contextmanager
-def received(root: Path, protein: str | None, stage: str, inputs: str, files: Mapping[str, str]) -> Iterator[Workspace]:
+def received(
+    root: Path, stage: str, inputs: str, files: Mapping[str, str], protein: str | None = None
+) -> Iterator[Workspace]:
     """Give a workspace in a clone's `.cgal/transport/` with a stage's inputs; it is removed when all went well.
 
     It is the view of `protein`, if the project has several.
