@@ -15,7 +15,7 @@ import torch
 
 from cgal.benchmark.observables import HEADLINE
 from cgal.dataset import Manifest, append, load_manifest, load_shards, round_index
-from cgal.errors import DatasetChanged
+from cgal.errors import BadParams, DatasetChanged
 from cgal.files import read_json, write_json
 from cgal.frames import AtomFrames, CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.potential.architectures import initial_potential
@@ -365,7 +365,16 @@ def _manifests(workspace: Workspace) -> dict[Workspace, Manifest]:
 
 
 def _training_set(workspace: Workspace) -> TrainingSet:
-    return load_training_set([part.data for part in workspace.parts], workspace.params.prior)
+    """The datasets of all proteins; raises BadParams when they were prepared at another temperature."""
+    params = workspace.params
+    training_set = load_training_set([part.data for part in workspace.parts], params.prior)
+    prepared_K = next(iter(training_set.priors.values())).temperature_K
+    if prepared_K != params.temperature_K:
+        raise BadParams(
+            f"temperature_K is {params.temperature_K:g}, but the dataset was prepared at {prepared_K:g} K: "
+            "set it back, or let 'cgal run' prepare a new campaign"
+        )
+    return training_set
 
 
 def _initial(workspace: Workspace, training_set: TrainingSet, k: int) -> Potential:
