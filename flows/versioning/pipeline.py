@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from cgal.errors import VersioningError
 from cgal.files import write_bytes, write_text
 from flows.versioning.round_files import proteins_of
 
@@ -31,12 +32,13 @@ def fit_pipeline(root: Path) -> None:
     """Write the `dvc.yaml` that the proteins of `params.yaml` ask for, if it is not there.
 
     That of one protein is left alone, whatever is in it, unless it was written for several. A file that would be lost
-    is kept in `.cgal/saved/`.
+    is kept in `.cgal/saved/`. Without a `params.yaml` that can be read nothing is done.
     """
-    params, path = root / "params.yaml", root / "dvc.yaml"
-    if not (params.is_file() and path.is_file()):
+    path = root / "dvc.yaml"
+    try:
+        proteins, present = proteins_of((root / "params.yaml").read_bytes()), path.read_text()
+    except (VersioningError, FileNotFoundError):
         return
-    proteins, present = proteins_of(params.read_bytes()), path.read_text()
     if len(proteins) > 1:
         wanted = pipeline_of(_of_one(), proteins)
     elif present.startswith(TITLE):
