@@ -234,7 +234,7 @@ class RelativeEntropyParams(Section):
     look_replicas: Count = Field(
         128, description="further replicas, which the updates never see: by them the held-out criterion is known"
     )
-    look_steps: Count = Field(50, description="steps that these run after each update")
+    look_steps: Count = Field(20, description="steps that these run after each update")
     settle_steps: Count = Field(
         12000, description="steps that these run first, to forget that they come from training frames"
     )

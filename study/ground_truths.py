@@ -7,11 +7,8 @@ and from the other agree on the folded share within their errors, and when it is
 """
 
 import csv
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import mdtraj
 import numpy as np
 from deeptime.decomposition import TICA
 from jaxtyping import Bool, Float, Float32, Float64
@@ -23,69 +20,30 @@ from cgal.benchmark.observables import OBSERVABLES
 from cgal.benchmark.suite import observe
 from cgal.benchmark.tica import fit_tica
 from cgal.benchmark.wasserstein import estimators
-from cgal.frames import CGTrajectory, alpha_carbons, bead_topology, read_pdb_text, rmsd_nm
+from cgal.frames import CGTrajectory
 from cgal.reference.sampling import bead_distances
-from study.swarms import Swarm
+from study.beds import GROUND_TRUTHS, GroundTruth, HELIX_degrees, SETTLE_ns, Swarm, dihedrals_degrees
 
-__all__ = ["GROUND_TRUTHS", "GroundTruth", "helical_share", "measure", "native_share"]
+__all__ = ["left_handed_share", "measure"]
 
-SETTLE_ns = 1.0
 LAG_ps = 200.0
 SPLITS = 8
 FRAMES = 10_000
-NATIVE_nm = 0.2
-HELIX_degrees = (30.0, 80.0)
-
-type Folded = Callable[[Swarm], Float64[np.ndarray, " frames"]]
-
-
-def native_share(swarm: Swarm) -> Float64[np.ndarray, " frames"]:
-    """One for a frame within 0.2 nm RMSD of the structure's C-alpha, else zero."""
-    native = read_pdb_text(swarm.structure)
-    reference = native.xyz[0, alpha_carbons(native.topology)]
-    return (rmsd_nm(swarm.frames.positions, reference) < NATIVE_nm).astype(np.float64)
-
-
-def helical_share(swarm: Swarm) -> Float64[np.ndarray, " frames"]:
-    """Share of a frame's C-alpha dihedrals in the right-handed helix, 30 to 80 degrees."""
-    degrees = _dihedrals(swarm)
-    return np.asarray(((degrees > HELIX_degrees[0]) & (degrees < HELIX_degrees[1])).mean(axis=1))
 
 
 def left_handed_share(swarm: Swarm) -> float:
     """Share of all C-alpha dihedrals in the left-handed helix, -80 to -30 degrees."""
-    degrees = _dihedrals(swarm)
+    degrees = dihedrals_degrees(swarm.frames.positions, swarm.structure)
     return float(((degrees < -HELIX_degrees[0]) & (degrees > -HELIX_degrees[1])).mean())
 
 
-def _dihedrals(swarm: Swarm) -> Float32[np.ndarray, "frames dihedrals"]:
-    beads = mdtraj.Trajectory(swarm.frames.positions, bead_topology(swarm.frames.sequence))
-    four = np.arange(len(swarm.frames.sequence) - 3)[:, None] + np.arange(4)
-    return np.asarray(np.degrees(mdtraj.compute_dihedrals(beads, four)))
-
-
-@dataclass(frozen=True)
-class GroundTruth:
-    """A packed swarm, and what its folded share is."""
-
-    name: str
-    file: str
-    folded: Folded
-
-
-GROUND_TRUTHS = (
-    GroundTruth("chignolin, ff96 + OBC2, 350 K", "chignolin_350K_long.h5", native_share),
-    GroundTruth("A10, ff14SB + OBC2, 300 K", "a10_300K.h5", helical_share),
-)
-
-
-def measure(bed: GroundTruth, folder: Path = Path("study", "swarms")) -> dict[str, str | float]:
+def measure(bed: GroundTruth) -> dict[str, str | float]:
     """Length, slowest process, folded share of both halves of the starts, and the floor of TICA W1, of one of them."""
-    swarm = Swarm.load(folder / bed.file)
+    swarm = bed.load()
     spacing_ps = float(swarm.frames.provenance["spacing_ps"])
     count = int(swarm.frames.trajectory.max()) + 1
     settled = swarm.frames.time_ps.reshape(count, -1)[0] > 1000 * SETTLE_ns
-    folded = bed.folded(swarm).reshape(count, -1)[:, settled].mean(axis=1)
+    folded = bed.folded(swarm.frames.positions, swarm.structure).reshape(count, -1)[:, settled].mean(axis=1)
     positions = swarm.frames.positions.reshape(count, -1, *swarm.frames.positions.shape[1:])[:, settled]
     lag = round(LAG_ps / spacing_ps)
     features = [bead_distances(trajectory) for trajectory in positions]

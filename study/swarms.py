@@ -11,7 +11,6 @@ PDB file, or a packed swarm whose ends are gone on from; copies take the starts 
 import json
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,13 @@ from cgal.all_atom.force_field import build_system, read_structure
 from cgal.errors import Diverged
 from cgal.files import read_json
 from cgal.frames import AtomFrames, LabelledFrames, alpha_carbons, read_pdb_text, sequence_of
-from cgal.hdf5 import Hdf5Record, stored
 from cgal.params import ForceFieldParams, ReferenceParams
 from cgal.projection.local_frames import project_in_local_frames
 from cgal.projection.mapping import constrained_clusters
 from cgal.reference.sampling import PhasePoint, Start, SwarmRecipe, load_swarm_labels, trajectory_ends
+from study.beds import Swarm
 
-__all__ = ["Swarm", "grow", "pack", "unpack"]
+__all__ = ["grow", "pack", "unpack"]
 
 LOOKS = 10
 """Frames between two times that the copies are put back on their sites."""
@@ -40,19 +39,6 @@ THIN_PS = 2.0
 
 POSITION_STEP_nm, FORCE_STEP_kJ_per_mol_nm = 2.0**-12, 2.0
 """What is rounded to: far finer than thermal motion and than the noise of a force, and a fraction of the bytes."""
-
-
-@dataclass(frozen=True, eq=False)
-class Swarm(Hdf5Record):
-    """Frames of a swarm, and positions [nm] and velocities [nm/ps] of all atoms at the end of each trajectory."""
-
-    KIND = "swarm"
-
-    frames: LabelledFrames
-    end_positions: Float64[np.ndarray, "trajectories atoms 3"]
-    end_velocities: Float64[np.ndarray, "trajectories atoms 3"]
-    structure: str = field(metadata=stored(text=True))
-    recipe: dict[str, Any] = field(default_factory=dict)
 
 
 def pack(recipe: SwarmRecipe) -> Swarm:

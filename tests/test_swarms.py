@@ -7,8 +7,9 @@ from cgal.all_atom.force_field import read_structure
 from cgal.frames import alpha_carbons, read_pdb_text, sequence_of
 from cgal.params import ForceFieldParams
 from cgal.reference.sampling import Start
-from study.ground_truths import helical_share, left_handed_share, native_share
-from study.swarms import Swarm, grow, unpack
+from study.beds import Swarm, helical_share, native_share
+from study.ground_truths import left_handed_share
+from study.swarms import grow, unpack
 from tests.conftest import REPOSITORY
 
 SWARMS = REPOSITORY / "study" / "swarms"

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import mdtraj
 import numpy as np
-from openmm.app import DCDFile
 
 from cgal.errors import BadFile, BadTrajectory, EmptyTrajectory
 from cgal.files import atomic_write, write_text
@@ -74,6 +73,8 @@ def _write_dcd(trajectory: CGTrajectory, path: Path) -> None:
     together = len(np.unique(trajectory.replica)) > 1
     first_ps, spacing_ps = (0.0, 1.0) if together else (float(trajectory.time_ps[0]), _spacing_ps(trajectory))
     with path.open("w+b") as stream:
+        from openmm.app import DCDFile
+
         writer = DCDFile(stream, topology, spacing_ps, round(first_ps / spacing_ps))
         for frame in trajectory.positions:
             writer.writeModel(frame)

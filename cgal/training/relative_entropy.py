@@ -34,8 +34,8 @@ from torch import Tensor
 
 from cgal.errors import BadParams, BadTrajectory, Diverged, PreflightFailed
 from cgal.frames import LabelledFrames
-from cgal.params import DynamicsParams, TrainingParams
-from cgal.potential.architectures import architecture_of
+from cgal.params import DynamicsParams, SchNetParams, TrainingParams
+from cgal.potential.architectures import architecture_of, new_network
 from cgal.potential.potential import Potential
 from cgal.potential.prior import Prior
 from cgal.progress import Progress, silent
@@ -313,11 +313,19 @@ class Run:
         """Weigh the replicas that the updates never see, and have them run on under the new averaged weights."""
         rise = self._energies(self._here()) - self.last_energies
         self.population = self.population.weigh(rise).draw_anew(generator)
-        self._move(self.entropy.look_steps, generator)
+        self._move(self.entropy.look_steps, generator, self.model)
 
-    def _move(self, steps: int, generator: np.random.Generator) -> None:
+    def _settle(self, generator: np.random.Generator) -> None:
+        """Let them forget the training frames; under the prior alone, which is fast, where the network is silent."""
+        model = self.model
+        if not self.initial_energies.any():
+            silent_network = new_network(SchNetParams(features=1, blocks=1, radial_functions=2), 0)
+            model = Potential(self.model.prior, silent_network, self.model.sequence).to(self.device)
+        self._move(self.entropy.settle_steps, generator, model)
+
+    def _move(self, steps: int, generator: np.random.Generator, model: Potential) -> None:
         section = self.entropy.dynamics.model_copy(update={"steps": steps, "stride": steps})
-        record = self._run(self.model, self.population.positions, section, generator)
+        record = self._run(model, self.population.positions, section, generator)
         self.population = self.population.move(record.end.positions)  # a lost one stays where it was: a refused move
         self.last_energies = self._energies(self._here())
 
@@ -384,7 +392,7 @@ class Run:
         """Begin, or continue from `scratch`, if what lies there is of this very training."""
         state: dict[str, Any] = read_state(scratch, self.fingerprint)
         if not state:
-            self._move(self.entropy.settle_steps, np.random.default_rng([self.seed, 0, 1]))
+            self._settle(np.random.default_rng([self.seed, 0, 1]))
             self.look()
             return
         self.weights.copy_(state["weights"])
