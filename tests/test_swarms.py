@@ -56,6 +56,6 @@ def test_a_swarm_goes_on_side_by_side_the_same_bytes_for_the_same_seed():
 
 def test_the_hairpin_is_native_at_times_and_the_helix_right_handed():
     hairpin, helix = Swarm.load(SWARMS / "chignolin_350K_long.h5"), Swarm.load(SWARMS / "a10_300K.h5")
-    assert 0.1 < native_share(hairpin).mean() < 0.2
-    assert 0.4 < helical_share(helix).mean() < 0.6
+    assert 0.1 < native_share(hairpin.frames.positions, hairpin.structure).mean() < 0.2
+    assert 0.4 < helical_share(helix.frames.positions, helix.structure).mean() < 0.6
     assert left_handed_share(helix) < 0.05
