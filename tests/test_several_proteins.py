@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from prefect.testing.utilities import prefect_test_harness
 
@@ -19,7 +20,7 @@ import cgal
 from cgal.all_atom.oracle import run_md
 from cgal.all_atom.structures import structure_from_sequence
 from cgal.dataset import load_manifest
-from cgal.errors import BadParams
+from cgal.errors import BadParams, CgalError
 from cgal.files import read_json, sha256, write_text
 from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.params import check_params
@@ -34,7 +35,8 @@ from flows.campaign.stages import run_stage
 from flows.campaign.steps import append_task
 from flows.cli.project import print_rounds
 from flows.protein.init import Start, init_project
-from flows.protein.seed import SeedRuns, make_seed
+from flows.protein.seed import save_seed
+from flows.serving.transport import hash_inputs, read_outputs
 from flows.versioning import Repository
 from flows.versioning.pipeline import TITLE
 from flows.workspace import Workspace
@@ -44,13 +46,13 @@ SEQUENCES = {"first": "KEAYDG", "second": "GWTKLEP", "third": "DPETGTWY"}
 BOTH = ["first", "second"]
 PARAMS = SMALL | {
     "mapping": {"force_map": "local_frames"},
-    "campaign": {"name": "both", "rounds": 2, "stop_below": 0.0},
+    "campaign": {"name": "both", "rounds": 1, "stop_below": 0.0},
     "training": {"epochs": 4, "batch_size": 16, "warm_start": True, "validation_block_frames": 10, "preflight": False},
     "selection": {"strategy": "coverage", "frames": 3, "novel_nm": 0.03, "distinct_nm": 0.01},
     "oracle": {"mode": "free", "burn_in_steps": 20, "average_steps": 80, "free_stride": 20},
     "benchmark": {"bootstrap": 10, "tica_lag_ps": 0.4, "maximum_frames": 100},
 }
-"""Two acquisition rounds and a closing one."""
+"""An acquisition round and a closing one."""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, git_identity: None) -> Pat
 @pytest.fixture(scope="module")
 def campaign(project: Path) -> Iterator[Path]:
     with prefect_test_harness(server_startup_timeout=180):
-        assert active_learning(project, "both") == 2
+        assert active_learning(project, "both") == 1
         yield project
 
 
@@ -82,32 +84,31 @@ def set_params(root: Path, changes: dict[str, Any]) -> None:
 
 
 def make_protein(workspace: Workspace) -> None:
-    """Structure, seed, and a reference of two short runs from the structure."""
-    params = workspace.params
+    """Structure, and seven short runs from it: five become the seed, two the reference."""
+    params, name = workspace.params, workspace.data.name
     structure = structure_from_sequence(
-        SEQUENCES[workspace.data.name], params.force_field, temperature_K=params.temperature_K, seed=1, relax_ps=0.3
+        SEQUENCES[name], params.force_field, temperature_K=params.temperature_K, seed=1, relax_ps=0.3
     )
     write_text(workspace.data / "structure.pdb", structure)
-    make_seed(workspace, SeedRuns(runs=5, length_ps=2.0, equilibration_ps=0.4, spacing_ps=0.1))
-    start = read_pdb_text(structure).xyz
     frames = run_md(
         structure,
-        np.concatenate([start, start]),
-        steps=1500,
-        stride=50,
+        np.repeat(read_pdb_text(structure).xyz, 7, axis=0),
+        steps=1000,
+        stride=25,
         equilibration_steps=200,
         force_field=params.force_field,
         temperature_K=params.temperature_K,
-        seeds=[7, 8],
+        seeds=[*range(1, 8)],
         workers=1,
-        scratch=workspace.scratch("reference"),
+        scratch=workspace.scratch("runs"),
     ).labelled
-    beads = np.ascontiguousarray(frames.positions[:, alpha_carbons(frames.topology)])
-    reference = CGTrajectory.from_positions(
-        SEQUENCES[workspace.data.name], beads, frames.time_ps, frames.trajectory.astype(np.int32)
+    save_seed(workspace, workspace.data, frames.take(frames.trajectory < 5), mean_force=False)
+    rest = frames.take(frames.trajectory >= 5)
+    beads = np.ascontiguousarray(rest.positions[:, alpha_carbons(rest.topology)])
+    CGTrajectory.from_positions(SEQUENCES[name], beads, rest.time_ps, rest.trajectory).save(
+        workspace.data / "reference.h5"
     )
-    reference.save(workspace.data / "reference.h5")
-    Repository(workspace.root).dvc.record_data(workspace.data.name)
+    Repository(workspace.root).dvc.record_data(name)
 
 
 def run(root: Path, *command: str) -> str:
@@ -116,11 +117,11 @@ def run(root: Path, *command: str) -> str:
     return done.stdout
 
 
-def test_two_rounds_and_a_closing_one_train_one_network_on_both(campaign: Path) -> None:
+def test_two_rounds_train_one_network_on_both(campaign: Path) -> None:
     rounds = campaign_rounds(Repository(campaign), "both")
-    assert [entry["tag"] for entry in rounds] == [f"both/round-{k:03d}" for k in range(3)]
+    assert [entry["tag"] for entry in rounds] == [f"both/round-{k:03d}" for k in range(2)]
     manifests = {name: load_manifest(campaign / "data" / name) for name in BOTH}
-    assert [len(manifest.shards) for manifest in manifests.values()] == [3, 3]
+    assert [len(manifest.shards) for manifest in manifests.values()] == [2, 2]
     assert manifests["first"].prepared_from.trained_beside == ("second",)
     for entry in rounds:
         own = entry["proteins"]
@@ -130,18 +131,19 @@ def test_two_rounds_and_a_closing_one_train_one_network_on_both(campaign: Path) 
             np.mean([each["w1"]["tica"]["value"] for each in own.values()])
         )
     for name in BOTH:
-        assert cgal.load("both/round-002", sequence=SEQUENCES[name], root=campaign).sequence == SEQUENCES[name]
+        assert cgal.load("both/round-001", sequence=SEQUENCES[name], root=campaign).sequence == SEQUENCES[name]
         assert CGTrajectory.load(campaign / "round" / name / "trajectory.h5").sequence == SEQUENCES[name]
 
 
 def test_proteins_share_the_picks_of_a_round(campaign: Path) -> None:
     repository = Repository(campaign)
-    for k in range(2):
-        found = json.loads(repository.read_round_file(f"both/round-{k:03d}", "round/selection.json"))
-        assert set(found["picked"]) == set(BOTH)
-        assert 0 < sum(found["picked"].values()) <= PARAMS["selection"]["frames"]
-    closing = json.loads(repository.read_round_file("both/round-002", "round/selection.json"))
-    assert closing["closing"].startswith("rounds: all 2")
+    first, closing = (
+        json.loads(content)
+        for content in repository.read_round_files(["both/round-000", "both/round-001"], "round/selection.json")
+    )
+    assert set(first["picked"]) == set(BOTH)
+    assert 0 < sum(first["picked"].values()) <= PARAMS["selection"]["frames"]
+    assert closing["closing"].startswith("rounds: all 1")
 
 
 def test_dvc_knows_each_stage_and_replays_none(campaign: Path) -> None:
@@ -149,11 +151,17 @@ def test_dvc_knows_each_stage_and_replays_none(campaign: Path) -> None:
     stages = set(yaml.safe_load((campaign / "dvc.lock").read_text())["stages"])
     each = {f"{stage}@{name}" for stage in ("simulate", "benchmark", "label") for name in BOTH}
     assert stages == {"train", "select"} | each
-    run(campaign, "cgal", "checkout", "1")
+    run(campaign, "cgal", "checkout", "0")
     said = run(campaign, "dvc", "repro")
     assert "Running stage" not in said
     assert said.count("didn't change") >= len(stages)
-    run(campaign, "cgal", "checkout", "2")
+    run(campaign, "cgal", "checkout", "1")
+
+
+def test_a_worker_gets_the_files_of_one_protein(campaign: Path) -> None:
+    parts = [Workspace(campaign, name) for name in BOTH]
+    assert [[*read_outputs(part, "simulate")] for part in parts] == [[f"round/{name}/trajectory.h5"] for name in BOTH]
+    assert len({hash_inputs(part, "simulate") for part in parts}) == 2
 
 
 def test_mlflow_shows_the_mean_and_each(campaign: Path) -> None:
@@ -162,7 +170,7 @@ def test_mlflow_shows_the_mean_and_each(campaign: Path) -> None:
     client = MlflowClient(f"sqlite:///{campaign / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("first+second")
     runs = client.search_runs([experiment.experiment_id], "tags.`cgal.kind` = 'round'")
-    assert len(runs) == 3
+    assert len(runs) == 2
     for one in runs:
         metrics = one.data.metrics
         own = [metrics[f"w1/tica/{name}"] for name in BOTH]
@@ -176,7 +184,7 @@ def test_mlflow_shows_the_mean_and_each(campaign: Path) -> None:
 def test_tables_and_figures_show_each(campaign: Path, capsys: pytest.CaptureFixture[str]) -> None:
     print_rounds(campaign, "both")
     said = capsys.readouterr().out
-    assert "git checkout both/round-002 -- data/first.dvc data/second.dvc dvc.yaml dvc.lock params.yaml" in said
+    assert "git checkout both/round-001 -- data/first.dvc data/second.dvc dvc.yaml dvc.lock params.yaml" in said
     draw_campaign(Repository(campaign), "both", campaign / "report")
     assert all((campaign / "report" / name / "w1_rounds.png").is_file() for name in BOTH)
 
@@ -191,27 +199,35 @@ def test_a_kill_between_two_appends_is_made_good(campaign: Path) -> None:
     assert workspace.round_index in (0, 1)
     append_task(0, workspace)(campaign)
     assert {name: sha256(campaign / "data" / name / "manifest.json") for name in BOTH} == grown
-    run(campaign, "cgal", "checkout", "2")
+    run(campaign, "cgal", "checkout", "1")
 
 
 def test_a_third_protein_is_simulated_with_the_network_of_two(
     campaign: Path, record_property: Callable[..., None]
 ) -> None:
     repository, wish = Repository(campaign), Wish(ns=0.005, replicas=4, protein="third")
-    folder = wish.folder(campaign, repository.round("both/round-002"))
-    assert folder == campaign / "production" / "both/round-002" / "third"
-    with open_production(repository, "both/round-002", wish, folder) as workspace:
+    folder = wish.folder(campaign, repository.round("both/round-001"))
+    assert folder == campaign / "production" / "both/round-001" / "third"
+    with open_production(repository, "both/round-001", wish, folder) as workspace:
         for stage in ("production", "benchmark"):
             run_stage(stage, workspace, silent)
-    found, of_both = cgal.load(folder / "round" / "model.pt"), cgal.load("both/round-002", root=campaign)
+    found, of_both = cgal.load(folder / "round" / "model.pt"), cgal.load("both/round-001", root=campaign)
     assert found.sequence == SEQUENCES["third"]
     weights, expected = (model.potential.network.state_dict() for model in (found, of_both))
     assert all(np.array_equal(weights[name], expected[name]) for name in expected)
     scores = read_json(folder / "round" / "metrics.json")["w1"]
     record_property("w1", {name: score["value"] for name, score in scores.items()})
     assert all(np.isfinite(score["value"]) for score in scores.values())
+    alone = Wish(ns=0.005, replicas=4, protein="third", prior_alone=True)
+    beside = alone.folder(campaign, repository.round("both/round-001"))
+    with pytest.raises(CgalError, match="belongs to both/round-001 for third, not to both/round-001 for third without"):
+        open_production(repository, "both/round-001", alone, folder).__enter__()
+    with open_production(repository, "both/round-001", alone, beside) as workspace:
+        potential = cgal.load(workspace.model).potential
+    start = torch.from_numpy(CGTrajectory.load(workspace.data / "reference.h5").positions[:1])
+    assert potential.energy(start) == potential.prior.energy(start)
     with pytest.raises(BadParams, match="first, second: say which with --protein"):
-        Wish(ns=0.005).protein_of(repository.round("both/round-002"))
+        Wish(ns=0.005).protein_of(repository.round("both/round-001"))
 
 
 def test_a_project_goes_back_to_one_protein(campaign: Path, tmp_path: Path) -> None:
@@ -221,10 +237,10 @@ def test_a_project_goes_back_to_one_protein(campaign: Path, tmp_path: Path) -> N
     Repository(root).dvc.record_data()
     assert "foreach" not in (root / "dvc.yaml").read_text()
     run(root, "git", "commit", "--quiet", "--all", "--message", "one peptide")
-    run(root, "cgal", "checkout", "both/round-001")
+    run(root, "cgal", "checkout", "both/round-000")
     assert (root / "dvc.yaml").read_text().startswith(TITLE)
     assert Workspace(root).campaign_proteins == ("first", "second")
-    assert len(load_manifest(root / "data" / "second").shards) == 2
+    assert len(load_manifest(root / "data" / "second").shards) == 1
 
 
 def test_a_grown_campaign_keeps_its_proteins(campaign: Path, tmp_path: Path) -> None:
