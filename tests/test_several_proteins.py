@@ -20,7 +20,7 @@ import cgal
 from cgal.all_atom.oracle import run_md
 from cgal.all_atom.structures import structure_from_sequence
 from cgal.dataset import load_manifest
-from cgal.errors import BadParams, CgalError
+from cgal.errors import BadParams, CgalError, DatasetChanged
 from cgal.files import read_json, sha256, write_text
 from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.params import check_params
@@ -189,15 +189,19 @@ def test_tables_and_figures_show_each(campaign: Path, capsys: pytest.CaptureFixt
     assert all((campaign / "report" / name / "w1_rounds.png").is_file() for name in BOTH)
 
 
-def test_a_kill_between_two_appends_is_made_good(campaign: Path) -> None:
+def test_a_kill_between_two_appends_is_made_good(campaign: Path, tmp_path: Path) -> None:
     run(campaign, "cgal", "checkout", "0")
-    workspace = Workspace(campaign)
+    workspace, second = Workspace(campaign), campaign / "data" / "second"
+    shutil.copytree(second, tmp_path / "second")
     append_task(0, workspace)(campaign)
     grown = {name: sha256(campaign / "data" / name / "manifest.json") for name in BOTH}
-    run(campaign, "cgal", "checkout", "0")
-    append_task(0, Workspace(campaign, "first"))(campaign)
-    assert workspace.round_index in (0, 1)
+    shutil.rmtree(second)
+    shutil.copytree(tmp_path / "second", second)
+    assert workspace.round_index == 0
+    with pytest.raises(DatasetChanged, match=r"data/first of round 1, .*data/second of round 0: one has grown alone"):
+        run_stage("train", workspace, silent)
     append_task(0, workspace)(campaign)
+    assert workspace.round_index == 1
     assert {name: sha256(campaign / "data" / name / "manifest.json") for name in BOTH} == grown
     run(campaign, "cgal", "checkout", "1")
 
