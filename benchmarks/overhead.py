@@ -82,7 +82,7 @@ def _shares(rounds: list[dict[str, float]]) -> Iterator[Result]:
 def main(path: Path) -> None:
     """Run the campaign of the current folder; write each round's seconds by part, from its opening to the next's."""
     open_project(Path.cwd())
-    start_prefect()  # before Prefect is imported, as `cgal run` does
+    start_prefect().wait()  # before Prefect is imported, as `cgal run` does
     clock: dict[str, float] = defaultdict(float)
     rounds: list[dict[str, float]] = []
     for part, (where, name) in PARTS.items():
