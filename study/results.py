@@ -14,6 +14,7 @@ from cgal.benchmark.observables import HEADLINE, MISSING, OBSERVABLES, in_record
 from cgal.errors import BadFile
 from cgal.files import write_json, write_text
 from study.burn_in import RECORDS as BURN_IN
+from study.curves_page import write_curves
 from study.figures import plot_burn_in, plot_changes, plot_curves, save_figure
 from study.statistics import BASE, Interval, change, curve, final, rounds, steps_to_reach, summarise
 
@@ -275,6 +276,7 @@ if __name__ == "__main__":
     here = Path(__file__).parents[1] / "docs"
     try:
         write_results(here / "results", here / "results.md", here / "results" / "preface.md")
+        write_curves(here / "results")
     except BadFile as error:
         sys.exit(f"error: {error}")
     print(here / "results.md")

@@ -1,0 +1,148 @@
+"""`docs/results/learning-curves.md` and its figure, from the records of `study.learning_curves`; nothing is run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cgal.benchmark.observables import OBSERVABLES
+from cgal.files import write_text
+from study.figures import COLOURS, save_figure
+from study.statistics import Interval, mean_interval
+
+__all__ = ["ratio_to_prior", "write_curves"]
+
+PRIOR, RAW = "prior", "raw"
+SIZE_ns = 16.0
+TARGET_RATIO, TARGET_FLOORS = 0.6, 1.5
+PREFACE = """# Learning curves: what a model makes of plain dynamics
+
+Written by `make results` from [learning_curves.csv](learning_curves.csv), which `python -m study.learning_curves`
+makes (one thread a task; the wall time of each is in the records). The [test beds](../decisions/19-test-beds.md) are
+parted by trajectory: 64 are the ground truth, 64 others are what may be learned from, so that no model has seen a
+frame that it is measured on. A size is so many whole trajectories drawn by the seed (the last one cut), a frame every
+10 ps. `raw` are these frames themselves, `prior` is bonds, angles, dihedrals and repulsion fitted to them, and the
+networks are trained on top of that prior by the objective that they are named after, with the settings of
+`params.yaml`. Each model is simulated 64 times for 120 ps, half from the folded structure and half from a stretched
+chain; the first half of each is left out. The floor is the W1 between random halves of all trajectories, mean of 8.
+Means over seeds with 95 % intervals; a ratio to the prior is paired by seed and averaged by logarithms."""
+
+
+def write_curves(folder: Path) -> None:
+    """Write page and figure into a folder that has `learning_curves.csv`."""
+    records = pd.read_csv(folder / "learning_curves.csv", keep_default_na=True)
+    records["length_ns"] = records["ns"].where(records["ns"] > 0, np.inf)
+    save_figure(_draw(records), folder / "learning_curves.png")
+    parts = [PREFACE, "![learning curves](learning_curves.png)", *_tables(records), _verdict(records)]
+    write_text(folder / "learning-curves.md", "\n\n".join(parts) + "\n")
+
+
+def ratio_to_prior(records: pd.DataFrame, system: str, ns: float, model: str, metric: str, mode: str) -> Interval:
+    """W1 of a model over that of the prior of the same frames: geometric mean over the seeds that both have."""
+    rows = records.query("system == @system and ns == @ns and metric == @metric and mode == @mode")
+    wide = rows.pivot(index="seed", columns="model", values="value")
+    if model not in wide:
+        return Interval(*[float("nan")] * 3)
+    logs = np.log((wide[model] / wide[PRIOR]).dropna())
+    return Interval(*(float(np.exp(value)) for value in mean_interval(logs.tolist())))
+
+
+def _tables(records: pd.DataFrame) -> Iterator[str]:
+    for system, rows in records.groupby("system", sort=False):
+        reference = rows["folded_reference"].iloc[0]
+        metrics = list(OBSERVABLES.values())
+        lines = [
+            f"## {system}",
+            "",
+            f"Folded share of the ground truth: {reference:.3f}. W1 in mode `exact`; in brackets the 95 % interval of "
+            "TICA over seeds.",
+            "",
+            f"| ns | model | seeds | {' | '.join(observable.heading for observable in metrics)} | TICA over prior's "
+            "| folded | from native | from stretched |",
+            f"|---|---|---|{'---|' * len(metrics)}---|---|---|---|",
+        ]
+        for (length, model), found in rows.query("mode == 'exact'").groupby(["length_ns", "model"], sort=True):
+            lines.append(_line(records, str(system), float(length), str(model), found))
+        floors = rows.query("mode == 'exact'").groupby("metric")["floor"].first()
+        cells = [f"{floors[observable.name] * observable.scale:.3g}" for observable in metrics]
+        lines.append(f"| | floor | | {' | '.join(cells)} | | | | |")
+        yield "\n".join(lines)
+
+
+def _line(records: pd.DataFrame, system: str, length: float, model: str, found: pd.DataFrame) -> str:
+    cells = []
+    for observable in OBSERVABLES.values():
+        values = mean_interval((found.query("metric == @observable.name")["value"] * observable.scale).tolist())
+        cells.append(_interval(values) if observable.name == "tica" else f"{values.value:.3g}")
+    one = found.query("metric == 'tica'")
+    ns = found["ns"].iloc[0]
+    ratio = "" if model in (PRIOR, RAW) else _interval(ratio_to_prior(records, system, ns, model, "tica", "exact"))
+    shares = [one[column].mean() for column in ("folded_model", "folded_from_native", "folded_from_extended")]
+    said = ["" if np.isnan(share) else f"{share:.3f}" for share in shares]
+    return f"| {_size(length)} | `{model}` | {len(one)} | {' | '.join(cells)} | {ratio} | {' | '.join(said)} |"
+
+
+def _size(length_ns: float) -> str:
+    return "all" if np.isinf(length_ns) else f"{length_ns:g}"
+
+
+def _interval(values: Interval) -> str:
+    if np.isnan(values.low) or values.low == values.high:
+        return f"{values.value:.3g}"
+    return f"{values.value:.3g} ({values.low:.3g} to {values.high:.3g})"
+
+
+def _verdict(records: pd.DataFrame) -> str:
+    """Say of each system and model with enough data whether it reaches what was asked for."""
+    lines = [
+        "## Set against what was asked for",
+        "",
+        f"From 16 ns on: TICA W1 at most {TARGET_RATIO} of the prior's with an interval clear of 1; with all data "
+        f"within {TARGET_FLOORS} of the floor.",
+        "",
+        "| system | model | ns | TICA W1 over the prior's | reached | over the floor | reached |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for system, rows in records.query("metric == 'tica' and mode == 'exact'").groupby("system", sort=False):
+        for (model, length), found in rows.groupby(["model", "length_ns"]):
+            if model in (PRIOR, RAW) or length < SIZE_ns:
+                continue
+            ns = found["ns"].iloc[0]
+            ratio = ratio_to_prior(records, str(system), ns, str(model), "tica", "exact")
+            floors = float(found["value"].mean() / found["floor"].iloc[0])
+            reached = ratio.value <= TARGET_RATIO and ratio.high < 1.0
+            last = ("yes" if floors <= TARGET_FLOORS else "no") if np.isinf(length) else ""
+            cells = [_size(float(length)), _interval(ratio), "yes" if reached else "no", f"{floors:.2f}", last]
+            lines.append(f"| {system} | `{model}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _draw(records: pd.DataFrame) -> Figure:
+    rows = records.query("metric == 'tica' and mode == 'exact'")
+    largest_ns = rows["ns"].max()
+    rows = rows.assign(at=rows["length_ns"].replace(np.inf, 2.0 * largest_ns))
+    systems, models = list(rows["system"].unique()), list(rows["model"].unique())
+    figure = Figure(figsize=(5.2 * len(systems), 6.4), layout="constrained")
+    panels = figure.subplots(2, len(systems), squeeze=False, sharex="col")
+    for column, system in enumerate(systems):
+        here = rows[rows["system"] == system]
+        truths = (("value", here["floor"].iloc[0]), ("folded_model", here["folded_reference"].iloc[0]))
+        for panel, (what, truth) in zip(panels[:, column], truths, strict=True):
+            for model, colour in zip(models, COLOURS, strict=False):
+                curve = here[here["model"] == model].groupby("at")[what].agg(["mean", "sem"])
+                panel.errorbar(
+                    curve.index, curve["mean"], curve["sem"], color=colour, label=model, marker="o", capsize=2
+                )
+            panel.axhline(truth, color="0.6", linestyle=":", label="floor of W1, share of the truth")
+            panel.set(xscale="log", ylim=(0, None))
+        sizes = sorted(here["at"].unique())
+        panels[0, column].set_title(system)
+        panels[1, column].set_xlabel("plain dynamics learned from [ns]")
+        panels[1, column].set_xticks(sizes, [_size(at if at <= largest_ns else np.inf) for at in sizes], minor=False)
+        panels[1, column].minorticks_off()
+    panels[0, 0].set_ylabel("TICA W1, exact (mean, standard error)")
+    panels[1, 0].set_ylabel("folded share")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    return figure
