@@ -31,7 +31,7 @@ __all__ = ["CampaignFailed", "Comparison", "compare", "records", "run_compare", 
 
 LOG_LINES = 5
 MODES = ("exact", "paper")
-SHARED = ("round", "frames", "oracle_failed", "exploded_fraction", "wall_s", "tag")
+SHARED = ("round", "frames", "oracle_failed", "exploded_fraction", "wall_s", "tag", "reference_physics")
 
 
 class CampaignFailed(CgalError):

@@ -308,6 +308,16 @@ def test_figures_of_a_round_are_the_same_bytes_twice(result, tmp_path):
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
+def test_figures_name_a_reference_of_other_physics_than_the_oracle_s(result, tmp_path):
+    named = replace(result, metrics=result.metrics | {"reference_physics": "TIP3P, amber14"})
+    plot_benchmark(result, tmp_path / "same")
+    plot_benchmark(named, tmp_path / "other")
+    plot_rounds([result.metrics], tmp_path / "same")
+    plot_rounds([named.metrics], tmp_path / "other")
+    for name in ("tica.png", "densities.png", "w1_rounds.png"):
+        assert (tmp_path / "same" / name).read_bytes() != (tmp_path / "other" / name).read_bytes()
+
+
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_figures_over_rounds_take_any_number_of_rounds(result, tmp_path, count):
     paths = plot_rounds([result.metrics | {"round": index} for index in range(count)], tmp_path)

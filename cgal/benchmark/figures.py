@@ -50,6 +50,8 @@ def plot_rounds(rounds: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]
         panel.set_xticks(numbers)
         panel.set_xlim(min(numbers, default=0) - 0.4, max(numbers, default=0) + 0.4)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    if physics := dict.fromkeys(_reference(metrics) for metrics in rounds if metrics.get("reference_physics")):
+        figure.suptitle(f"against the {', '.join(physics)}", fontsize=11)
     return [_save(figure, folder / "w1_rounds.png")]
 
 
@@ -76,7 +78,7 @@ def plot_rmsd_rounds(rounds: Sequence[Mapping[str, Any]], folder: Path) -> list[
 
 def _maps(plane: Observable, result: BenchmarkResult) -> Figure:
     """Free energy in the plane of an observable, of reference and model."""
-    sides = {"Reference": result.reference[plane.name], "Model": result.model[plane.name]}
+    sides = {_reference(result.metrics): result.reference[plane.name], "model": result.model[plane.name]}
     edges = _map_edges([side.values for side in sides.values()])
     figure = Figure(figsize=(9, 4.1), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
@@ -88,6 +90,12 @@ def _maps(plane: Observable, result: BenchmarkResult) -> Figure:
     figure.colorbar(contours, ax=panels, label="free energy / kT")
     figure.suptitle(_w1_title(plane, result.metrics), fontsize=11)
     return figure
+
+
+def _reference(metrics: Mapping[str, Any]) -> str:
+    """Name the reference, with its physics where they are not the oracle's."""
+    physics = metrics.get("reference_physics")
+    return f"reference of {physics}" if physics else "reference"
 
 
 def _map_edges(values: Sequence[Float64[np.ndarray, "_ 2"]]) -> list[Float64[np.ndarray, " edges"]]:
@@ -116,7 +124,7 @@ def _densities(result: BenchmarkResult) -> Figure:
         edges = _density_edges(observable, sides)
         reference, model = (_density(side.pooled(), edges) for side in sides)
         panel.stairs(reference, edges, color=REFERENCE, alpha=0.15, fill=True)
-        panel.stairs(reference, edges, color=REFERENCE, linewidth=1.4, label="reference")
+        panel.stairs(reference, edges, color=REFERENCE, linewidth=1.4, label=_reference(result.metrics))
         panel.stairs(model, edges, color=MODEL, linewidth=1.4, label="model")
         panel.set_xlabel(observable.with_unit(observable.axis))
         panel.set_ylabel(f"density / {observable.unit}$^{{-1}}$" if observable.unit else "density")
