@@ -72,13 +72,15 @@ def _opening(state: Any) -> str:
 
 
 def _run_flow(root: Path, campaign: str, started: float) -> None:
+    """Run the flow without Prefect's heartbeats: `close_dead_runs` finds a dead run, and each flow's end waits for one."""
     from prefect import tags
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     from flows.campaign.active_learning import active_learning
     from flows.serving.orphans import close_dead_runs, project_tag
 
     close_dead_runs(root)
-    with tags(project_tag(root)):
+    with tags(project_tag(root)), temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         active_learning(root, campaign, startup_s=monotonic() - started)
 
 
