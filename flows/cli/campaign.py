@@ -72,7 +72,7 @@ def _opening(state: Any) -> str:
 
 
 def _run_flow(root: Path, campaign: str, started: float) -> None:
-    """Run the flow without Prefect's heartbeats: `close_dead_runs` finds a dead run, and each flow's end waits for one."""
+    """Run the flow without heartbeats, whose end every flow waits for: `close_dead_runs` finds a run that died."""
     from prefect import tags
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
