@@ -33,3 +33,10 @@ def test_the_citation_has_what_its_format_requires() -> None:
     assert all(reference[key] for reference in CITATION["references"] for key in ("type", "title", "authors"))
     people = [author for work in (CITATION, *CITATION["references"]) for author in work["authors"]]
     assert all(author.keys() <= {"name", "family-names", "given-names"} for author in people)
+
+
+def test_dvc_sees_no_stages_in_the_template_of_new_projects() -> None:
+    from dvc.repo import Repo
+
+    with Repo(str(ROOT)) as repo:
+        assert repo.dvcignore.is_ignored_dir(str(ROOT / "flows" / "protein" / "template"))
