@@ -4,8 +4,12 @@ The peer is schnetpack's own path: its `NeuralNetworkPotential` (PairwiseDistanc
 differentiates twice) under the loss of its `AtomisticTask`. Lightning's loop and logging are left out, and so is the
 collation of batches and neighbour lists, which is done once before the clock starts; its AdamW is fused, as ours is.
 Both start from the same weights and see the same frames; their losses are compared before anything is timed.
+
+Relative entropy has no peer: its whole training is told in seconds, from the settling of the replicas that watch and a
+few updates and looks.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
@@ -14,18 +18,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 
-from benchmarks.harness import Result, interleave
+from benchmarks.chains import TEMPERATURE_K, compact_chain, potential, shaken
+from benchmarks.harness import Result, interleave, seconds
 from cgal.frames import AtomFrames, alpha_carbons, sequence_of
-from cgal.params import SchNetParams, TrainingParams
-from cgal.potential.architectures import new_network
+from cgal.params import RelativeEntropyParams, SchNetParams, TrainingParams
+from cgal.potential.architectures import initial_potential, new_network
 from cgal.potential.force_matching import ParallelMap, worker_threads
 from cgal.potential.network import ENERGY_SCALE_kJ_per_mol, bead_types
 from cgal.schnet.network import CGSchNet
+from cgal.simulation.run import simulate
+from cgal.training import relative_entropy
 from cgal.training.force_matching import Frames, Run
 
 THREADS = 2
 STEPS_COMPARED = 5
+ENTROPY_BEADS = (10, 20, 35, 80)
+ENTROPY_UPDATES = 4
+"""Updates that a whole training is told from, after one that nothing is told from."""
 CHIGNOLIN = Path(__file__).parents[1] / "tests" / "data" / "chignolin_small.h5"
 
 type Step = Callable[[], float]
@@ -37,6 +48,54 @@ def results() -> Iterator[Result]:
     large = SchNetParams(features=128, blocks=3, radial_functions=50)
     yield _compare("training_vs_schnetpack", large, TrainingParams(batch_size=64), steps=5)
     yield _compare("training_vs_schnetpack_demo", SchNetParams(), TrainingParams(), steps=40)
+    yield _relative_entropy()
+
+
+def _relative_entropy() -> Result:
+    """Seconds of a whole training by relative entropy of ten beads, and in the note those of longer chains."""
+    torch.set_num_threads(THREADS)
+    found = {beads: _entropy_seconds(beads) for beads in ENTROPY_BEADS}
+    entropy = RelativeEntropyParams()
+    longer = ", ".join(f"{wall_s:.0f} s for {beads}" for beads, (wall_s, _) in list(found.items())[1:])
+    wall_s, processor_s = found[ENTROPY_BEADS[0]]
+    note = (
+        f"{SchNetParams().features} features, {entropy.dynamics.replicas} replicas, {entropy.updates} updates of "
+        f"{entropy.dynamics.steps} steps, {ENTROPY_BEADS[0]} beads, {THREADS} threads: told from settling, "
+        f"{ENTROPY_UPDATES} updates and a look; {processor_s:.0f} s of processor time; {longer} beads"
+    )
+    return Result("relative_entropy", wall_s, None, None, "s", note)
+
+
+def _entropy_seconds(beads: int) -> tuple[float, float]:
+    """Wall and processor time of a whole training [s]."""
+    chain, params = compact_chain(beads), TrainingParams(objective="relative_entropy")
+    prior = potential(chain, SchNetParams()).prior
+    initial = initial_potential(prior, prior.sequence, SchNetParams(), 0)
+    entropy = params.relative_entropy
+    few = entropy.dynamics.model_copy(update={"replicas": 16, "steps": 40, "stride": 10})
+    frames = simulate(initial, shaken(chain, 16), few, temperature_K=TEMPERATURE_K, seed=1).positions
+    run = relative_entropy.Run(
+        initial,
+        frames,
+        np.resize(frames, (entropy.held_out_frames, beads, 3)),
+        np.arange(entropy.held_out_frames) // 100,
+        params,
+        0,
+    )
+    settling = _both_clocks(lambda: run.resume(None))
+    run.update()
+    updates = _both_clocks(partial(_repeat, run.update, ENTROPY_UPDATES))
+    look = _both_clocks(run.look)
+    looks = entropy.updates / entropy.look_updates
+    wall_s, processor_s = settling + updates * (entropy.updates / ENTROPY_UPDATES) + look * looks
+    return float(wall_s), float(processor_s)
+
+
+def _both_clocks(call: Callable[[], object]) -> Float64[np.ndarray, " 2"]:
+    """Wall and processor time of one call [s]."""
+    before = time.process_time()
+    wall_s = seconds(call)
+    return np.array([wall_s, time.process_time() - before])
 
 
 def _compare(name: str, architecture: SchNetParams, params: TrainingParams, steps: int) -> Result:
@@ -55,7 +114,7 @@ def _compare(name: str, architecture: SchNetParams, params: TrainingParams, step
     )
 
 
-def _repeat(step: Step, times: int) -> None:
+def _repeat(step: Callable[[], object], times: int) -> None:
     for _ in range(times):
         step()
 

@@ -16,7 +16,7 @@ import torch
 from cgal.params import NetworkParams
 from cgal.potential.energy_gradient import AutogradEnergies, Energies
 from cgal.potential.energy_model import EnergyModel
-from cgal.potential.force_matching import AutogradForceMatching, ForceMatching
+from cgal.potential.force_matching import AutogradForceMatching, ForceMatching, worker_threads
 from cgal.potential.network import Network
 from cgal.potential.potential import Potential
 from cgal.potential.prior import Prior
@@ -85,5 +85,10 @@ def initial_potential(prior: Prior, sequence: str, params: NetworkParams, seed: 
 
 
 def freeze(potential: Potential, device: str = "cpu", filter_intervals: int = 512) -> EnergyModel:
-    """Energies and forces of a potential for inference on a device, by the fastest way that its architecture has."""
-    return architecture_of(potential.network.params).frozen(potential, torch.device(device).type, filter_intervals)
+    """Energies and forces of a potential for inference on a device, by the fastest way that its architecture has.
+
+    On one thread: the work is too small to share, and threads that wait for one another on a busy machine made it take
+    thirty times as long.
+    """
+    with worker_threads(1):
+        return architecture_of(potential.network.params).frozen(potential, torch.device(device).type, filter_intervals)
