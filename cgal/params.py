@@ -251,6 +251,10 @@ class TrainingParams(Section):
     objective: Literal["force_matching", "relative_entropy"] = Field(
         "force_matching", description="what is minimised: a module of cgal.training"
     )
+    linear_rung: bool = Field(
+        False,
+        description="first fit pair splines to the forces by least squares, where frames left out say that they help",
+    )
     epochs: Count = 50
     batch_size: Count = Field(16, description="frames per batch; with few labels many small steps train best")
     learning_rate: Positive = 3e-3
@@ -483,6 +487,8 @@ class Params(Section):
                 "training.objective relative_entropy is for one protein, as its replicas are: set it to "
                 "force_matching, or let protein name one"
             )
+        if len(protein_names(self.protein)) > 1 and self.training.linear_rung:
+            raise ValueError("training.linear_rung is of one protein: set it to false, or let protein name one")
         if self.oracle.mode == "mean_force" and self.mapping.force_map == "local_frames":
             raise ValueError("mapping.force_map local_frames needs the atoms of each moment: set oracle.mode to free")
         return self

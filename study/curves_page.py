@@ -23,11 +23,12 @@ Written by `make results` from [learning_curves.csv](learning_curves.csv), which
 makes (one thread a task; the wall time of each is in the records). The [test beds](../decisions/19-test-beds.md) are
 parted by trajectory: 64 are the ground truth, 64 others are what may be learned from, so that no model has seen a
 frame that it is measured on. A size is so many whole trajectories drawn by the seed (the last one cut), a frame every
-10 ps. `raw` are these frames themselves, `prior` is bonds, angles, dihedrals and repulsion fitted to them, and the
-networks are trained on top of that prior by the objective that they are named after, with the settings of
-`params.yaml`. Each model is simulated 64 times for 120 ps, half from the folded structure and half from a stretched
-chain; the first half of each is left out. The floor is the W1 between random halves of all trajectories, mean of 8.
-Means over seeds with 95 % intervals; a ratio to the prior is paired by seed and averaged by logarithms."""
+10 ps. `raw` are these frames themselves, `prior` is bonds, angles, dihedrals and repulsion fitted to them, `linear` has
+the [linear rung](../how-to/objective.md) on top, and the networks are trained on top of the prior by the objective that
+they are named after (`_on_linear`: on top of the rung), with the settings of `params.yaml`.
+Each model is simulated 64 times for 120 ps, half from the folded structure and half from a stretched chain; the first
+half of each is left out. The floor is the W1 between random halves of all trajectories, mean of 8. Means over seeds
+with 95 % intervals; a ratio to the prior is paired by seed and averaged by logarithms."""
 
 
 def write_curves(folder: Path) -> None:

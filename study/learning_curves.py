@@ -4,7 +4,8 @@
 
 The swarms of `study.beds` are parted by trajectory: every other one is the ground truth that models are measured on,
 and the rest is what they may learn from. A size of training data is so many whole trajectories, the last one cut. `raw`
-are these frames themselves, `prior` is the model without a network, and the other models are named as their objective.
+are these frames themselves, `prior` is the model without a network, `linear` has the linear rung on top, and the other
+models are named as their objective, with `_on_linear` where the network is on top of the rung.
 Each is simulated from the folded structure and from a stretched chain, `REPLICAS` times for `LENGTH_ps` each, and the
 first half is left out. Rows that are there are not made again.
 """
@@ -36,6 +37,7 @@ from cgal.potential.architectures import initial_potential
 from cgal.potential.potential import Potential
 from cgal.potential.prior import fit_prior
 from cgal.simulation.run import run_from, to_trajectory
+from cgal.training.linear import fit_rung
 from cgal.training.train import train
 from study.beds import GROUND_TRUTHS, GroundTruth, SETTLE_ns, Swarm
 
@@ -58,8 +60,11 @@ COLUMNS = (
     "folded_from_extended",
     "lost_replicas",
 )
-CONTROLS = ("raw", "prior")
-MODELS = ("relative_entropy", "force_matching")
+CONTROLS = ("raw", "prior", "linear")
+ON_LINEAR = "_on_linear"
+"""Ends the names of networks on top of the linear rung."""
+
+MODELS = ("relative_entropy_on_linear", "relative_entropy", "force_matching_on_linear", "force_matching")
 SIZES_ns = (16.0, 64.0, 0.0, 4.0, 1.0)
 """Nanoseconds to learn from, the most telling first; zero is all that there are."""
 
@@ -205,7 +210,9 @@ def model_of(parts: Halves, frames: LabelledFrames, task: Task) -> Potential:
     """Prior, and network unless it is `prior`, from these frames alone."""
     demo = load_params(Path("params.yaml"))
     prior = fit_prior(frames.positions, frames.sequence, parts.bed.temperature_K, demo.prior)
-    if task.model == "prior":
+    if task.model == "linear":
+        prior = fit_rung([frames], prior, training_params(demo, task, len(frames))).prior
+    if task.model in CONTROLS:
         return initial_potential(prior, frames.sequence, SchNetParams(features=1, blocks=1), task.seed)
     initial = initial_potential(prior, frames.sequence, demo.network, task.seed)
     return train([frames], initial, training_params(demo, task, len(frames)), seed=task.seed).potential
@@ -215,7 +222,8 @@ def training_params(demo: Params, task: Task, frames: int) -> TrainingParams:
     """Those of params.yaml; whole trajectories are held out where there are enough, else blocks of a twentieth."""
     epochs = max(1, min(demo.training.epochs, MOST_EPOCH_FRAMES // frames))
     wishes: dict[str, str | int | bool] = {
-        "objective": task.model,
+        "objective": "force_matching" if task.model in CONTROLS else task.model.removesuffix(ON_LINEAR),
+        "linear_rung": task.model.endswith(ON_LINEAR),
         "epochs": epochs,
         "validation_block_frames": max(1, min(1000, frames // 20)),
         "preflight": False,

@@ -7,20 +7,22 @@ from jaxtyping import Complex64, Float32
 from torch import Tensor, nn
 
 from cgal.potential.geometry import COLLINEAR_nm2, pairs
+from cgal.potential.pair_splines import spline_energies
 from cgal.potential.prior import Prior
 
 __all__ = ["BendTerms", "PairTerms"]
 
 
 class PairTerms(nn.Module):
-    """Terms of the prior that depend on one distance each: bonds, and the repulsion of pairs |i-j| >= 3.
+    """Terms of the prior that depend on one distance each: bonds, repulsion and, where it has them, splines.
 
-    Every pair of beads has all three parameters, zero where a term does not apply.
+    Every pair of beads has all parameters, zero where a term does not apply.
     """
 
     stiffness_kJ_per_mol_nm2: Tensor
     length_nm: Tensor
     repulsion_kJ_nm6_per_mol: Tensor
+    splines_kJ_per_mol: Tensor | None
 
     def __init__(self, prior: Prior) -> None:
         super().__init__()
@@ -33,6 +35,12 @@ class PairTerms(nn.Module):
         self.register_buffer("stiffness_kJ_per_mol_nm2", stiffness)
         self.register_buffer("length_nm", length)
         self.register_buffer("repulsion_kJ_nm6_per_mol", (second - first >= 3) * strength)
+        splines = prior.pair_splines_kJ_per_mol
+        if splines is not None:
+            coefficients = torch.zeros(len(first), splines.shape[1])
+            coefficients[second - first >= 3] = splines.float().cpu()
+            splines = coefficients
+        self.register_buffer("splines_kJ_per_mol", splines)
 
     def forward(
         self, distances: Float32[Tensor, "frames pairs"]
@@ -43,7 +51,12 @@ class PairTerms(nn.Module):
         cube = distances * distances * distances
         repulsion = self.repulsion_kJ_nm6_per_mol / (cube * cube)
         slopes = torch.addcdiv(tension, repulsion, distances, value=-6.0)
-        return repulsion.addcmul_(tension, stretch, value=0.5).sum(1), slopes
+        energies = repulsion.addcmul_(tension, stretch, value=0.5)
+        if self.splines_kJ_per_mol is not None:
+            spline, along = spline_energies(distances, self.splines_kJ_per_mol)
+            energies += spline
+            slopes += along
+        return energies.sum(1), slopes
 
 
 class Dihedrals(NamedTuple):

@@ -22,6 +22,7 @@ from cgal.errors import BadCheckpoint, EmptyTrajectory
 from cgal.frames import check_sequence
 from cgal.params import PriorParams
 from cgal.potential.geometry import dihedral_angles, internal_coordinates, pair_distances
+from cgal.potential.pair_splines import spline_energies
 from cgal.units import thermal_energy_kJ_per_mol
 
 __all__ = ["Prior", "fit_prior", "inverted_dihedrals"]
@@ -38,11 +39,15 @@ TERMS = (
 )
 """Buffers of a `Prior`, in the order of its energy expression."""
 
+PAIR_SPLINES = "pair_splines_kJ_per_mol"
+"""One more, of a prior with a linear rung (`cgal.training.linear`)."""
+
 
 class Prior(nn.Module):
     """U = sum k/2 (r - r0)^2 + sum k/2 (theta - theta0)^2 + sum_n (a_n cos n phi + b_n sin n phi) + sum e (s/r)^6.
 
-    The last sum runs over the pairs |i-j| >= 3. Terms are buffers, one entry per term (dihedrals: terms x order), in
+    The last sum runs over the pairs |i-j| >= 3, and so do the splines of `cgal.potential.pair_splines` that a prior may
+    have on top. Terms are buffers, one entry per term (dihedrals: terms x order), in
     float64 as fitted; `Potential` casts a copy to float32. `temperature_K` is that of the fit.
     """
 
@@ -54,6 +59,7 @@ class Prior(nn.Module):
     dihedral_sine_kJ_per_mol: Tensor
     repulsion_radius_nm: Tensor
     repulsion_kJ_per_mol: Tensor
+    pair_splines_kJ_per_mol: Tensor | None
 
     def __init__(self, sequence: str, temperature_K: float, terms: Mapping[str, Any]) -> None:
         super().__init__()
@@ -61,18 +67,28 @@ class Prior(nn.Module):
         self.temperature_K = temperature_K
         for name in TERMS:
             self.register_buffer(name, torch.as_tensor(terms[name], dtype=torch.float64))
+        splines = terms.get(PAIR_SPLINES)
+        self.register_buffer(PAIR_SPLINES, None if splines is None else torch.as_tensor(splines, dtype=torch.float64))
         if len(self.bond_length_nm) != len(sequence) - 1:
             raise BadCheckpoint(f"prior of {len(self.bond_length_nm)} bonds does not fit the sequence {sequence}")
 
     def energy(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, " frames"]:
         """Energy [kJ/mol] of each frame; positions in nm."""
-        coordinates = internal_coordinates(positions)
-        return (
+        coordinates, distances = internal_coordinates(positions), pair_distances(positions, 3)
+        energies = (
             (self.bond_stiffness_kJ_per_mol_nm2 * (coordinates.bonds_nm - self.bond_length_nm).square()).sum(1) / 2
             + (self.angle_stiffness_kJ_per_mol_rad2 * (coordinates.angles_rad - self.angle_rad).square()).sum(1) / 2
             + self._dihedral_energies(coordinates.dihedral_cosines, coordinates.dihedral_sines).sum(1)
-            + self._repulsion_energies(pair_distances(positions, 3)).sum(1)
+            + self._repulsion_energies(distances).sum(1)
         )
+        if self.pair_splines_kJ_per_mol is None:
+            return energies
+        return energies + spline_energies(distances, self.pair_splines_kJ_per_mol)[0].sum(1)
+
+    def with_pair_splines(self, coefficients_kJ_per_mol: Float[Tensor, "pairs coefficients"] | None) -> "Prior":
+        """Give the same prior with other splines, or none."""
+        terms = {name: getattr(self, name) for name in TERMS} | {PAIR_SPLINES: coefficients_kJ_per_mol}
+        return Prior(self.sequence, self.temperature_K, terms)
 
     def forces(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, "frames beads 3"]:
         """Give the forces [kJ/mol/nm], minus the gradient of the energy."""

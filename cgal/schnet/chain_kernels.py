@@ -4,12 +4,15 @@ import numpy as np
 from jaxtyping import Float32
 
 from cgal.compiled import inlined
+from cgal.potential.pair_splines import INTERVALS, SPACING_nm, START_nm
 from cgal.schnet.kernel_types import HALF, ONE, SHORTEST, SIX, THREE, TWO, ZERO, Chain, Near, Network
 
 __all__ = ["bend_terms", "pair_terms"]
 
 COLLINEAR_nm4 = np.float32(1e-10)
 """Square of `geometry.COLLINEAR_nm2`."""
+
+START, KNOTS_PER_NM, KNOTS, FOUR = (np.float32(number) for number in (START_nm, 1 / SPACING_nm, INTERVALS, 4))
 
 
 @inlined
@@ -21,13 +24,15 @@ def pair_terms(
     near: Near,
     replica: int,
 ) -> tuple[np.float32, np.float32]:
-    """Bonds and repulsion; list the pairs within the cutoff. Gives their energy and the least square distance."""
+    """Bonds, repulsion, splines; list the pairs within the cutoff. Gives their energy and the least square distance."""
     beads = axes.shape[1]
     reach, closest = network.cutoff_nm * network.cutoff_nm, np.float32(np.inf)
     energy, listed = ZERO, 0
     for i in range(beads - 1):
         _measure(axes, i)
         energy += _bond(axes, pulls, i, chain) + _repel(axes, pulls, i, chain.repulsion_kJ_nm6_per_mol)
+        if len(chain.pair_splines_kJ_per_mol):
+            energy += _spline(axes, pulls, i, chain.pair_splines_kJ_per_mol)
         for j in range(i + 1, beads):
             square = axes[3, j]
             closest = min(closest, square)
@@ -88,6 +93,44 @@ def _repel(
     pulls[1, i] -= y_pull
     pulls[2, i] -= z_pull
     return energy
+
+
+@inlined
+def _spline(
+    axes: Float32[np.ndarray, "4 beads"],
+    pulls: Float32[np.ndarray, "3 beads"],
+    i: int,
+    coefficients: Float32[np.ndarray, "pairs coefficients"],
+) -> np.float32:
+    """Energy of the splines between bead i and those three or more steps after it (see `pair_splines`)."""
+    energy, beads = ZERO, axes.shape[1]
+    before = i * (beads - 3) - i * (i - 1) // 2 - i - 3
+    for j in range(i + 3, beads):
+        distance_nm = np.sqrt(axes[3, j])
+        at = (distance_nm - START) * KNOTS_PER_NM
+        if not (at > ZERO and at < KNOTS):
+            at = ZERO if at <= ZERO else KNOTS
+        knot = min(int(at), INTERVALS - 1)
+        t = at - np.float32(knot)
+        u, four = ONE - t, coefficients[before + j, knot : knot + 4]
+        energy += (
+            u * u * u * four[0]
+            + ((THREE * t - SIX) * t * t + FOUR) * four[1]
+            + (((THREE - THREE * t) * t + THREE) * t + ONE) * four[2]
+            + t * t * t * four[3]
+        ) / SIX
+        if at > ZERO:
+            slope = (HALF * KNOTS_PER_NM) * (
+                t * t * four[3]
+                - u * u * four[0]
+                + (THREE * t - FOUR) * t * four[1]
+                + ((TWO - THREE * t) * t + ONE) * four[2]
+            )
+            for axis in range(3):
+                pull = slope / distance_nm * (axes[axis, j] - axes[axis, i])
+                pulls[axis, j] += pull
+                pulls[axis, i] -= pull
+    return np.float32(energy)
 
 
 @inlined

@@ -10,6 +10,7 @@ from jaxtyping import Float32
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from cgal.potential.analytic import PairTerms
 from cgal.potential.potential import Potential
 from cgal.schnet import kernels
 from cgal.schnet.evaluator import Evaluator
@@ -90,7 +91,14 @@ def _chain(evaluator: Evaluator) -> kernels.Chain:
         dihedral_cosine_kJ_per_mol=_array(bend_terms.series_kJ_per_mol.real),
         dihedral_sine_kJ_per_mol=_array(-bend_terms.series_kJ_per_mol.imag),
         repulsion_kJ_nm6_per_mol=np.float32(pair_terms.repulsion_kJ_nm6_per_mol.max()),
+        pair_splines_kJ_per_mol=_splines(pair_terms),
     )
+
+
+def _splines(terms: PairTerms) -> Float32[np.ndarray, "pairs coefficients"]:
+    if terms.splines_kJ_per_mol is None:
+        return np.zeros((0, 0), np.float32)
+    return _array(terms.splines_kJ_per_mol[terms.repulsion_kJ_nm6_per_mol > 0])
 
 
 def _network(evaluator: Evaluator) -> kernels.Network:

@@ -24,6 +24,8 @@ class Chain(NamedTuple):
     dihedral_cosine_kJ_per_mol: Float32[np.ndarray, "dihedrals order"]
     dihedral_sine_kJ_per_mol: Float32[np.ndarray, "dihedrals order"]
     repulsion_kJ_nm6_per_mol: np.float32
+    pair_splines_kJ_per_mol: Float32[np.ndarray, "pairs coefficients"]
+    """Of the pairs |i-j| >= 3, row by row; no row where the prior has none."""
 
 
 class Network(NamedTuple):

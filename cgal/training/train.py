@@ -1,15 +1,23 @@
 """Training by the objective that `training.objective` names."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from cgal.errors import BadParams
 from cgal.frames import LabelledFrames
 from cgal.params import TrainingParams
 from cgal.potential.potential import Potential
 from cgal.potential.prior import Prior
 from cgal.progress import Progress, silent
+from cgal.training.linear import Rung, fit_rung
 from cgal.training.runs import TrainingResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["OBJECTIVES", "train"]
 
@@ -36,8 +44,45 @@ def train(
     train one network: `priors` gives the prior of each sequence (`initial` has that of its own), and the network's
     weights do not depend on whose potential `initial` is. With a `scratch` folder a killed training
     continues from its last checkpoint there and ends with the same weights, to the bit. Raises what the objective does.
+
+    With `params.linear_rung` the prior of the potential has a linear rung (`cgal.training.linear`) if frames left out
+    say that it helps, and the network learns what that leaves over. Raises BadParams when there are several proteins.
     """
-    found: TrainingResult = import_module(OBJECTIVES[params.objective]).train(
-        shards, initial, params, seed=seed, scratch=scratch, priors=priors, progress=progress
-    )
-    return found
+    run = partial(import_module(OBJECTIVES[params.objective]).train, seed=seed, scratch=scratch, progress=progress)
+    if not params.linear_rung:
+        found: TrainingResult = run(shards, initial, params, priors=priors)
+        return found
+    if others := {shard.sequence for shard in shards} - {initial.sequence}:
+        raise BadParams(
+            f"training.linear_rung is of one protein, but frames of {', '.join(sorted(others))} came beside "
+            f"{initial.sequence}; set it to false, or give one protein"
+        )
+    rung = fit_rung(shards, initial.prior, params)
+    checks = params.model_copy(update={"preflight": params.preflight and not rung.weight})
+    return OnRung(run(shards, initial.with_prior(rung.prior), checks), rung)
+
+
+@dataclass(frozen=True, eq=False)
+class OnRung:
+    """A training on top of a linear rung."""
+
+    result: TrainingResult
+    rung: Rung
+
+    @property
+    def potential(self) -> Potential:
+        """The potential, whose prior has the rung."""
+        return self.result.potential
+
+    @property
+    def history(self) -> tuple[Any, ...]:
+        """That of the network."""
+        return self.result.history
+
+    def summary(self) -> dict[str, float | int]:
+        """Numbers of both."""
+        return self.rung.summary() | self.result.summary()
+
+    def draw(self, figure: "Figure") -> None:
+        """Draw the history of the network."""
+        self.result.draw(figure)

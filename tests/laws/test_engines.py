@@ -195,7 +195,9 @@ noise = np.random.default_rng(0)
 def normal(*shape):
     return noise.normal(scale=0.1, size=shape).astype(np.float32)
 
-chain = kernels.Chain(1 + normal(9), normal(9), 2 + normal(8), normal(8), normal(7, 3), normal(7, 3), np.float32(1))
+chain = kernels.Chain(
+    1 + normal(9), normal(9), 2 + normal(8), normal(8), normal(7, 3), normal(7, 3), np.float32(1), normal(28, 15)
+)
 matrices, rows = normal(2, 64, 64), normal(2, 64)
 network = kernels.Network(
     np.float32(1), np.float32(32), normal(2, 66, 64), normal(10, 64), normal(10, 64), matrices, matrices, rows,
