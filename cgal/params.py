@@ -151,6 +151,12 @@ class PriorParams(Section):
     )
     dihedral_order: int = Field(3, ge=0, le=6)
     dihedral_scale: NonNegative = Field(0.5, description="factor on the Boltzmann-inverted dihedral potential")
+    dihedral_floor: float = Field(
+        2e-4,
+        gt=0,
+        le=1,
+        description="probability added to each bin, so that an angle that no frame has is unlikely, not forbidden",
+    )
     repulsion_kJ_per_mol: Positive = Field(1.0, description="prior energy at the repulsion radius")
     repulsion_quantile: Fraction = Field(
         0.001, description="quantile of the training distances that sets the repulsion radius"
@@ -259,7 +265,14 @@ class TrainingParams(Section):
     batch_size: Count = Field(16, description="frames per batch; with few labels many small steps train best")
     learning_rate: Positive = 3e-3
     final_learning_rate_fraction: Fraction = 0.02
-    weight_decay: NonNegative = 1e-4
+    weight_decay: NonNegative = Field(
+        1e-3,
+        description="logarithm of the factor by which decay alone would shrink the weights over all epochs, however "
+        "many frames there are",
+    )
+    average_epochs: NonNegative = Field(
+        0.0, description="epochs over which the weights are averaged (exponentially); the average is the model; 0: none"
+    )
     gradient_clip: Positive = 10.0
     bond_weight: Fraction = Field(
         1.0,

@@ -60,12 +60,12 @@ def test_fit_recovers_the_potential_that_the_frames_were_drawn_from():
     phi = np.linspace(-np.pi, np.pi, 20_001)
     weight = np.exp(-barrier * np.cos(phi - 0.7) / KT)
     dihedrals = np.interp(rng.random((frames, 1)), np.cumsum(weight) / weight.sum(), phi)
-    params = PriorParams(dihedral_scale=1.0, minimum_angle_sigma_rad=0.01)
+    params = PriorParams(dihedral_scale=1.0, dihedral_floor=1 / frames, minimum_angle_sigma_rad=0.01)
     prior = fit_prior(chains(bonds, angles, dihedrals), "AGTW", TEMPERATURE_K, params)
     np.testing.assert_allclose(prior.angle_rad, 1.9, atol=0.03 * angle_sigma)
     np.testing.assert_allclose(prior.angle_stiffness_kJ_per_mol_rad2, KT / angle_sigma**2, rtol=0.04)
     np.testing.assert_allclose(prior.bond_stiffness_kJ_per_mol_nm2, KT / bond_sigma**2, rtol=0.04)
-    # the added count raises the rare bins a little: one in a hundred here
+    # the floor raises the rare bins a little: one in a hundred here
     expected = [[barrier * np.cos(0.7), 0.0, 0.0]], [[barrier * np.sin(0.7), 0.0, 0.0]]
     np.testing.assert_allclose(prior.dihedral_cosine_kJ_per_mol, expected[0], atol=0.15)
     np.testing.assert_allclose(prior.dihedral_sine_kJ_per_mol, expected[1], atol=0.15)
@@ -93,6 +93,15 @@ def test_a_narrow_seed_does_not_forbid_other_dihedrals():
     phi = torch.linspace(-np.pi, np.pi, 181, dtype=torch.float64)[:, None].expand(-1, 7)
     energies = prior._dihedral_energies(phi.cos(), phi.sin())
     assert float((energies.amax(0) - energies.amin(0)).max()) < 4 * KT
+
+
+def test_the_range_of_a_dihedral_does_not_grow_with_the_number_of_frames():
+    """The same frames ten times over say no more about an angle that none of them has."""
+    once, often = (
+        fit_prior(np.tile(real_beads(), (times, 1, 1)), SEQUENCE, TEMPERATURE_K, PriorParams()) for times in (1, 10)
+    )
+    np.testing.assert_allclose(once.dihedral_cosine_kJ_per_mol, often.dihedral_cosine_kJ_per_mol, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(once.dihedral_sine_kJ_per_mol, often.dihedral_sine_kJ_per_mol, rtol=1e-9, atol=1e-9)
 
 
 def test_an_extended_seed_does_not_forbid_contacts():

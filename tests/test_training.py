@@ -17,12 +17,14 @@ from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import save_checkpoint
 from cgal.potential.prior import fit_prior
 from cgal.training.figures import plot_training
-from cgal.training.force_matching import train
+from cgal.training.force_matching import Run, _prepare, train
 from cgal.training.held_out import held_out_masks
 from cgal.training.runs import write_history_csv
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, labelled, real_beads, real_prior, shaken_beads
 
-PARAMS = TrainingParams(epochs=12, batch_size=16, learning_rate=3e-3, checkpoint_epochs=5, validation_block_frames=10)
+PARAMS = TrainingParams(
+    epochs=12, batch_size=16, learning_rate=3e-3, checkpoint_epochs=5, validation_block_frames=10, average_epochs=0.5
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,6 +37,25 @@ def _one_thread():
 
 def data(frames: int = 100) -> LabelledFrames:
     return labelled(shaken_beads(frames), real_prior())
+
+
+def shrunk(frames: int) -> float:
+    """Mean logarithm of what weights have shrunk by, of a network that has nothing to learn and so no gradient."""
+    beads, initial = shaken_beads(frames), fresh()
+    forces = initial.prior.forces(torch.from_numpy(beads).double()).float().numpy()
+    params = PARAMS.model_copy(update={"epochs": 4, "weight_decay": 0.5})
+    shards = [replace(labelled(beads, real_prior()), forces=forces)]
+    run = Run(initial.network, *_prepare(shards, {SEQUENCE: initial.prior}, params), params, 0, map)
+    before = run.weights.clone()
+    while not run.finished:
+        run.epoch()
+    return float((run.weights / before)[before != 0].log().mean())
+
+
+def test_weight_decay_does_not_depend_on_the_number_of_frames():
+    """A product of (1 - rate x decay) is the exponential of minus their sum, to a few hundredths in a dozen steps."""
+    assert shrunk(50) == pytest.approx(-0.5, rel=0.05)
+    assert shrunk(400) == pytest.approx(-0.5, rel=0.05)
 
 
 def fresh():

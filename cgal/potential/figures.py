@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cgal.files import atomic_write
+from cgal.params import PriorParams
 from cgal.potential.geometry import dihedral_angles, internal_coordinates, pair_distances
 from cgal.potential.prior import Prior, inverted_dihedrals
 from cgal.units import thermal_energy_kJ_per_mol
@@ -69,7 +70,8 @@ def _plot_angles(prior: Prior, angles_rad: Float64[np.ndarray, "frames angles"])
 def _plot_dihedrals(prior: Prior, dihedrals_rad: Float64[np.ndarray, "frames dihedrals"]) -> Figure:
     figure, axes = _panels(dihedrals_rad.shape[1], "dihedral [degree]", ", level where no frame was")
     grid = np.linspace(-np.pi, np.pi, 361)
-    centres, inverted = inverted_dihedrals(dihedrals_rad, thermal_energy_kJ_per_mol(prior.temperature_K), 60)
+    energy_kJ_per_mol, params = thermal_energy_kJ_per_mol(prior.temperature_K), PriorParams()
+    centres, inverted = inverted_dihedrals(dihedrals_rad, energy_kJ_per_mol, params.bins, params.dihedral_floor)
     curves = prior._dihedral_energies(
         torch.from_numpy(np.cos(grid))[:, None].expand(-1, dihedrals_rad.shape[1]),
         torch.from_numpy(np.sin(grid))[:, None].expand(-1, dihedrals_rad.shape[1]),

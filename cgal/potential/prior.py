@@ -121,10 +121,10 @@ def fit_prior(
     """Fit every term of the prior to training frames by Boltzmann inversion, term by term.
 
     Bonds and angles: mean and variance under weights 1/J (J = r^2 and sin theta), k = k_B T / variance. Dihedrals:
-    Fourier series, up to `params.dihedral_order`, of -k_B T ln p of a histogram with one count added to each bin (so
-    that an unseen angle is unlikely, not forbidden), times `params.dihedral_scale`. Repulsion: the radius is a low
-    quantile of all distances |i-j| >= 3, pooled since a pair that never met in training may well meet elsewhere,
-    and never above `params.maximum_repulsion_radius_nm`.
+    Fourier series, up to `params.dihedral_order`, of -k_B T ln p of a histogram with `params.dihedral_floor` added to
+    each bin (so that an unseen angle is unlikely, not forbidden, and no more so for more frames), times
+    `params.dihedral_scale`. Repulsion: the radius is a low quantile of all distances |i-j| >= 3, pooled since a pair
+    that never met in training may well meet elsewhere, and never above `params.maximum_repulsion_radius_nm`.
 
     Raises EmptyTrajectory for fewer than two frames.
     """
@@ -168,18 +168,18 @@ def _fit_dihedrals(
     dihedrals_rad: Float64[np.ndarray, "frames dihedrals"], energy_kJ_per_mol: float, params: PriorParams
 ) -> tuple[Float64[np.ndarray, "dihedrals order"], Float64[np.ndarray, "dihedrals order"]]:
     """Cosine and sine coefficients [kJ/mol]; on evenly spaced bins least squares is the discrete Fourier transform."""
-    centres, inverted = inverted_dihedrals(dihedrals_rad, energy_kJ_per_mol, params.bins)
+    centres, inverted = inverted_dihedrals(dihedrals_rad, energy_kJ_per_mol, params.bins, params.dihedral_floor)
     phases = centres[:, None] * np.arange(1, params.dihedral_order + 1)
     return 2 / params.bins * inverted @ np.cos(phases), 2 / params.bins * inverted @ np.sin(phases)
 
 
 def inverted_dihedrals(
-    dihedrals_rad: Float64[np.ndarray, "frames dihedrals"], energy_kJ_per_mol: float, bins: int
+    dihedrals_rad: Float64[np.ndarray, "frames dihedrals"], energy_kJ_per_mol: float, bins: int, floor: float
 ) -> tuple[Float64[np.ndarray, " bins"], Float64[np.ndarray, "dihedrals bins"]]:
-    """Bin centres [rad] and -k_B T ln p [kJ/mol] of each dihedral, one pseudo-count a bin."""
+    """Bin centres [rad] and -k_B T ln p [kJ/mol] of each dihedral, `floor` added to the probability of each bin."""
     edges = np.linspace(-np.pi, np.pi, bins + 1)
     counts = np.stack([np.histogram(column, edges)[0] for column in dihedrals_rad.T])
-    inverted = -energy_kJ_per_mol * np.log((counts + 1.0) / (len(dihedrals_rad) + bins))
+    inverted = -energy_kJ_per_mol * np.log((counts / len(dihedrals_rad) + floor) / (1.0 + bins * floor))
     return (edges[1:] + edges[:-1]) / 2, inverted
 
 

@@ -13,6 +13,7 @@ the weights is found is told in `cgal.potential.force_matching`.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["EpochRecord", "ForceMatchingResult", "Validation", "train"]
+
+AVERAGE_START = 10
+"""The average of the weights begins as one over a tenth of the steps that have been."""
 
 EVALUATION_BATCH = 256
 """Frames evaluated at once when no weight gradient is wanted."""
@@ -263,8 +267,9 @@ class Run:
         )
         self.weights = self.matching.weights
         self.generator = torch.Generator().manual_seed(seed)
+        self.average = self.weights.clone()
         self.optimiser = torch.optim.AdamW(
-            [self.weights], lr=params.learning_rate, weight_decay=params.weight_decay, fused=True
+            [self.weights], lr=params.learning_rate, weight_decay=self._decay(), fused=True
         )
         self.scale = max(_mean_square(training, params.bond_weight), 1e-12)
         self.prior_rmse = math.sqrt(_mean_square(held_out, params.bond_weight))
@@ -284,6 +289,21 @@ class Run:
             or not math.isfinite(self.history[-1].train_rmse_kJ_per_mol_nm)
         )
 
+    @property
+    def _steps(self) -> int:
+        """Steps of the optimiser in an epoch."""
+        return sum(-(-len(frames.positions) // self.params.batch_size) for frames in self.training)
+
+    def _rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, the first being 0."""
+        done = epoch / max(self.params.epochs - 1, 1)
+        return annealed(self.params.learning_rate, self.params.final_learning_rate_fraction, done)
+
+    def _decay(self) -> float:
+        """AdamW's own, which shrinks weights by its product with the learning rate at each step; not below zero."""
+        rates = sum(self._rate(epoch) for epoch in range(self.params.epochs))
+        return min(self.params.weight_decay / (self._steps * rates), 1.0 / self.params.learning_rate)
+
     def note(self) -> str:
         return (
             f"held-out force error {self.history[-1].validation_rmse_kJ_per_mol_nm:.1f}, best {self.best_rmse:.1f}, "
@@ -292,9 +312,7 @@ class Run:
 
     def epoch(self) -> None:
         """One pass over the training frames, then the held-out error."""
-        params = self.params
-        done = self.epochs_done / max(params.epochs - 1, 1)
-        rate = annealed(params.learning_rate, params.final_learning_rate_fraction, done)
+        rate = self._rate(self.epochs_done)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         errors = [self.step(batch) for batch in self._batches()]
@@ -317,15 +335,32 @@ class Run:
         length = torch.linalg.vector_norm(gradient.div_(self.scale))
         self.weights.grad = gradient.mul_((self.params.gradient_clip / length).clamp_(max=1.0))
         self.optimiser.step()
+        self._average()
         return mean_square * batch.residuals.numel()
+
+    def _average(self) -> None:
+        """Have the average follow; the weights as they began soon fade from it."""
+        steps = float(next(iter(self.optimiser.state.values()))["step"])
+        memory = self.params.average_epochs * self._steps
+        kept = min(1.0 - 1.0 / max(memory, 1.0), steps / (steps + AVERAGE_START)) if memory else 0.0
+        self.average.lerp_(self.weights, 1.0 - kept)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Put the average in place of the weights, and these back."""
+        weights = self.weights.clone()
+        self.weights.copy_(self.average)
+        yield
+        self.weights.copy_(weights)
 
     def _record(self, train_rmse: float, rate: float) -> None:
         """Note the epoch, and keep its weights if no held-out error was lower."""
-        validation_rmse = math.sqrt(_mean_square(self.held_out, self.params.bond_weight, self.matching))
+        with self._averaged():
+            validation_rmse = math.sqrt(_mean_square(self.held_out, self.params.bond_weight, self.matching))
         self.history.append(EpochRecord(len(self.history), train_rmse, validation_rmse, rate))
         if validation_rmse < self.best_rmse:
             self.best_epoch, self.best_rmse = self.epochs_done, validation_rmse
-            self.best_weights = self.weights.clone()
+            self.best_weights = self.average.clone()
 
     def validate_each(self) -> dict[str, Validation]:
         """Put the best weights in place, and see what they are worth for each protein, where there are several."""
@@ -352,6 +387,7 @@ class Run:
             {
                 "fingerprint": self.fingerprint,
                 "weights": self.weights,
+                "average": self.average,
                 "optimiser": self.optimiser.state_dict(),
                 "generator": self.generator.get_state(),
                 "history": [tuple(record) for record in self.history],
@@ -366,6 +402,7 @@ class Run:
         if not state:
             return
         self.weights.copy_(state["weights"])
+        self.average.copy_(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"])
         self.history = [EpochRecord(*record) for record in state["history"]]
