@@ -235,6 +235,18 @@ def test_frames_that_are_not_finite_are_left_out_and_show_in_the_count(simulatio
     assert all(np.isfinite(metrics["w1"][metric]["value"]) for metric in OBSERVABLES)
 
 
+def test_a_simulation_that_still_leaves_its_start_is_said_to(reference):
+    """Fifty replicas that all open on the way, against fifty of an equilibrium."""
+    leaving, _ = chain_trajectory(3, trajectories=50, frames=60, flip=0.03)
+    state = np.tile(np.arange(60) < 30, 50).astype(int)
+    noise = np.random.default_rng(0).normal(0, 0.02, size=(len(state), 10, 3))
+    leaving = replace(leaving, positions=(two_shapes()[state] + noise).astype(np.float32))
+    settled, _ = chain_trajectory(4, trajectories=50, frames=60, flip=0.03)
+    found = [run(trajectory, reference).metrics["halves"] for trajectory in (leaving, settled)]
+    assert [halves["agree"] for halves in found] == [False, True]
+    assert abs(found[0]["drift"]) > 1.0
+
+
 def test_folded_fraction_is_the_share_near_the_native_frame():
     trajectory, state = chain_trajectory(5)
     metrics = run(trajectory, trajectory, PARAMS.model_copy(update={"discard_fraction": 0.0})).metrics

@@ -9,8 +9,9 @@ import numpy as np
 from deeptime.decomposition import CovarianceKoopmanModel
 from jaxtyping import Bool, Float32, Float64, Int64
 
+from cgal.benchmark.halves import compare_halves
 from cgal.benchmark.lag import used_lag_ps
-from cgal.benchmark.observables import OBSERVABLES
+from cgal.benchmark.observables import HEADLINE, OBSERVABLES
 from cgal.benchmark.tica import fit_tica
 from cgal.benchmark.wasserstein import MODES, Resamples, Sample, estimate, estimators
 from cgal.errors import BadTrajectory, EmptyTrajectory
@@ -56,6 +57,7 @@ def benchmark(
     Metrics: `w1` (headline mode), `w1_exact` and `w1_paper` give value, low and high for each observable in its unit;
     `floor`, `floor_exact` and `floor_paper` W1 between two halves of the reference, by trajectory (contiguous, if it is
     only one); `tica_lag_ps` the lag used, in whole frames of the reference; `simulation` the losses and frames;
+    `halves` whether the earlier and the later half of the simulation agree (see `compare_halves`);
     `folded_fraction` of model and reference; `reference_physics` names that of a reference of other physics than the
     oracle's. Histograms: `rmsd`, to the native frame [nm], of simulation, training and
     reference, each summing to one.
@@ -94,6 +96,7 @@ def benchmark(
         **{f"floor_{mode}": floor[mode] for mode in MODES},
         "tica_lag_ps": used_lag_ps(reference, params.tica_lag_ps),
         "simulation": _fates(trajectory, production),
+        "halves": _compare_halves(production, model[HEADLINE], truth[HEADLINE]),
         "folded_fraction": {
             "model": _share_below(*deviations_nm["simulation"], params.folded_rmsd_nm),
             "reference": _share_below(*deviations_nm["reference"], params.folded_rmsd_nm),
@@ -102,6 +105,14 @@ def benchmark(
     if reference.physics:
         metrics["reference_physics"] = reference.physics
     return BenchmarkResult(metrics, {"rmsd": _histograms(deviations_nm, params.rmsd_bins)}, model, truth)
+
+
+def _compare_halves(production: CGTrajectory, model: Sample, truth: Sample) -> dict[str, Any]:
+    """Along the slowest coordinate of the reference, in its standard deviations."""
+    slow = truth.values[:, 0]
+    mean = np.average(slow, weights=truth.weights)
+    spread = float(np.sqrt(np.average((slow - mean) ** 2, weights=truth.weights)))
+    return compare_halves(model.values[:, 0], production.replica.astype(np.int64), spread)
 
 
 def _check_same_protein(trajectory: CGTrajectory, reference: CGTrajectory) -> None:

@@ -135,7 +135,8 @@ def benchmark(workspace: Workspace, progress: Progress) -> Summary:
     write_json(workspace.round / "metrics.json", result.metrics | {"round": k, "dataset": dataset})
     write_json(workspace.round / "histograms.json", result.histograms | {"round": k})
     plot_benchmark(result, workspace.round / "plots" / "benchmark")
-    return {f"w1_{name}": score["value"] for name, score in result.metrics["w1"].items()}
+    values: Summary = {f"w1_{name}": score["value"] for name, score in result.metrics["w1"].items()}
+    return values | {"halves_agree": result.metrics["halves"]["agree"]}
 
 
 def select(workspace: Workspace, progress: Progress) -> Summary:
