@@ -296,6 +296,9 @@ class TrainingParams(Section):
 class SimulationParams(DynamicsParams):
     """Langevin dynamics of the coarse-grained model (BAOAB)."""
 
+    starts: Literal["training", "native"] = Field(
+        "training", description="frames that replicas begin at: drawn from the training set, or all at structure.pdb"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="a CPU and a GPU draw different noise; the trajectory records which it was"
     )

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from cgal.dataset import prepare
-from cgal.frames import CGTrajectory
+from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.params import Params, check_params, load_params
 from cgal.progress import silent
 from flows.campaign.opening import move_device
@@ -64,6 +65,17 @@ def test_a_round_is_trained_by_relative_entropy(make_project: Callable[..., Path
     assert (root / "round" / "training.csv").read_text().startswith("update,")
     assert (root / "round" / "plots" / "training" / "training.png").is_file()
     run_stage("simulate", Workspace(root), silent)
+
+
+def test_replicas_may_all_begin_at_the_structure(make_project: Callable[..., Path]) -> None:
+    """One step and a save: no bead has gone far from where it was."""
+    root = make_project(simulation={"starts": "native", "replicas": 3, "steps": 1, "stride": 1})
+    prepare(Workspace(root).data, Workspace(root).params)
+    run_stage("train", Workspace(root), silent)
+    run_stage("simulate", Workspace(root), silent)
+    native = read_pdb_text(Workspace(root).structure)
+    beads = native.xyz[0, alpha_carbons(native.topology)]
+    assert np.abs(CGTrajectory.load(root / "round" / "trajectory.h5").positions - beads).max() < 0.02
 
 
 def test_a_device_where_earlier_versions_had_it_is_taken() -> None:

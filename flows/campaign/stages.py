@@ -74,7 +74,7 @@ def simulate(workspace: Workspace, progress: Progress) -> Summary:
     potential, _ = load_checkpoint(workspace.model, sequence=manifest.sequence)
     trajectory = run_simulation(
         potential,
-        _training_positions(workspace),
+        _starts(workspace),
         params.simulation,
         temperature_K=params.temperature_K,
         seed=derive_seed(params.seed, round_index(manifest), workspace.named("simulate")),
@@ -93,7 +93,7 @@ def produce(workspace: Workspace, progress: Progress) -> Summary:
     potential, _ = load_checkpoint(workspace.model, sequence=manifest.sequence)
     trajectory = simulate_long(
         potential,
-        _training_positions(workspace),
+        _starts(workspace),
         params.simulation,
         temperature_K=params.temperature_K,
         seed=derive_seed(params.seed, round_index(manifest), workspace.named("production")),
@@ -391,6 +391,13 @@ def _initial(workspace: Workspace, training_set: TrainingSet, k: int) -> Potenti
 
 def _training_positions(workspace: Workspace) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.concatenate([shard.positions for shard in load_shards(workspace.data)])
+
+
+def _starts(workspace: Workspace) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Frames that replicas are drawn from."""
+    if workspace.params.simulation.starts == "native":
+        return _native(workspace)[np.newaxis]
+    return _training_positions(workspace)
 
 
 def _native(workspace: Workspace) -> np.ndarray[Any, np.dtype[np.float32]]:
