@@ -39,7 +39,7 @@ def running(command: list[str], environment: Mapping[str, str], log: Path) -> It
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.wait(60)
+            process.wait(180)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

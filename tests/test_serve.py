@@ -1,6 +1,7 @@
 """What `cgal serve` keeps between its lives, and how its Prefect server writes."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def test_a_log_is_appended_to_and_a_large_one_put_aside(tmp_path: Path, monkeypa
 
 
 def test_scratch_of_a_published_round_is_removed_but_for_its_failed_labels(tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parents[1] / "params.yaml", tmp_path)
     workspace = Workspace(tmp_path)
     for name in ("train", "committee-0", "label-r000", "label-r001"):
         workspace.scratch(name).mkdir(parents=True)
