@@ -114,8 +114,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = 120) -> None:
+    """Wait for a condition; `what` says what was never seen, at that moment if it is a function."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"never seen: {what}"
+        assert time.monotonic() < end, f"never seen: {what if isinstance(what, str) else what()}"
         time.sleep(0.5)

@@ -83,7 +83,7 @@ def test_a_served_campaign_survives_the_death_of_each_part_with_the_same_bytes(
         wait_until(lambda: not alive(root), f"the end of all after {name} was killed: {alive(root)}", 60)
     with serving_project(root) as served:
         wait_until(lambda: Repository(root).is_published("small", 1), "the closing round", 300)
-        wait_until(lambda: not unfinished(served), "the end of all runs", 120)
+        wait_until(lambda: not unfinished(served), lambda: f"the end of all runs: {unfinished(served)}", 120)
         with served.client() as client:
             limit = client.read_global_concurrency_limit_by_name(GPU_LIMIT)
             wait_until(

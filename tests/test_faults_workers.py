@@ -14,7 +14,7 @@ import pytest
 from flows.serving.serve import prefect_command, worker_command
 from flows.versioning import Repository
 from tests.served import Served, alive, clean_environment, end_with_parent, free_port, wait_until
-from tests.test_faults import UNFINISHED, is_at
+from tests.test_faults import is_at, unfinished
 from tests.test_killed import start
 
 AWAY_S = 30.0
@@ -88,14 +88,8 @@ def test_a_campaign_outlives_a_server_that_is_away_for_half_a_minute(make_projec
         with running(prefect_command(port=port), environment, root / ".cgal" / "server.log"):
             wait_until(lambda: answers(address), "the server again", 300)
             wait_until(lambda: Repository(root).is_published("small", 0), "the closing round", 300)
-            wait_until(lambda: not unfinished(served), "the end of all runs", 300)
+            wait_until(lambda: not unfinished(served), lambda: f"the end of all runs: {unfinished(served)}", 300)
             stack.close()
     assert not alive(root)
     found, wanted = (Repository(folder).published_round("small", 0) for folder in (root, undisturbed))
     assert (found.data_md5, found.model_md5) == (wanted.data_md5, wanted.model_md5)
-
-
-def unfinished(served: Served) -> list[str]:
-    with served.client() as client:
-        runs = [*client.read_flow_runs(), *client.read_task_runs()]
-        return [f"{run.name}: {run.state_name}" for run in runs if run.state_type in UNFINISHED]

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[1]
 TINY: dict[str, dict[str, Any]] = {
     "campaign": {"name": "tiny", "rounds": 1},
     "network": {"features": 16, "blocks": 1, "radial_functions": 12},
-    "training": {"epochs": 2},
+    "training": {"epochs": 2, "preflight": False},
     "simulation": {"replicas": 8, "steps": 400, "stride": 20},
     "selection": {"frames": 2},
     "oracle": {"burn_in_steps": 20, "average_steps": 96},
