@@ -2,12 +2,11 @@
 
     python -m study.oracle_physics FOLDER [TEMPERATURE_K ...]    # 350 K when none is given
 
-Swarms of eight trajectories of 1 ns each and the same eight starts: four native and four open structures, taken from the
-equilibrium of ff96 + OBC2. FOLDER keeps what was sampled, so a run that was killed goes on. Rows are printed and written to
-docs/results/oracle_physics.csv: the share of frames within 0.2 nm of the native C-alpha in the second half of the
-trajectories, from either kind of start, how many of each end native.
-A model that folds keeps the native starts and pulls open ones in; 1 ns is shorter than the slowest process, so the two
-shares bracket the one at equilibrium, and no more.
+Swarms of eight trajectories of 1 ns each from the same eight starts: four native and four open structures, taken from
+the equilibrium of ff96 + OBC2. FOLDER keeps what was sampled, so a run that was killed goes on. Rows are printed and
+written to docs/results/oracle_physics.csv: the share of frames within 0.2 nm of the native C-alpha in the second half of
+the trajectories, from either kind of start, and how many of each end native. 1 ns is shorter than the slowest process,
+so the two shares bracket the one at equilibrium, and no more.
 """
 
 import csv
@@ -52,7 +51,7 @@ def measure(folder: Path, temperature_K: float) -> Iterator[dict[str, str | floa
             lost = swarm(recipe, workers=1, progress=progress)
         if lost:
             raise SystemExit(f"{name}: {lost[0].piece} was lost: {lost[0].reason}")
-        yield {"physics": name, "temperature_K": temperature_K} | _shares(recipe)
+        yield {"physics": name, "temperature_K": temperature_K, **_shares(recipe)}
 
 
 def _write_starts(recipe: SwarmRecipe, equilibrium: Swarm) -> None:
