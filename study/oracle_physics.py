@@ -5,8 +5,8 @@
 Swarms of eight trajectories of 1 ns each from the same eight starts: four native and four open structures, taken from
 the equilibrium of ff96 + OBC2. FOLDER keeps what was sampled, so a run that was killed goes on. Rows are printed and
 written to docs/results/oracle_physics.csv: the share of frames within 0.2 nm of the native C-alpha in the second half
-of the trajectories, from either kind of start, and how many of each end native. 1 ns is shorter than the slowest process,
-so the two shares bracket the one at equilibrium, and no more.
+of the trajectories, from either kind of start, and how many of each end native. 1 ns is shorter than the slowest
+process, so the two shares bracket the one at equilibrium, and no more.
 """
 
 import csv
