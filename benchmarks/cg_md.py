@@ -1,8 +1,8 @@
 """Langevin steps of the coarse-grained model: ours, schnetpack's simulator, torchmd with torchmd-net, the machine.
 
-All run ten beads of the same chain, all pairs within the cutoff, with a network of the same shape (128 features, 3
-blocks, 32 Gaussian radial functions, shifted softplus) in float32 on two threads. Ours has the prior and looks for
-lost replicas at every step.
+All run the same chain, ten beads with all pairs within the cutoff, then 35 to 200 with the peers' own neighbour
+lists, with a network of the same shape (128 features, 3 blocks, 32 Gaussian radial functions, shifted softplus) in
+float32 on two threads. Ours has the prior and looks for lost replicas at every step.
 """
 
 import tempfile
@@ -30,6 +30,8 @@ NETWORK = SchNetParams(features=128, blocks=3, radial_functions=32, cutoff_nm=1.
 BEADS = 10
 BATCHES = (128, 64, 512)
 """Replicas; the first has the plain names."""
+LONGER = {35: 32, 80: 16, 200: 8}
+"""Beads and replicas of the chains where the peers' neighbour lists leave pairs out."""
 THREADS = 2
 MASS_amu, FRICTION_per_ps, TIMESTEP_ps = 100.0, 1.0, 0.005
 ANGSTROM_per_nm, KCAL_per_kJ = 10.0, 1 / 4.184
@@ -46,7 +48,10 @@ def results() -> Iterator[Result]:
     for replicas in BATCHES:
         starts = shaken(chain, replicas, seed=1)
         yield from _against_peers(model, starts, "" if replicas == BATCHES[0] else f"_{replicas}")
-    yield from _roofline(model, shaken(chain, BATCHES[0], seed=1))
+    for beads, replicas in LONGER.items():
+        chain = compact_chain(beads)
+        yield from _against_peers(potential(chain, NETWORK), shaken(chain, replicas, seed=1), f"_{beads}_beads")
+    yield from _roofline(model, shaken(compact_chain(BEADS), BATCHES[0], seed=1))
 
 
 def _against_peers(model: Potential, starts: Float32[np.ndarray, "replicas beads 3"], suffix: str) -> Iterator[Result]:
@@ -153,7 +158,7 @@ def _torchmd(model: Potential, starts: Float32[np.ndarray, "replicas beads 3"], 
     if prior:
         parameters.A, parameters.B = parameters.get_AB()  # torchmd 1.1 does so for Lennard-Jones terms only
     embeddings = model.types.repeat(replicas, 1)
-    forces = Forces(parameters, terms=terms, external=External(_torchmd_network(), embeddings))
+    forces = Forces(parameters, terms=terms, external=External(_torchmd_network(beads), embeddings))
     system = System(beads, replicas, torch.float32, "cpu")
     system.box[:] = 1e4 * torch.eye(3)  # torchmd hands its box on, and torchmd-net 3.1 takes a zero one for periodic
     system.set_positions(np.moveaxis(starts, 0, 2) * ANGSTROM_per_nm)
@@ -162,7 +167,7 @@ def _torchmd(model: Potential, starts: Float32[np.ndarray, "replicas beads 3"], 
     return advance
 
 
-def _torchmd_network() -> torch.nn.Module:
+def _torchmd_network(beads: int) -> torch.nn.Module:
     from torchmdnet.models.model import create_model
 
     settings = {
@@ -178,7 +183,7 @@ def _torchmd_network() -> torch.nn.Module:
         "cutoff_lower": 0.0,
         "cutoff_upper": NETWORK.cutoff_nm * ANGSTROM_per_nm,
         "max_z": 20,
-        "max_num_neighbors": BEADS,
+        "max_num_neighbors": beads,
         "precision": 32,
         "derivative": True,
         "atom_filter": -1,
