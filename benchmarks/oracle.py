@@ -193,7 +193,6 @@ def _label(workers: int, oracle: OracleParams) -> Labelling:
             seeds=range(1, PICKS + 1),
             workers=workers,
             scratch=Path(scratch),
-            rebuild_steps=BACKMAPPING.warm_up_steps,
             progress=lambda done, total, note="": told.append(time.perf_counter() - start),
         )
     first = told[workers]  # told[0] is before any frame

@@ -45,7 +45,11 @@ RESTORE = "restore it with 'dvc checkout --force'"
 
 
 class ShardRecord(Section):
-    """One shard: its file and bytes, where its frames come from, what they cost, what the round that asked found."""
+    """One shard: its file and bytes, where its frames come from, what they cost, what the round that asked found.
+
+    `oracle_steps` are all-atom steps of every kind; in them are `failed_steps`, of tries that failed, and of a seed
+    `run_steps`, of the dynamics that its frames were taken from. None where it was not recorded.
+    """
 
     name: Annotated[str, Field(pattern=r"^[0-9]{3,}\.h5$")]
     sha256: str
@@ -54,6 +58,8 @@ class ShardRecord(Section):
     force_map: str
     oracle_steps: int = 0
     oracle_failed: int = 0
+    failed_steps: int | None = None
+    run_steps: int | None = None
     outcome: RoundOutcome | None = None
 
 
@@ -150,6 +156,7 @@ def append(
     origin: str,
     oracle_steps: int,
     oracle_failed: int,
+    failed_steps: int | None = None,
     checkpoint: Path,
     outcome: RoundOutcome | None = None,
 ) -> Manifest:
@@ -169,7 +176,14 @@ def append(
         _check_same_frames(folder, manifest, shard)
         return manifest
     load_checkpoint(checkpoint, sequence=manifest.sequence)
-    record = _write_shard(folder, len(manifest.shards), shard, oracle_steps, oracle_failed, outcome)
+    record = _write_shard(folder, len(manifest.shards), shard).model_copy(
+        update={
+            "oracle_steps": oracle_steps,
+            "oracle_failed": oracle_failed,
+            "failed_steps": failed_steps,
+            "outcome": outcome,
+        }
+    )
     write_bytes(folder / NEXT_WARM_START, checkpoint.read_bytes())
     grown = manifest.model_copy(
         update={
@@ -246,10 +260,21 @@ def _prepare_afresh(folder: Path, params: Params, inputs: PreparedFrom) -> Manif
         campaign=params.campaign.name,
         prepared_from=inputs,
         files={name: sha256(folder / name) for name in (FORCE_MAP, WARM_START)},
-        shards=(_write_shard(folder, 0, shard, int(labelled.provenance.get("oracle_steps", 0)), 0),),
+        shards=(_write_shard(folder, 0, shard).model_copy(update=_seed_cost(seed, labels)),),
     )
     _write_manifest(folder, manifest)
     return manifest
+
+
+def _seed_cost(seed: AtomFrames, labels: Path) -> dict[str, int | None]:
+    """All-atom steps of the seed's runs, if known, and of its labels, whether the force map takes them or not."""
+    spent = AtomFrames.load(labels).provenance if labels.is_file() else {}
+    run_steps: int | None = seed.provenance.get("run_steps")
+    return {
+        "oracle_steps": (run_steps or 0) + int(spent.get("oracle_steps", 0)),
+        "run_steps": run_steps,
+        "failed_steps": spent.get("failed_steps"),
+    }
 
 
 def _load_seed(folder: Path, params: Params) -> AtomFrames:
@@ -280,14 +305,7 @@ def _project(frames: AtomFrames, force_map: ForceMap, origin: str) -> LabelledFr
     )
 
 
-def _write_shard(
-    folder: Path,
-    number: int,
-    shard: LabelledFrames,
-    oracle_steps: int,
-    oracle_failed: int,
-    outcome: RoundOutcome | None = None,
-) -> ShardRecord:
+def _write_shard(folder: Path, number: int, shard: LabelledFrames) -> ShardRecord:
     name = f"{number:03d}.h5"
     path = folder / "shards" / name
     shard.save(path)
@@ -297,9 +315,6 @@ def _write_shard(
         frames=len(shard),
         origin=shard.provenance["origin"],
         force_map=shard.provenance["force_map"],
-        oracle_steps=oracle_steps,
-        oracle_failed=oracle_failed,
-        outcome=outcome,
     )
 
 

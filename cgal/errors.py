@@ -77,7 +77,7 @@ class PreflightFailed(CgalError):
 class BackmappingError(CgalError):
     """A coarse-grained frame could not be rebuilt to a sound all-atom structure, which `positions` [nm] keeps.
 
-    `steps` are the molecular-dynamics steps taken until then.
+    `steps` are the all-atom steps taken until then.
     """
 
     positions: Any = None
@@ -89,7 +89,7 @@ class Diverged(CgalError):
 
 
 class OracleError(CgalError):
-    """All-atom labelling of one frame failed, after so many molecular-dynamics `steps`."""
+    """All-atom labelling of one frame failed, after so many all-atom `steps`."""
 
     steps: int = 0
 

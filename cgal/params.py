@@ -353,8 +353,8 @@ class BackmappingParams(Section):
 
     @property
     def steps(self) -> int:
-        """Molecular-dynamics steps that a frame takes."""
-        return self.warm_up_steps + self.anneal_steps
+        """All-atom steps that a frame takes, if its minimisation goes once to its limit."""
+        return self.minimise_steps + self.warm_up_steps + self.anneal_steps
 
 
 class OracleParams(Section):

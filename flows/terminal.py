@@ -96,7 +96,9 @@ def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
         "round",
         *(observable.heading for observable in shown.values()),
         "frames",
-        "AA steps",
+        "label steps",
+        "failed steps",
+        "seed steps",
         "lost",
         "failed",
         "wall",
@@ -111,7 +113,9 @@ def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
                 for name, observable in shown.items()
             ),
             str(entry["frames"]),
-            f"{entry['oracle_steps'] / 1000:.0f}k",
+            _thousands(entry["acquisition_steps"] - (entry["failed_steps"] or 0)),
+            _thousands(entry["failed_steps"]),
+            _thousands(entry["seed_steps"]),
             f"{entry['lost_replicas']}/{entry['replicas']}",
             str(entry["oracle_failed"]),
             wall,
@@ -119,7 +123,7 @@ def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
 
     def add_floor(label: str, floor: Mapping[str, float]) -> None:
         cells = (f"{floor[name] * each.scale:.2g}" if name in floor else MISSING for name, each in shown.items())
-        table.add_row(label, *cells, *[""] * 5)
+        table.add_row(label, *cells, *[""] * 7)
 
     for entry in rounds:
         add(str(entry["round"]), entry, f"{entry['wall_s']:.0f} s\n({entry['overhead_s']:.0f} s)")
@@ -131,15 +135,22 @@ def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
         for protein, own in rounds[-1].get("proteins", {}).items():
             add_floor(protein, own["floor"])
     table.caption = (
-        "frames: training set; AA steps: all-atom MD steps of the oracle so far; lost: replicas that exploded, "
-        "imploded or went NaN; failed: frames the oracle could not label; wall: in brackets all that is no science, "
-        "with the publishing of the round before; "
+        "frames: training set; steps: all-atom ones so far, minimisation included, for labels, for tries that failed "
+        f"(where that is {MISSING}, among those for labels) and for the seed, its runs and its labels; lost: replicas "
+        "that exploded, imploded or went NaN; failed: frames the oracle could not label; wall: in brackets all that is "
+        "no science, with the publishing of the round before; "
         "floor: one half of the reference against the other; differences below it are noise"
         + ("; a round's first row: the mean over its proteins" if any("proteins" in entry for entry in rounds) else "")
         + _lag(rounds)
         + _physics(rounds)
     )
     return table
+
+
+def _thousands(steps: int | None) -> str:
+    from cgal.benchmark.observables import MISSING
+
+    return MISSING if steps is None else f"{steps / 1000:.0f}k"
 
 
 def _lag(rounds: Sequence[Mapping[str, Any]]) -> str:

@@ -118,7 +118,7 @@ def _labels(
             temperature_K=params.temperature_K,
         )
         beads = np.asarray(coordinate_map(frames.topology)(twice.positions), dtype=np.float32)
-        result = oracle.label(beads, frames.pdb, rebuild=rebuild, rebuild_steps=chosen.steps, **settings)
+        result = oracle.label(beads, frames.pdb, rebuild=rebuild, **settings)
     forces = np.full((len(twice), len(alpha_carbons(frames.topology)), 3), np.nan)
     forces[result.labelled.trajectory] = force_map(result.labelled)
     return forces.reshape(len(frames), 2, -1, 3), round(result.steps / len(twice))

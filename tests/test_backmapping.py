@@ -26,7 +26,7 @@ METHODS = get_args(BackmappingParams.model_fields["method"].annotation)
 
 
 def rebuild(beads: np.ndarray, params: BackmappingParams = PARAMS, seed: int = 1) -> np.ndarray:
-    return backmap(beads, FRAMES.pdb, params, ForceFieldParams(), temperature_K=350.0, seed=seed)
+    return backmap(beads, FRAMES.pdb, params, ForceFieldParams(), temperature_K=350.0, seed=seed).positions
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -78,22 +78,22 @@ def test_same_seed_same_positions_and_another_seed_others() -> None:
 
 
 @pytest.mark.parametrize(
-    "beads",
+    ("beads", "minimised"),
     [
-        BEADS[0] * np.float32(0.2),
-        np.zeros_like(BEADS[0]),
-        BEADS[0] * np.float32(3.0),
-        np.full_like(BEADS[0], np.nan),
-        np.full_like(BEADS[0], 1e30),
+        (BEADS[0] * np.float32(0.2), True),
+        (np.zeros_like(BEADS[0]), False),
+        (BEADS[0] * np.float32(3.0), True),
+        (np.full_like(BEADS[0], np.nan), False),
+        (np.full_like(BEADS[0], 1e30), False),
     ],
     ids=["collapsed", "on one point", "exploded", "nan", "far away"],
 )
-def test_impossible_beads_are_refused_with_reason_cure_and_structure(beads: np.ndarray) -> None:
+def test_impossible_beads_are_refused_with_reason_cure_and_structure(beads: np.ndarray, minimised: bool) -> None:
     with pytest.raises(BackmappingError, match=r"; raise backmapping.minimise_steps, or drop such frames") as caught:
         rebuild(beads)
     assert caught.value.positions.shape == (166, 3)
     assert caught.value.permanent
-    assert caught.value.steps == 0
+    assert (caught.value.steps > 0) == minimised
 
 
 def test_only_what_the_warm_up_spoils_is_worth_another_seed() -> None:
@@ -101,7 +101,7 @@ def test_only_what_the_warm_up_spoils_is_worth_another_seed() -> None:
     with pytest.raises(BackmappingError) as caught:
         rebuild(BEADS[0], PARAMS.model_copy(update={"warm_up_timestep_ps": 0.05}))
     assert not caught.value.permanent
-    assert caught.value.steps == PARAMS.warm_up_steps
+    assert caught.value.steps > PARAMS.warm_up_steps
 
 
 def test_a_chain_of_another_length_is_refused() -> None:
@@ -173,5 +173,9 @@ def test_annealing_turns_over_the_planes_that_pulchra_set_wrong(frame: int) -> N
         np.testing.assert_allclose(positions[ALPHA], plain[0][ALPHA], atol=1e-6)
 
 
-def test_annealing_counts_as_steps() -> None:
-    assert BackmappingParams(warm_up_steps=100, anneal_steps=2000).steps == 2100
+def test_minimisation_warm_up_and_annealing_count_as_steps() -> None:
+    plain = backmap(BEADS[0], FRAMES.pdb, PARAMS, ForceFieldParams(), temperature_K=350.0, seed=1)
+    annealing = PARAMS.model_copy(update={"anneal_steps": 30})
+    annealed = backmap(BEADS[0], FRAMES.pdb, annealing, ForceFieldParams(), temperature_K=350.0, seed=1)
+    assert annealed.steps == plain.steps + 30
+    assert PARAMS.warm_up_steps < plain.steps <= PARAMS.steps

@@ -37,6 +37,9 @@ def two_shapes() -> np.ndarray:
 COSTS = {
     "frames": 1,
     "oracle_steps": 0,
+    "acquisition_steps": 0,
+    "failed_steps": None,
+    "seed_steps": None,
     "lost_replicas": 0,
     "replicas": 1,
     "oracle_failed": 0,
@@ -115,6 +118,16 @@ def test_metrics_tell_the_lag_that_was_used(simulation, reference):
     entry = found.metrics | {"round": 0} | COSTS
     assert "at a lag of 20 ps" in str(campaign_table("demo", [entry]).caption)
     assert "lag" not in str(campaign_table("demo", [entry | {"tica_lag_ps": None}]).caption)
+
+
+def test_steps_are_told_by_what_they_were_for_and_a_dash_where_that_is_unknown(result):
+    spent = {"acquisition_steps": 70_000, "failed_steps": 8_000, "seed_steps": 25_000}
+    entries = [result.metrics | COSTS | {"round": 0}, result.metrics | COSTS | spent | {"round": 1}]
+    table = campaign_table("demo", entries)
+    shown = {str(column.header): list(column.cells)[:2] for column in table.columns}
+    assert shown["label steps"] == ["0k", "62k"]
+    assert shown["failed steps"] == ["–", "8k"]
+    assert shown["seed steps"] == ["–", "25k"]
 
 
 def test_reference_of_other_physics_is_told_by_every_table(simulation, reference):

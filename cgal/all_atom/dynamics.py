@@ -31,6 +31,19 @@ class Moment(NamedTuple):
     forces: Float64[np.ndarray, "atoms 3"]
 
 
+class _Iterations(openmm.MinimizationReporter):  # type: ignore[misc]
+    """Counts the iterations of minimisations, and changes nothing in them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def report(self, *_: object) -> bool:
+        """Count one, and let it go on."""
+        self.count += 1
+        return False
+
+
 class AtomRun:
     """One Langevin run of a system at a temperature; same seed, same run. `place` it before anything else."""
 
@@ -48,11 +61,12 @@ class AtomRun:
         )
         self.integrator: openmm.LangevinMiddleIntegrator = self.context.getIntegrator()
         self.temperature_K, self.seed = temperature_K, seed
+        self._minimiser = _Iterations()
 
     @property
     def steps(self) -> int:
-        """Steps taken so far."""
-        return int(self.context.getStepCount())
+        """Steps taken so far; an iteration of the minimiser, which takes one force or two, counts as one."""
+        return int(self.context.getStepCount()) + self._minimiser.count
 
     def place(
         self,
@@ -69,9 +83,12 @@ class AtomRun:
             self.context.setVelocities(velocities)
 
     def minimise(self, rms_force_kJ_per_mol_nm: float = 10.0, max_steps: int = 0) -> float:
-        """Go down in energy until forces are small, or for so many steps (0: no limit); gives the energy [kJ/mol]."""
+        """Go down in energy until forces are small, or for so many iterations; gives the energy [kJ/mol].
+
+        0 is no limit. OpenMM begins anew with stiffer constraints where these are off, and counts from there: it may take more.
+        """
         with _diverging():
-            openmm.LocalEnergyMinimizer.minimize(self.context, rms_force_kJ_per_mol_nm, max_steps)
+            openmm.LocalEnergyMinimizer.minimize(self.context, rms_force_kJ_per_mol_nm, max_steps, self._minimiser)
             energy = self.context.getState(energy=True).getPotentialEnergy()
         return float(energy.value_in_unit(unit.kilojoule_per_mole))
 
@@ -138,7 +155,8 @@ def restrain(
 class Label(Hdf5Record):
     """What one run brought: one frame with a mean force, or several with instantaneous ones, and at what cost.
 
-    `fingerprint` is that of all it was made from, once it is in a file (`cgal.all_atom.label_files`).
+    `steps` are those of all tries, `failed_steps` those of the ones that failed before. `fingerprint` is that of all
+    it was made from, once it is in a file (`cgal.all_atom.label_files`).
     """
 
     KIND = "oracle-frame"
@@ -147,6 +165,7 @@ class Label(Hdf5Record):
     forces: Float32[np.ndarray, "frames atoms 3"]
     time_ps: Float64[np.ndarray, " frames"]
     steps: int = 0
+    failed_steps: int = 0
     fingerprint: str = ""
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Shaped
@@ -23,12 +23,20 @@ from cgal.errors import BadFile
 from cgal.files import write_text
 from cgal.params import ForceFieldParams
 
-__all__ = ["LabelFiles", "LabelTask", "Rebuild"]
+__all__ = ["LabelFiles", "LabelTask", "Rebuild", "Rebuilt"]
 
-type Rebuild = Callable[..., Float32[np.ndarray, "atoms 3"]]
-"""`rebuild(beads, seed=seed)` gives warm all-atom positions [nm] for C-alpha beads [nm]; picklable."""
 
-FORMAT = 3
+class Rebuilt(NamedTuple):
+    """All atoms [nm] around C-alpha beads, warm, and the all-atom steps that it took."""
+
+    positions: Float32[np.ndarray, "atoms 3"]
+    steps: int
+
+
+type Rebuild = Callable[..., Rebuilt]
+"""`rebuild(beads, seed=seed)` gives all atoms for C-alpha beads [nm]; picklable."""
+
+FORMAT = 4
 """Raised whenever a label's meaning changes, so that no stale one is picked up."""
 
 STEPS_FILE = "steps.txt"
@@ -54,16 +62,10 @@ class LabelFiles:
 
     structure: str
     rebuild: Rebuild | None
-    rebuild_steps: int
     force_field: ForceFieldParams
     plan: RunPlan
     temperature_K: float
     scratch: Path
-
-    @property
-    def steps_per_pick(self) -> int:
-        """All-atom steps of a pick that is labelled at the first try."""
-        return self.rebuild_steps + self.plan.steps
 
     def fingerprint(self, task: LabelTask) -> str:
         """SHA-256 of everything that the label of a frame depends on."""
@@ -73,7 +75,6 @@ class LabelFiles:
             task.seed,
             self.structure,
             _identity(self.rebuild),
-            self.rebuild_steps,
             self.force_field.model_dump_json(),
             repr(self.plan),
             self.temperature_K,

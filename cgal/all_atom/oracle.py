@@ -48,8 +48,9 @@ class Failure:
 class OracleResult(Hdf5Record):
     """Labelled frames, failed ones, and what they cost.
 
-    `steps` counts all molecular-dynamics steps: warm-up, burn-in and average, those of failed tries too (what a process
-    had done when it was killed, and minimisation, are not in it). `wall_time_s` is that of the call, and is not saved.
+    `steps` counts all all-atom steps: minimisation, warm-up, burn-in and run, those of failed tries too, which
+    `failed_steps` counts (None in files from before it was); what a process had done when it was killed is not in them.
+    `wall_time_s` is that of the call, and is not saved.
     """
 
     KIND = "oracle-result"
@@ -58,6 +59,7 @@ class OracleResult(Hdf5Record):
     failures: tuple[Failure, ...] = field(metadata=stored(text=True))
     requested: int
     steps: int
+    failed_steps: int | None = None
     wall_time_s: float = field(default=0.0, metadata=stored(skip=True))
 
 
@@ -73,14 +75,13 @@ def label(
     workers: int,
     scratch: Path,
     progress: Progress = silent,
-    rebuild_steps: int = 0,
     fan_out: FanOut = run_in_processes,
 ) -> OracleResult:
     """Label coarse-grained frames [nm]: rebuild all atoms, equilibrate, take forces.
 
     `structure` is PDB text, and its atom order is the result's. One positive seed a frame. `rebuild` is a function or
-    a `functools.partial` of one. `rebuild_steps` are the molecular-dynamics steps that it takes (its warm-up), for the
-    count. `fan_out` does the frames (see `cgal.all_atom.workers`). `trajectory` is the index of the pick.
+    a `functools.partial` of one. `fan_out` does the frames (see `cgal.all_atom.workers`). `trajectory` is the index of
+    the pick.
 
     A frame that fails is tried once more if chance had a part in it (with another seed, unless its process was killed),
     and is then a Failure whose files lie in `scratch/failed`. Labels found in `scratch` are taken if they were made
@@ -89,7 +90,7 @@ def label(
     BadFile when the disk is full.
     """
     plan = run_plan(oracle, force_field)
-    files = LabelFiles(structure, rebuild, rebuild_steps, force_field, plan, temperature_K, scratch)
+    files = LabelFiles(structure, rebuild, force_field, plan, temperature_K, scratch)
     return _run(_tasks(beads, seeds), files, _settings(oracle), workers, progress, fan_out)
 
 
@@ -109,7 +110,7 @@ def relabel(
     Trajectory numbers and times of the frames stay with them.
     """
     mean = oracle.model_copy(update={"mode": "mean_force"})
-    files = LabelFiles(frames.pdb, None, 0, force_field, run_plan(mean, force_field), temperature_K, scratch)
+    files = LabelFiles(frames.pdb, None, force_field, run_plan(mean, force_field), temperature_K, scratch)
     result = _run(_tasks(frames.positions, seeds), files, _settings(mean), workers, progress)
     picks = result.labelled.trajectory
     labelled = replace(
@@ -141,7 +142,7 @@ def run_md(
     index of the run. See `label` for `seeds`, `scratch` and errors; a run that was killed begins anew.
     """
     plan = RunPlan(equilibration_steps, steps, stride, force_field.timestep_ps, mean_force=False)
-    files = LabelFiles(structure, None, 0, force_field, plan, temperature_K, scratch)
+    files = LabelFiles(structure, None, force_field, plan, temperature_K, scratch)
     settings = {"run": {"equilibration_steps": equilibration_steps, "steps": steps, "stride": stride}}
     return _run(_tasks(starts, seeds), files, settings, workers, progress)
 
@@ -229,7 +230,13 @@ def _collect(
         | settings,
     )
     lost = sum(files.steps_lost(task) for task in tasks if task.pick in failed)
-    return OracleResult(frames, tuple(failures), len(tasks), sum(found.steps for found in labels) + lost)
+    return OracleResult(
+        frames,
+        tuple(failures),
+        len(tasks),
+        sum(found.steps for found in labels) + lost,
+        sum(found.failed_steps for found in labels) + lost,
+    )
 
 
 # ------------------------------------------------------------------------------------- inside a worker process
@@ -239,20 +246,21 @@ def _label_task(task: LabelTask, attempt: int, announce: Announce, *, files: Lab
     """Label one frame and write it; on failure keep the structure and the traceback, and raise."""
     seed = task.seed if attempt == 0 else derive_seed(task.seed, 0, "oracle-retry", attempt)
     lost = files.steps_lost(task) if attempt else 0
-    positions = task.start
+    positions, spent = task.start, lost
     try:
         if files.rebuild is not None:
             announce("backmapping")
-            positions = files.rebuild(task.start, seed=seed)
+            positions, steps = files.rebuild(task.start, seed=seed)
+            spent += steps
         announce("labelling")
         found = _label(positions, files, seed)
         if files.rebuild is not None:
             _check_isomer(found, files)
     except Exception as error:
-        steps = lost + getattr(error, "steps", 0)
-        files.keep_evidence(task, getattr(error, "positions", positions), traceback.format_exc(), steps)
+        spent += getattr(error, "steps", 0)
+        files.keep_evidence(task, getattr(error, "positions", positions), traceback.format_exc(), spent)
         raise
-    files.save(task, replace(found, steps=lost + files.steps_per_pick))
+    files.save(task, replace(found, steps=spent + files.plan.steps, failed_steps=lost))
 
 
 @lru_cache(maxsize=4)
@@ -275,7 +283,7 @@ def _label(positions: Float32[np.ndarray, "atoms 3"], files: LabelFiles, seed: i
         return files.plan.label(run)
     except Diverged as reason:
         error = OracleError(f"the all-atom run diverged ({reason}); lower oracle.timestep_ps")
-        error.steps = files.rebuild_steps + run.steps
+        error.steps = run.steps
         raise error from reason
 
 
@@ -290,5 +298,5 @@ def _check_isomer(found: Label, files: LabelFiles) -> None:
     new = [fault for frame in found.positions for fault in cis_peptide_bonds(topology, frame) if fault not in known]
     if new:
         error = OracleError(f"{new[0]}, which the structure has not: the rebuilt backbone was strained")
-        error.steps = files.steps_per_pick
+        error.steps = files.plan.steps
         raise error

@@ -259,11 +259,12 @@ def _relax(
     run.context.setParameter("k", 0.0)
     run.minimise()
     run.draw_velocities()
+    minimised = run.steps
     for timestep_ps, count in steps.items():
         run.integrator.setStepSize(timestep_ps)
         for done in range(0, count, LOOK_STEPS):
             run.advance(min(LOOK_STEPS, count - done))
-            progress(run.steps, total, f"relaxing, steps of {1000 * timestep_ps:g} fs")
+            progress(run.steps - minimised, total, f"relaxing, steps of {1000 * timestep_ps:g} fs")
     return run.positions()
 
 

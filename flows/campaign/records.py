@@ -73,6 +73,8 @@ def _scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "oracle_steps": metrics["dataset"]["oracle_steps"],
         "acquisition_steps": metrics["dataset"]["acquisition_steps"],
         "oracle_failed": metrics["dataset"]["oracle_failed"],
+        "failed_steps": metrics["dataset"].get("failed_steps"),
+        "seed_steps": metrics["dataset"].get("seed_steps"),
         "exploded_fraction": simulation["exploded_fraction"],
         "replicas": simulation["replicas"],
         "lost_replicas": simulation["exploded"] + simulation["imploded"] + simulation["not_finite"],

@@ -131,12 +131,27 @@ def benchmark(workspace: Workspace, progress: Progress) -> Summary:
         "oracle_steps": sum(shard.oracle_steps for shard in manifest.shards),
         "acquisition_steps": sum(shard.oracle_steps for shard in manifest.shards[1:]),
         "oracle_failed": sum(shard.oracle_failed for shard in manifest.shards),
+        **_known_steps(manifest),
     }
     write_json(workspace.round / "metrics.json", result.metrics | {"round": k, "dataset": dataset})
     write_json(workspace.round / "histograms.json", result.histograms | {"round": k})
     plot_benchmark(result, workspace.round / "plots" / "benchmark")
     values: Summary = {f"w1_{name}": score["value"] for name, score in result.metrics["w1"].items()}
     return values | {"halves_agree": result.metrics["halves"]["agree"]}
+
+
+def _known_steps(manifest: Manifest) -> dict[str, int]:
+    """Steps of the seed, its runs and its labels, and of failed tries since; those that were not recorded are left out.
+
+    Both are in the sums over shards, too.
+    """
+    seed, *later = manifest.shards
+    failed = [shard.failed_steps for shard in later]
+    known = {
+        "seed_steps": None if seed.run_steps is None else seed.oracle_steps,
+        "failed_steps": None if None in failed else sum(steps or 0 for steps in failed),
+    }
+    return {name: steps for name, steps in known.items() if steps is not None}
 
 
 def select(workspace: Workspace, progress: Progress) -> Summary:
@@ -293,7 +308,6 @@ def label(workspace: Workspace, progress: Progress) -> Summary:
             workers=params.execution.oracle_workers,
             scratch=workspace.scratch(f"label-r{k:03d}"),
             progress=progress,
-            rebuild_steps=params.backmapping.steps,
             fan_out=fan_out,
         )
     if len(selection) >= selection.wanted:
@@ -329,6 +343,7 @@ def continue_seed(workspace: Workspace, progress: Progress) -> int:
         origin=origin,
         oracle_steps=result.steps,
         oracle_failed=0,
+        failed_steps=result.failed_steps,
         checkpoint=workspace.data / "warm_start.pt",
     )
     return result.steps

@@ -182,6 +182,7 @@ def append_task(round_index: int, workspace: Workspace) -> Callable[[Path], int]
                 origin=f"oracle round {round_index}",
                 oracle_steps=result.steps,
                 oracle_failed=len(result.failures),
+                failed_steps=result.failed_steps,
                 checkpoint=part.model,
                 outcome=RoundOutcome(**read_json(part.round / "selection.json")["outcome"]),
             )

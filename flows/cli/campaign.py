@@ -61,6 +61,11 @@ def _run_campaign(root: Path, new: str | None, started: float) -> Any:
         continue_campaign(workspace, repository, state)
         load_campaign(server)
     console.print(_opening(state))
+    if state.last_published is None:
+        from flows.protein.doctor import forecast
+
+        for part in workspace.parts:
+            console.print(forecast(part))
     _run_flow(root, state.name, started)
     return state
 

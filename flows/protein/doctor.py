@@ -18,7 +18,7 @@ from flows.protein.reference_folder import recipe_of
 from flows.protein.seed import SeedRuns
 from flows.workspace import Workspace
 
-__all__ = ["Cost", "Piece", "costs", "costs_table", "look", "measure_speed", "pieces_table"]
+__all__ = ["Cost", "Piece", "costs", "costs_table", "forecast", "look", "measure_speed", "pieces_table"]
 
 MEASURE_S = 2.0
 BYTES_OF_VECTOR = 12
@@ -89,7 +89,8 @@ def measure_speed(structure: str, params: Params) -> float:
 def costs(workspace: Workspace) -> list[Cost]:
     """All-atom steps of what is still to be made, and of a campaign's labels as params.yaml has it.
 
-    Minimisation is not counted; files are counted as if nothing could be compressed, figures and models apart.
+    A minimisation counts as `backmapping.minimise_steps`, tries that fail are not foreseen; files are counted as if
+    nothing could be compressed, figures and models apart.
     """
     topology, _ = read_structure(workspace.structure)
     atoms, beads = topology.getNumAtoms(), topology.getNumResidues()
@@ -106,6 +107,8 @@ def _seed_cost(workspace: Workspace, atoms: int, beads: int) -> Iterator[Cost]:
     plan, force_field = SeedRuns(), workspace.params.force_field
     frames = plan.runs * plan.frames(force_field)
     steps = plan.runs * round((plan.equilibration_ps + plan.length_ps) / force_field.timestep_ps)
+    if workspace.params.oracle.mode == "mean_force":
+        steps += frames * workspace.params.oracle.steps
     yield Cost("seed", steps, frames * 2 * BYTES_OF_VECTOR * (atoms + beads))
 
 
@@ -148,11 +151,27 @@ def costs_table(expected: list[Cost], steps_per_s: float, workers: int) -> Table
     table = Table(
         title=f"all-atom cost here: {steps_per_s:,.0f} steps/s a run, {workers} at a time (execution.oracle_workers)",
         box=SIMPLE_HEAD,
-        caption="Minimisation comes on top; training and simulation of the model take minutes a round.",
+        caption="Tries that fail come on top; training and simulation of the model take minutes a round.",
     )
     for heading in ("work", "steps", "hours", "disk [MB]"):
         table.add_column(heading, justify="left" if heading == "work" else "right")
     for cost in expected:
-        hours = cost.steps / (steps_per_s * workers) / 3600
-        table.add_row(cost.what, f"{cost.steps:,}", f"{hours:.2g}", f"{cost.kept_bytes / 1e6:.1f}")
+        table.add_row(cost.what, *_figures(cost, steps_per_s, workers))
     return table
+
+
+def forecast(workspace: Workspace) -> str:
+    """One line on what a campaign's labels will cost here; measures the speed of a run first, for two seconds."""
+    workers = workspace.params.execution.oracle_workers
+    cost, steps_per_s = costs(workspace)[-1], measure_speed(workspace.structure, workspace.params)
+    steps, hours, megabytes = _figures(cost, steps_per_s, workers)
+    return (
+        f"{workspace.named('Forecast', ' for ')}: {cost.what} take about {steps} all-atom steps, {hours} h at "
+        f"{steps_per_s:,.0f} steps/s a run and {workers} at a time, and {megabytes} MB of disk."
+    )
+
+
+def _figures(cost: Cost, steps_per_s: float, workers: int) -> tuple[str, str, str]:
+    """Steps, hours and MB, as they are shown."""
+    hours = cost.steps / (steps_per_s * workers) / 3600
+    return f"{cost.steps:,}", f"{hours:.2g}", f"{cost.kept_bytes / 1e6:.1f}"

@@ -77,7 +77,7 @@ def make_seed(workspace: Workspace, plan: SeedRuns, mean_force: bool | None = No
             progress=progress,
         )
     check_quorum(result, plan.runs, params.oracle)
-    seed = result.labelled
+    seed = replace(result.labelled, provenance=result.labelled.provenance | {"run_steps": result.steps})
     if plan.confine_nm is not None:
         seed = confine(seed, coordinate_map(seed.topology)(start)[0], plan.confine_nm)
     require_enough([seed.trajectory], params.training)
@@ -124,7 +124,7 @@ def _label(workspace: Workspace, folder: Path, seed: AtomFrames) -> None:
             scratch=workspace.scratch("seed"),
             progress=progress,
         )
-    cost = result.labelled.provenance | {"oracle_steps": result.steps}
+    cost = result.labelled.provenance | {"oracle_steps": result.steps, "failed_steps": result.failed_steps}
     replace(result.labelled, provenance=cost).save(folder / "seed_labels.h5")
     console.print(f"labelled {len(result.labelled)} of {len(seed)} seed frames in {result.steps:,} all-atom steps")
     for failure in result.failures:

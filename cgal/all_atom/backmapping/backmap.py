@@ -6,7 +6,8 @@ restrained to the beads while the rest relaxes, and held while it warms up. Pept
 turn over at the temperature of the simulation; annealing (`anneal_steps`) lets them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,7 @@ from scipy.spatial.transform import Rotation
 
 from cgal.all_atom.dynamics import AtomRun, restrain
 from cgal.all_atom.force_field import build_system, read_structure
+from cgal.all_atom.label_files import Rebuilt
 from cgal.all_atom.soundness import cis_peptide_bonds, faults
 from cgal.errors import BackmappingError, Diverged
 from cgal.frames import alpha_carbons, beads_of_residues, read_pdb_text, sequence_of
@@ -77,7 +79,7 @@ def backmap(
     *,
     temperature_K: float,
     seed: int,
-) -> Float32[np.ndarray, "atoms 3"]:
+) -> Rebuilt:
     """All-atom positions [nm], in the atom order of `structure` (PDB text), whose C-alpha are at the beads.
 
     The C-alpha may be off by what the restrained minimisation needs, `maximum_displacement_nm` at most. Same seed,
@@ -94,15 +96,21 @@ def backmap(
     if not np.isfinite(beads).all():
         raise _failure("beads that are not finite", template, np.full_like(template.positions, np.nan))
     rebuilt = _complete(template, *_heavy_atoms(template, beads, params.method))
-    relaxed = _minimise(template, rebuilt, beads, params, force_field)
-    _check(template, relaxed, beads, params)
+    relaxed, minimised = _minimise(template, rebuilt, beads, params, force_field)
+    with _after(minimised):
+        _check(template, relaxed, beads, params)
+        warm, warmed = _warm_up(template, relaxed, beads, params, force_field, temperature_K, seed)
+    return Rebuilt(warm.astype(np.float32), minimised + warmed)
+
+
+@contextmanager
+def _after(steps: int) -> Iterator[None]:
+    """Add the steps that were taken before to those of an error."""
     try:
-        warm = _warm_up(template, relaxed, params, force_field, temperature_K, seed)
-        _check(template, warm, beads, params)
-    except BackmappingError as error:  # the only part that chance plays a part in
-        error.permanent, error.steps = False, params.steps
+        yield
+    except BackmappingError as error:
+        error.steps += steps
         raise
-    return warm.astype(np.float32)
 
 
 @lru_cache(maxsize=4)
@@ -191,7 +199,7 @@ def _minimise(
     beads: Float32[np.ndarray, "beads 3"],
     params: BackmappingParams,
     force_field: ForceFieldParams,
-) -> Float64[np.ndarray, "atoms 3"]:
+) -> tuple[Float64[np.ndarray, "atoms 3"], int]:
     system = deepcopy(template.free)
     restrain(system, template.alpha_carbons, beads, params.restraint_kJ_per_mol_nm2)
     run = AtomRun(system, force_field, temperature_K=0.0, timestep_ps=params.warm_up_timestep_ps, seed=1)
@@ -199,22 +207,24 @@ def _minimise(
     try:
         energy_kJ_per_mol = run.minimise(MINIMISED_FORCE_kJ_per_mol_nm, params.minimise_steps)
     except Diverged as error:
-        raise _failure(f"minimisation failed ({error})", template, positions) from error
+        raise _failure(f"minimisation failed ({error})", template, positions, run.steps) from error
     relaxed = run.positions()
     if not energy_kJ_per_mol < MAXIMUM_ENERGY_kJ_per_mol_atom * len(relaxed):
         reason = f"energy of {energy_kJ_per_mol:.2g} kJ/mol after {params.minimise_steps} minimisation steps"
-        raise _failure(reason, template, relaxed)
-    return relaxed
+        raise _failure(reason, template, relaxed, run.steps)
+    return relaxed, run.steps
 
 
 def _warm_up(
     template: Template,
     positions: Float64[np.ndarray, "atoms 3"],
+    beads: Float32[np.ndarray, "beads 3"],
     params: BackmappingParams,
     force_field: ForceFieldParams,
     temperature_K: float,
     seed: int,
-) -> Float64[np.ndarray, "atoms 3"]:
+) -> tuple[Float64[np.ndarray, "atoms 3"], int]:
+    """Dynamics with held C-alpha; its failures are chance, which another seed may help."""
     timestep_ps = params.warm_up_timestep_ps
     run = AtomRun(template.held, force_field, temperature_K=temperature_K, timestep_ps=timestep_ps, seed=seed)
     run.place(positions)
@@ -222,9 +232,16 @@ def _warm_up(
         run.draw_velocities()
         run.advance(params.warm_up_steps)
         _anneal(run, params)
+        warm = run.positions()
+        _check(template, warm, beads, params)
     except Diverged as error:
-        raise _failure(f"warm-up diverged ({error})", template, positions) from error
-    return run.positions()
+        failure = _failure(f"warm-up diverged ({error})", template, positions, run.steps)
+        failure.permanent = False
+        raise failure from error
+    except BackmappingError as error:
+        error.permanent, error.steps = False, run.steps
+        raise
+    return warm, run.steps
 
 
 def _anneal(run: AtomRun, params: BackmappingParams) -> None:
@@ -259,9 +276,11 @@ def _check(
         raise _failure(reason, template, positions)
 
 
-def _failure(reason: str, template: Template, positions: Shaped[np.ndarray, "atoms 3"]) -> BackmappingError:
+def _failure(
+    reason: str, template: Template, positions: Shaped[np.ndarray, "atoms 3"], steps: int = 0
+) -> BackmappingError:
     error = BackmappingError(
         f"{reason}; raise backmapping.minimise_steps, or drop such frames with a lower selection.cutoff_nm"
     )
-    error.positions, error.permanent = positions, True
+    error.positions, error.permanent, error.steps = positions, True, steps
     return error
