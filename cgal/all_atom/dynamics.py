@@ -85,7 +85,7 @@ class AtomRun:
     def minimise(self, rms_force_kJ_per_mol_nm: float = 10.0, max_steps: int = 0) -> float:
         """Go down in energy until forces are small, or for so many iterations; gives the energy [kJ/mol].
 
-        0 is no limit. OpenMM begins anew with stiffer constraints where these are off, and counts from there: it may take more.
+        0 is no limit. OpenMM begins anew, and counts from there, with stiffer constraints where these are off.
         """
         with _diverging():
             openmm.LocalEnergyMinimizer.minimize(self.context, rms_force_kJ_per_mol_nm, max_steps, self._minimiser)
