@@ -15,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from cgal.benchmark.observables import HEADLINE
 from cgal.errors import CgalError
 from cgal.files import write_text
 from flows.campaign.opening import campaign_closing, change_params
@@ -26,10 +27,15 @@ from flows.versioning import Repository
 from flows.versioning.work_trees import make_work_tree
 from flows.workspace import Workspace
 from study.design import Design
+from study.statistics import seeds_needed
 
-__all__ = ["CampaignFailed", "Comparison", "compare", "records", "run_compare", "write_records"]
+__all__ = ["CampaignFailed", "Comparison", "compare", "forecast", "records", "run_compare", "write_records"]
 
 LOG_LINES = 5
+CONTROLS = ("continued_md", "random", "base")
+"""What the other arms are set against in a forecast of power: the first of these that is among them."""
+
+RESOLVED_percent = -30.0
 MODES = ("exact", "paper")
 SHARED = ("round", "frames", "oracle_failed", "exploded_fraction", "wall_s", "tag", "reference_physics")
 
@@ -103,6 +109,29 @@ def run_compare(
     with tags(project_tag(comparison.root)):
         close_dead_runs(comparison.root)
         return with_workers(comparison.root, comparison.name, design, arms, seeds, budget)
+
+
+def forecast(root: Path, name: str, arms: Sequence[str], seeds: int) -> Iterator[str]:
+    """Say what a comparison will be able to see and cost, by the scatter and times of earlier records.
+
+    Those of its own name if there are any, else of the committed study; nothing is said of arms that they lack.
+    """
+    folder = root / "docs" / "results"
+    path = next((path for path in (folder / f"{name}.csv", folder / "arms.csv") if path.is_file()), None)
+    if path is None:
+        yield "power and cost: not known, since there are no earlier records; a pilot of a few seeds makes them"
+        return
+    found = pd.read_csv(path)
+    known = [arm for arm in arms if arm in set(found["arm"])]
+    control = next((arm for arm in CONTROLS if arm in known), None)
+    for arm in known if control else ():
+        needed = arm != control and seeds_needed(found, arm, str(control), HEADLINE, "exact", RESOLVED_percent)
+        if needed:
+            shift = f"a change of {RESOLVED_percent:.0f} % of {arm} against {control}"
+            yield f"power: {shift} takes {needed} seeds, here are {seeds}"
+    rows = found.query("metric == @HEADLINE and mode == 'exact' and arm in @known")
+    hours = rows.groupby(["arm", "seed"])["wall_s"].sum().groupby("arm").mean().sum() * seeds / 3600
+    yield f"cost: about {hours:.1f} core-hours for {len(known)} of {len(arms)} arms, as in {path.relative_to(root)}"
 
 
 def records(comparison: Comparison, arms: Sequence[str], seeds: int) -> pd.DataFrame:

@@ -9,16 +9,31 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import optimize, stats
 
 from cgal.errors import BadFile
 
-__all__ = ["BASE", "Interval", "change", "curve", "final", "mean_interval", "rounds", "steps_to_reach", "summarise"]
+__all__ = [
+    "BASE",
+    "Interval",
+    "change",
+    "curve",
+    "detectable_percent",
+    "final",
+    "mean_interval",
+    "own_change",
+    "rounds",
+    "seeds_needed",
+    "steps_to_reach",
+    "summarise",
+]
 
 BASE = "base"
 """The arm without acquisition, to which changes are relative."""
 
 LEVEL = 0.95
+POWER = 0.8
+MOST_SEEDS = 1000
 KEYS = ["arm", "seed", "metric", "mode"]
 
 
@@ -58,13 +73,56 @@ def change(records: pd.DataFrame, arm: str, to: str, metric: str, mode: str) -> 
     cancel. Not a number where one of the arms was run before the metric was measured. Raises BadFile when the arms
     share no seed.
     """
+    return _relative(_ratios(records, arm, to, metric, mode))
+
+
+def own_change(records: pd.DataFrame, arm: str, metric: str, mode: str) -> Interval:
+    """Relative change [%] of W1 from an arm's first round to its last, as `change`; zero for an arm of one round."""
+    rows = records.query("arm == @arm and metric == @metric and mode == @mode").sort_values("round")
+    w1 = rows.groupby("seed")["w1"]
+    return _relative((w1.last() / w1.first()).dropna())
+
+
+def detectable_percent(records: pd.DataFrame, arm: str, to: str, metric: str, mode: str) -> float:
+    """Smallest decrease [%] of W1 that these seeds would have shown with 80 % power, by the scatter that they have.
+
+    Of a two-sided paired t-test at 5 % on the log ratios of `change`; not a number with fewer than two seeds.
+    """
+    logs = np.log(_ratios(records, arm, to, metric, mode))
+    if len(logs) < 2:
+        return float("nan")
+    shift = optimize.brentq(lambda shift: _power(shift, len(logs)) - POWER, 0.0, 100.0)
+    return float(100 * (np.exp(-shift * logs.std(ddof=1) / np.sqrt(len(logs))) - 1))
+
+
+def seeds_needed(records: pd.DataFrame, arm: str, to: str, metric: str, mode: str, percent: float) -> int | None:
+    """Seeds that show a change of W1 by so many percent with 80 % power; None when a thousand are too few.
+
+    The scatter is that of the log ratios in the records; None, too, when they have none, or less than two seeds.
+    """
+    logs = np.log(_ratios(records, arm, to, metric, mode))
+    if len(logs) < 2 or not logs.std(ddof=1):
+        return None
+    size = abs(np.log1p(percent / 100)) / logs.std(ddof=1)
+    enough = (seeds for seeds in range(2, MOST_SEEDS + 1) if _power(size * np.sqrt(seeds), seeds) >= POWER)
+    return next(enough, None)
+
+
+def _power(shift: float, seeds: int) -> float:
+    """Chance of a two-sided t-test to see a mean that is `shift` standard errors from zero."""
+    bound = stats.t.ppf((1 + LEVEL) / 2, seeds - 1)
+    return float(stats.nct.sf(bound, seeds - 1, shift))
+
+
+def _ratios(records: pd.DataFrame, arm: str, to: str, metric: str, mode: str) -> pd.Series:
+    """W1 of an arm's last round over that of another, by seed."""
     last = final(records)
     seeds, others = (set(last.loc[last["arm"] == each, "seed"]) for each in (arm, to))
     if not seeds & others:
         raise BadFile(f"records: arms {arm} and {to} share no seed; run both with 'cgal compare'")
     rows = last.query("metric == @metric and mode == @mode").pivot(index="seed", columns="arm", values="w1")
     rows = rows.reindex(columns=list({arm, to}))
-    return _relative((rows[arm] / rows[to]).dropna())
+    return (rows[arm] / rows[to]).dropna()
 
 
 def _relative(ratios: pd.Series) -> Interval:

@@ -15,7 +15,18 @@ from cgal.benchmark.observables import OBSERVABLES
 from cgal.errors import BadFile
 from study.burn_in import ANNEAL_STEPS, OWN
 from study.results import in_shown_units, write_results
-from study.statistics import change, curve, final, mean_interval, rounds, steps_to_reach, summarise
+from study.statistics import (
+    change,
+    curve,
+    detectable_percent,
+    final,
+    mean_interval,
+    own_change,
+    rounds,
+    seeds_needed,
+    steps_to_reach,
+    summarise,
+)
 from tests.conftest import REPOSITORY
 
 FACTORS = {"base": 1.0, "paper": 0.7, "random": 0.8, "coverage": 0.4}
@@ -53,6 +64,28 @@ def test_the_interval_of_a_change_holds_the_truth_at_its_level() -> None:
         shift = change(table, "paper", "base", "tica", "exact")
         held += shift.low < -30.0 < shift.high
     assert held / 200 == pytest.approx(0.95, abs=0.05)  # standard error 0.015
+
+
+def test_the_power_is_the_share_of_tests_that_see_the_effect() -> None:
+    """With the seeds that are said to be needed, four of five repetitions of a comparison show it."""
+    pilot = records(noise=0.3, seeds=40).query("metric == 'tica' and mode == 'exact'")
+    seeds = seeds_needed(pilot, "coverage", "random", "tica", "exact", -30.0)
+    assert seeds is not None
+    scatter = np.log(1 / 0.7) / 0.3 / math.sqrt(2)
+    assert 5 < seeds < 60 / scatter**2
+    generator, seen = np.random.default_rng(1), 0
+    for _ in range(400):
+        logs = np.log(0.7) + 0.3 * math.sqrt(2) * generator.normal(size=seeds)
+        seen += mean_interval(logs.tolist()).high < 0
+    assert 0.7 < seen / 400 < 0.95
+    few = pilot[pilot["seed"] <= seeds]
+    assert detectable_percent(few, "coverage", "random", "tica", "exact") == pytest.approx(-30.0, abs=10.0)
+    assert math.isnan(detectable_percent(pilot[pilot["seed"] == 1], "coverage", "random", "tica", "exact"))
+
+
+def test_an_arm_against_its_own_first_round() -> None:
+    assert own_change(records(), "coverage", "bond", "exact").value == pytest.approx(-60.0)
+    assert own_change(records(), "base", "bond", "exact") == (0.0, 0.0, 0.0)
 
 
 def test_one_seed_has_no_interval() -> None:

@@ -33,11 +33,13 @@ def compare(
 
     server = start_prefect()
     with console.status("starting Prefect"):
-        from study.compare import Comparison, run_compare, write_records
+        from study.compare import Comparison, forecast, run_compare, write_records
         from study.design import load_design
 
         server.wait()
     comparison, chosen = Comparison(root, name), arms.split(",")
+    for line in forecast(root, name, chosen, seeds):
+        console.print(line)
     failed = run_compare(
         comparison, load_design(design or root / "docs/results/arms.yaml"), chosen, seeds, budget, workers
     )
