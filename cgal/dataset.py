@@ -29,6 +29,7 @@ __all__ = [
     "PreparedFrom",
     "ShardRecord",
     "append",
+    "labelled_seed",
     "load_manifest",
     "load_shards",
     "prepare",
@@ -242,11 +243,11 @@ def _name(params: Params) -> str:
 def _prepare_afresh(folder: Path, params: Params, inputs: PreparedFrom) -> Manifest:
     seed = _load_seed(folder, params)
     sequence = sequence_of(seed.topology)
-    labels = folder / "seed_labels.h5"
     force_map = fit_force_map(seed, params.mapping)
-    labelled = AtomFrames.load(labels) if labels.is_file() and force_map.linear else seed
+    labels = labelled_seed(folder, params.mapping)
+    labelled = seed if labels is None else labels
     shard = _project(labelled, force_map, "seed")
-    _check_sequence(shard.sequence, sequence, labels.name)
+    _check_sequence(shard.sequence, sequence, "seed_labels.h5")
     beads = coordinate_map(seed.topology)(seed.positions)
     prior = fit_prior(beads, sequence, params.temperature_K, params.prior)
     potential = initial_potential(prior, sequence, params.network, derive_seed(params.seed, 0, "initialise"))
@@ -260,7 +261,7 @@ def _prepare_afresh(folder: Path, params: Params, inputs: PreparedFrom) -> Manif
         campaign=params.campaign.name,
         prepared_from=inputs,
         files={name: sha256(folder / name) for name in (FORCE_MAP, WARM_START)},
-        shards=(_write_shard(folder, 0, shard).model_copy(update=_seed_cost(seed, labels)),),
+        shards=(_write_shard(folder, 0, shard).model_copy(update=_seed_cost(seed, folder / "seed_labels.h5")),),
     )
     _write_manifest(folder, manifest)
     return manifest
@@ -275,6 +276,15 @@ def _seed_cost(seed: AtomFrames, labels: Path) -> dict[str, int | None]:
         "run_steps": run_steps,
         "failed_steps": spent.get("failed_steps"),
     }
+
+
+def labelled_seed(folder: Path, mapping: MappingParams) -> AtomFrames | None:
+    """Mean forces of the seed's frames, if they are there and the force map can take them."""
+    path = folder / "seed_labels.h5"
+    if not path.is_file():
+        return None
+    labels = AtomFrames.load(path)
+    return None if mapping.force_map == "local_frames" and labels.bead_forces is None else labels
 
 
 def _load_seed(folder: Path, params: Params) -> AtomFrames:

@@ -190,7 +190,8 @@ class AtomFrames(Hdf5Record):
 
     `pdb` is the topology as PDB text (its coordinates are those of some frame). `forces` are as OpenMM reports them,
     without constraint forces; either instantaneous or averaged over a run with held C-alpha (`provenance["forces"]`
-    is "instantaneous" or "mean").
+    is "instantaneous" or "mean"). Mean forces come with `bead_forces`, projected in local frames at each look and then
+    averaged, since an average has no single place of each atom to project it with.
     """
 
     KIND = "atom-frames"
@@ -201,6 +202,7 @@ class AtomFrames(Hdf5Record):
     trajectory: Int32[np.ndarray, " frames"]
     time_ps: Float64[np.ndarray, " frames"]
     provenance: dict[str, Any]
+    bead_forces: Float32[np.ndarray, "frames beads 3"] | None = None
 
     def __len__(self) -> int:
         """Give the number of frames."""
@@ -214,6 +216,7 @@ class AtomFrames(Hdf5Record):
             forces=self.forces[indices],
             trajectory=self.trajectory[indices],
             time_ps=self.time_ps[indices],
+            bead_forces=None if self.bead_forces is None else self.bead_forces[indices],
         )
 
     @cached_property

@@ -133,7 +133,7 @@ class MappingParams(Section):
     """How all-atom forces become bead forces (Xi_F)."""
 
     force_map: Literal["local_frames", "optimal", "constraint_aware", "slice"] = Field(
-        "optimal", description="slice is the paper's; local_frames has the least noise, for free labels only"
+        "optimal", description="slice is the paper's; local_frames has the least noise"
     )
     ridge: NonNegative = Field(
         0.03,
@@ -505,8 +505,6 @@ class Params(Section):
             )
         if len(protein_names(self.protein)) > 1 and self.training.linear_rung:
             raise ValueError("training.linear_rung is of one protein: set it to false, or let protein name one")
-        if self.oracle.mode == "mean_force" and self.mapping.force_map == "local_frames":
-            raise ValueError("mapping.force_map local_frames needs the atoms of each moment: set oracle.mode to free")
         return self
 
 

@@ -57,11 +57,6 @@ def test_a_negative_temperature_is_refused(make_project: Project) -> None:
     fails_clearly(cgal(root, "run"), "temperature_K", "greater than 0", "-3.0")
 
 
-def test_a_force_map_that_mean_forces_cannot_have_is_refused(make_project: Project) -> None:
-    root = make_project(mapping={"force_map": "local_frames"}, oracle={"mode": "mean_force"})
-    fails_clearly(cgal(root, "run"), "mapping.force_map", "set oracle.mode to free")
-
-
 def test_a_letter_that_is_no_residue_is_named(make_project: Project) -> None:
     root = make_project()
     out = root / "start.pdb"

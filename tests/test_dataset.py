@@ -130,7 +130,7 @@ def test_a_manifest_from_before_steps_were_told_apart_is_read(folder: Path) -> N
 
 
 def test_local_frames_take_the_seeds_own_forces_and_refuse_mean_ones(folder: Path, checkpoint: Path) -> None:
-    """Mean forces have no places of the atoms to project them with; the dataset stays as it was."""
+    """Mean forces that were not averaged on the beads have no places of the atoms; the dataset stays as it was."""
     SMALL.take(np.arange(5)).save(folder / "seed_labels.h5")
     manifest = prepare(folder, PARAMS.model_copy(update={"mapping": MappingParams(force_map="local_frames")}))
     assert (manifest.shards[0].frames, manifest.shards[0].force_map) == (30, "local_frames")
@@ -138,9 +138,20 @@ def test_local_frames_take_the_seeds_own_forces_and_refuse_mean_ones(folder: Pat
     force_map = ForceMap.load(folder / "force_map.h5")
     np.testing.assert_array_equal(load_shards(folder)[1].forces, force_map(SMALL.take(np.arange(30, 40))))
     before = contents(folder)
-    with pytest.raises(BadTrajectory, match=r"set oracle\.mode to free"):
+    with pytest.raises(BadTrajectory, match="label the frames again"):
         grow(folder, checkpoint, ORACLE, k=1)
     assert contents(folder) == before
+
+
+def test_local_frames_take_mean_forces_that_were_averaged_on_the_beads(folder: Path, checkpoint: Path) -> None:
+    beads = SMALL.forces[:, :10] / 3
+    mean = replace(SMALL, bead_forces=beads, provenance={"forces": "mean"})
+    mean.take(np.arange(5)).save(folder / "seed_labels.h5")
+    prepare(folder, PARAMS.model_copy(update={"mapping": MappingParams(force_map="local_frames")}))
+    grow(folder, checkpoint, mean.take(np.arange(30, 40)))
+    first, second = load_shards(folder)
+    np.testing.assert_array_equal(first.forces, beads[:5])
+    np.testing.assert_array_equal(second.forces, beads[30:])
 
 
 @pytest.mark.parametrize("change", [{"mapping": MappingParams(force_map="slice")}, {"seed": 2}])

@@ -1,6 +1,6 @@
 """All-atom dynamics, and what is read off a run: the one driver of reference, oracle, relaxation and warm-up."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -155,6 +155,8 @@ def restrain(
 class Label(Hdf5Record):
     """What one run brought: one frame with a mean force, or several with instantaneous ones, and at what cost.
 
+    A mean force is also there as `bead_forces`, averaged after the projection (see `AtomFrames`).
+
     `steps` are those of all tries, `failed_steps` those of the ones that failed before. `fingerprint` is that of all
     it was made from, once it is in a file (`cgal.all_atom.label_files`).
     """
@@ -167,6 +169,11 @@ class Label(Hdf5Record):
     steps: int = 0
     failed_steps: int = 0
     fingerprint: str = ""
+    bead_forces: Float32[np.ndarray, "frames beads 3"] | None = None
+
+
+type Project = Callable[[Sequence[Moment]], Float32[np.ndarray, "moments beads 3"]]
+"""Bead forces [kJ/mol/nm] of all atoms at some moments."""
 
 
 @dataclass(frozen=True)
@@ -193,23 +200,27 @@ class RunPlan:
         """Steps that it takes."""
         return self.burn_in_steps + self.looks * self.stride
 
-    def label(self, run: AtomRun) -> Label:
-        """Label by a run that is placed; times count from the end of the burn-in. Raises Diverged."""
+    def label(self, run: AtomRun, project: Project) -> Label:
+        """Label by a run that is placed; times count from the end of the burn-in. Raises Diverged.
+
+        `project` is for mean forces, whose bead forces are averaged too.
+        """
         run.advance(self.burn_in_steps)
         run.moment()
-        moments = run.moments(self.looks, self.stride)
-        return self._mean(moments) if self.mean_force else self._frames(moments)
+        moments = list(run.moments(self.looks, self.stride))
+        return self._mean(moments, project) if self.mean_force else self._frames(moments)
 
-    def _mean(self, moments: Iterator[Moment]) -> Label:
-        last = next(moments)
-        total = last.forces
-        for last in moments:
-            total = total + last.forces
-        frame, mean = last.positions[np.newaxis], (total / self.looks)[np.newaxis]
-        return Label(frame.astype(np.float32), mean.astype(np.float32), np.zeros(1))
+    def _mean(self, moments: Sequence[Moment], project: Project) -> Label:
+        mean = np.mean([moment.forces for moment in moments], axis=0)
+        on_beads = project(moments).mean(axis=0, dtype=np.float64)
+        return Label(
+            moments[-1].positions[np.newaxis].astype(np.float32),
+            mean[np.newaxis].astype(np.float32),
+            np.zeros(1),
+            bead_forces=on_beads[np.newaxis].astype(np.float32),
+        )
 
-    def _frames(self, moments: Iterator[Moment]) -> Label:
-        found = list(moments)
+    def _frames(self, found: Sequence[Moment]) -> Label:
         return Label(
             np.array([moment.positions for moment in found], dtype=np.float32),
             np.array([moment.forces for moment in found], dtype=np.float32),

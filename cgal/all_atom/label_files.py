@@ -36,7 +36,7 @@ class Rebuilt(NamedTuple):
 type Rebuild = Callable[..., Rebuilt]
 """`rebuild(beads, seed=seed)` gives all atoms for C-alpha beads [nm]; picklable."""
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever a label's meaning changes, so that no stale one is picked up."""
 
 STEPS_FILE = "steps.txt"

@@ -1,8 +1,9 @@
 """All-atom labels: forces on picked frames from OpenMM, one process per frame, no frame lost without a reason.
 
-Two kinds of label. `mean_force`: C-alpha held, the forces on all atoms averaged over the rest; far less noise a
-label. `free` (Bachelor et al. 2025): a short unconstrained run, whose frames carry instantaneous forces. Both let the
-other degrees of freedom equilibrate first, which is all that force matching asks of frames picked by any rule.
+Two kinds of label. `mean_force`: C-alpha held, the forces on all atoms, and those on the beads in local frames,
+averaged over the rest; far less noise a label. `free` (Bachelor et al. 2025): a short unconstrained run, whose frames
+carry instantaneous forces. Both let the other degrees of freedom equilibrate first, which is all that force matching
+asks of frames picked by any rule.
 """
 
 import re
@@ -17,18 +18,20 @@ from typing import Any
 
 import numpy as np
 import openmm
-from jaxtyping import Float32
+from jaxtyping import Float32, Int
 
-from cgal.all_atom.dynamics import AtomRun, Label, RunPlan, run_plan
+from cgal.all_atom.dynamics import AtomRun, Label, Moment, RunPlan, run_plan
 from cgal.all_atom.force_field import build_system, choose_platform, read_structure
 from cgal.all_atom.label_files import LabelFiles, LabelTask, Rebuild
 from cgal.all_atom.soundness import cis_peptide_bonds
 from cgal.all_atom.workers import Announce, FanOut, Outcome, run_in_processes
 from cgal.errors import BadFile, Diverged, OracleError, QuorumMissed
-from cgal.frames import AtomFrames
+from cgal.frames import AtomFrames, alpha_carbons, read_pdb_text
 from cgal.hdf5 import Hdf5Record, stored
 from cgal.params import ForceFieldParams, OracleParams
 from cgal.progress import Progress, silent
+from cgal.projection.local_frames import project_in_local_frames
+from cgal.projection.mapping import constrained_clusters
 from cgal.randomness import derive_seed
 
 __all__ = ["Failure", "OracleResult", "check_quorum", "label", "relabel", "run_md"]
@@ -228,6 +231,7 @@ def _collect(
             "temperature_K": files.temperature_K,
         }
         | settings,
+        _joined_bead_forces(labels[1:], files) if files.plan.mean_force else None,
     )
     lost = sum(files.steps_lost(task) for task in tasks if task.pick in failed)
     return OracleResult(
@@ -237,6 +241,12 @@ def _collect(
         sum(found.steps for found in labels) + lost,
         sum(found.failed_steps for found in labels) + lost,
     )
+
+
+def _joined_bead_forces(labels: Sequence[Label], files: LabelFiles) -> Float32[np.ndarray, "frames beads 3"]:
+    beads = len(alpha_carbons(read_pdb_text(files.structure).topology))
+    found = [label.bead_forces for label in labels if label.bead_forces is not None]
+    return np.concatenate([np.empty((0, beads, 3), dtype=np.float32), *found])
 
 
 # ------------------------------------------------------------------------------------- inside a worker process
@@ -269,6 +279,24 @@ def _system(structure: str, force_field: ForceFieldParams, hold_alpha_carbons: b
     return build_system(topology, force_field, hold_alpha_carbons=hold_alpha_carbons)
 
 
+def _on_beads(structure: str, moments: Sequence[Moment]) -> Float32[np.ndarray, "moments beads 3"]:
+    """Forces in local frames at each moment [kJ/mol/nm]."""
+    frames = AtomFrames(
+        structure,
+        np.array([moment.positions for moment in moments], dtype=np.float32),
+        np.array([moment.forces for moment in moments], dtype=np.float32),
+        np.zeros(len(moments), dtype=np.int32),
+        np.zeros(len(moments)),
+        {"forces": "instantaneous"},
+    )
+    return project_in_local_frames(frames, _clusters(structure))
+
+
+@lru_cache(maxsize=4)
+def _clusters(structure: str) -> tuple[Int[np.ndarray, " members"], ...]:
+    return constrained_clusters(read_pdb_text(structure).topology)
+
+
 def _label(positions: Float32[np.ndarray, "atoms 3"], files: LabelFiles, seed: int) -> Label:
     run = AtomRun(
         _system(files.structure, files.force_field, files.plan.mean_force),
@@ -280,7 +308,7 @@ def _label(positions: Float32[np.ndarray, "atoms 3"], files: LabelFiles, seed: i
     run.place(positions, constrain=True)
     run.draw_velocities()
     try:
-        return files.plan.label(run)
+        return files.plan.label(run, partial(_on_beads, files.structure))
     except Diverged as reason:
         error = OracleError(f"the all-atom run diverged ({reason}); lower oracle.timestep_ps")
         error.steps = run.steps

@@ -66,15 +66,17 @@ class ForceMap(Hdf5Record):
     def __call__(self, frames: AtomFrames) -> Float32[np.ndarray, "frames beads 3"]:
         """Bead forces [kJ/mol/nm].
 
-        Raises BadTrajectory when the frames have another number of atoms than the map, or carry mean forces and the map
-        depends on where each atom was.
+        Raises BadTrajectory when the frames have another number of atoms than the map, or carry mean forces that were
+        not averaged on the beads and the map depends on where each atom was.
         """
         if self.linear is not None:
             return self.linear(frames.forces)
+        if frames.bead_forces is not None:
+            return frames.bead_forces
         if frames.provenance.get("forces") == "mean":
             raise BadTrajectory(
-                "frames with mean forces have no single position for each atom, as the force map local_frames needs; "
-                "set oracle.mode to free, or mapping.force_map to optimal"
+                "these mean forces are from before they were averaged on the beads too, as the force map local_frames "
+                "needs them; label the frames again, or set mapping.force_map to optimal"
             )
         return project_in_local_frames(frames, constrained_clusters(frames.topology))
 

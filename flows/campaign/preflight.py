@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from cgal.benchmark.lag import lag_frames
+from cgal.dataset import labelled_seed
 from cgal.errors import BadParams, Refusals
 from cgal.files import read_json
 from cgal.frames import AtomFrames, CGTrajectory, read_pdb_text, sequence_of
@@ -117,8 +118,9 @@ def _grown(workspace: Workspace) -> str:
 
 def _training_trajectories(workspace: Workspace) -> list[Shaped[np.ndarray, "..."]]:
     """Numbers of the trajectories that round 0 trains on, frame by frame: the seed's, and its continuation."""
-    params, labels = workspace.params, workspace.data / "seed_labels.h5"
-    relabelled = labels.is_file() and params.mapping.force_map != "local_frames"
-    seed = AtomFrames.load(labels if relabelled else workspace.data / "seed.h5")
+    params = workspace.params
+    seed = labelled_seed(workspace.data, params.mapping)
+    if seed is None:
+        seed = AtomFrames.load(workspace.data / "seed.h5")
     continued = params.campaign.continued_md_steps // params.oracle.free_stride
     return [seed.trajectory, np.zeros(continued, dtype=np.int32)]

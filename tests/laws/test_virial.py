@@ -70,11 +70,11 @@ def test_the_slice_is_biased_under_constraints(frames: AtomFrames) -> None:
 
 @pytest.mark.parametrize(("name", "temperature_K"), [("chignolin_350K_long", 350.0), ("a10_300K", 300.0)])
 def test_a_long_swarm_in_local_frames_is_balanced(name: str, temperature_K: float) -> None:
-    """After the first nanosecond; hundreds of nanoseconds leave errors of a few hundredths."""
+    """After the first nanosecond of each trajectory; 560 ns of the one and 130 of the other."""
     labels = Swarm.load(SWARMS / f"{name}.h5").frames
     labels = labels.take(labels.time_ps - labels.time_ps.min() > 1000.0)
     for distance, ratio in virial_ratios(labels.positions, labels.forces, temperature_K).items():
-        assert ratio.error < 0.12
+        assert ratio.error < 0.2, distance
         assert abs(ratio.deviations) < 4.0, f"{distance}: {ratio.value:.3f} +- {ratio.error:.3f}"
 
 
