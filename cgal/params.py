@@ -111,7 +111,13 @@ class CampaignParams(Section):
     continued_md_steps: int = Field(
         0,
         ge=0,
-        description="control without active learning: steps by which the seed's trajectory is continued before round 0",
+        description="control without active learning: all-atom steps of plain dynamics before round 0",
+    )
+    plain_md: Literal["continued", "parallel", "least_counts"] = Field(
+        "continued",
+        description="those steps: one trajectory from the seed's last frame; selection.frames trajectories from the "
+        "ends of the seed's; or as many at a time, each of oracle.average_steps, from the all-atom frames in the cells "
+        "visited least (adaptive restarts)",
     )
 
 

@@ -22,6 +22,7 @@ DESIGN = {
         "base": {"campaign": {"rounds": 0}},
         "random": {"selection": {"strategy": "random"}},
         "continued_md": {"campaign": {"rounds": 0, "continued_md_steps": 1}},
+        "least_counts": {"campaign": {"rounds": 0, "continued_md_steps": 1, "plain_md": "least_counts"}},
     },
 }
 PICK = 500 + 180
@@ -48,7 +49,7 @@ def project(make_project: Callable[..., Path]) -> Path:
 @pytest.mark.timeout(1800)
 def test_arms_spend_the_same_budget_and_leave_the_project_as_it_was(project: Path) -> None:
     before = subprocess.run(["git", "status", "--porcelain"], cwd=project, capture_output=True, text=True).stdout
-    wanted = ("--arms", "base,random,continued_md", "--seeds", "1", "--budget", str(BUDGET), "--name", "small")
+    wanted = ("--arms", ",".join(DESIGN["arms"]), "--seeds", "1", "--budget", str(BUDGET), "--name", "small")
     done = compare(project, *wanted)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -62,11 +63,12 @@ def test_arms_spend_the_same_budget_and_leave_the_project_as_it_was(project: Pat
     assert set(after.splitlines()) - set(before.splitlines()) <= {"?? docs/results/small.csv"}
 
     records = pd.read_csv(project / "docs" / "results" / "small.csv")
-    assert len(records) == 5 * 2 * (1 + len(tags["random"]) + 1)
+    assert len(records) == 5 * 2 * (1 + len(tags["random"]) + 2)
     spent = records.groupby("arm")["oracle_steps"].max()
     assert spent["base"] == 0
     assert BUDGET - PICK < spent["random"] <= BUDGET + PICK, "one more only when a frame had to be tried again"
     assert spent["continued_md"] == BUDGET
+    assert BUDGET - 3 < spent["least_counts"] <= BUDGET
     shared = [path for path in (project / ".dvc" / "cache").rglob("*") if path.is_file()]
     assert shared
     assert not (project / ".cgal" / "compare" / "small" / "random-s1" / ".dvc" / "cache").exists()

@@ -14,12 +14,13 @@ import h5py
 import mdtraj
 import numpy as np
 import pytest
+from jaxtyping import Float32, Float64
 from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
 
 from cgal.all_atom.force_field import build_system, forces_of, make_context, read_structure, write_structure
 from cgal.all_atom.structures import structure_from_sequence
-from cgal.errors import BadParams, CampaignLocked, SamplingError
+from cgal.errors import BadParams, CampaignLocked, EmptyTrajectory, SamplingError
 from cgal.files import read_json
 from cgal.frames import AtomFrames, CGTrajectory
 from cgal.params import BenchmarkParams, ForceFieldParams, Params, ReferenceParams
@@ -27,6 +28,7 @@ from cgal.projection.local_frames import project_in_local_frames
 from cgal.projection.mapping import constrained_clusters
 from cgal.reference.figures import plot_floor
 from cgal.reference.floor import floors
+from cgal.reference.least_counts import least_counts
 from cgal.reference.msm import thin
 from cgal.reference.sampling import (
     SwarmRecipe,
@@ -336,3 +338,22 @@ def test_command_without_a_structure_says_what_to_do(project: Path) -> None:
     )  # fmt: skip
     assert shown.returncode == 1
     assert "data/missing/structure.pdb: no such file" in shown.stderr
+
+
+def test_adaptive_restarts_begin_where_few_frames_are() -> None:
+    """A cell with three frames of three hundred is among the first to be restarted from, and the draw is the seed's."""
+    rare = rods(np.full(3, 0.9))
+    positions = np.concatenate([rods(np.repeat(np.linspace(0.38, 0.5, 27), 11)), rare])
+    chosen = least_counts(positions, 10, seed=1)
+    assert chosen[0] in {297, 298, 299}
+    assert (chosen == least_counts(positions, 10, seed=1)).all()
+    assert len(least_counts(positions[:2], 5, seed=1)) == 5
+    with pytest.raises(EmptyTrajectory, match="restart"):
+        least_counts(positions[:0], 1, seed=1)
+
+
+def rods(lengths_nm: Float64[np.ndarray, " frames"]) -> Float32[np.ndarray, "frames 4 3"]:
+    """Four beads on a line, so far apart."""
+    line = np.zeros((len(lengths_nm), 4, 3), dtype=np.float32)
+    line[:, :, 0] = lengths_nm[:, None] * np.arange(4)
+    return line

@@ -9,6 +9,7 @@ from cgal.errors import BadParams, Refusals
 from cgal.files import read_json
 from cgal.frames import AtomFrames, CGTrajectory, read_pdb_text, sequence_of
 from cgal.training.held_out import require_enough
+from flows.campaign.plain_md import plan_of
 from flows.terminal import console
 from flows.versioning import Repository
 from flows.versioning.round_files import proteins_of
@@ -122,5 +123,5 @@ def _training_trajectories(workspace: Workspace) -> list[Shaped[np.ndarray, "...
     seed = labelled_seed(workspace.data, params.mapping)
     if seed is None:
         seed = AtomFrames.load(workspace.data / "seed.h5")
-    continued = params.campaign.continued_md_steps // params.oracle.free_stride
-    return [seed.trajectory, np.zeros(continued, dtype=np.int32)]
+    epochs, runs, steps = plan_of(params)
+    return [seed.trajectory, np.repeat(np.arange(epochs * runs, dtype=np.int32), steps // params.oracle.free_stride)]

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from cgal.benchmark.observables import HEADLINE
-from cgal.dataset import Manifest, append, load_manifest, load_shards, round_index
+from cgal.dataset import Manifest, load_manifest, load_shards, round_index
 from cgal.errors import BadParams, DatasetChanged
 from cgal.files import read_json, write_json
-from cgal.frames import AtomFrames, CGTrajectory, alpha_carbons, read_pdb_text
+from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
 from cgal.potential.potential import Potential
@@ -34,7 +34,7 @@ from flows.workspace import Summary, Workspace
 if TYPE_CHECKING:
     from cgal.selection import Acquisition, Committee, Finding
 
-__all__ = ["PRODUCTION", "STAGES", "continue_seed", "run_stage", "train_committee"]
+__all__ = ["PRODUCTION", "STAGES", "run_stage", "train_committee"]
 
 
 def train(workspace: Workspace, progress: Progress) -> Summary:
@@ -314,39 +314,6 @@ def label(workspace: Workspace, progress: Progress) -> Summary:
         oracle.check_quorum(result, len(selection.positions), params.oracle)
     result.save(workspace.round / "oracle.h5")
     return {"labelled": len(result.labelled), "failed": len(result.failures), "steps": result.steps}
-
-
-def continue_seed(workspace: Workspace, progress: Progress) -> int:
-    """Append the continuation of the seed's all-atom trajectory as a shard, if that is not done; give its steps."""
-    from cgal.all_atom import oracle
-
-    params, steps, origin = workspace.params, workspace.params.campaign.continued_md_steps, "continued all-atom MD"
-    if origin in (shard.origin for shard in load_manifest(workspace.data).shards):
-        return steps
-    seed = AtomFrames.load(workspace.data / "seed.h5")
-    result = oracle.run_md(
-        seed.pdb,
-        seed.positions[-1:],
-        steps=steps,
-        stride=params.oracle.free_stride,
-        force_field=params.force_field,
-        temperature_K=params.temperature_K,
-        seeds=[derive_seed(params.seed, 0, workspace.named("continue"))],
-        workers=1,
-        scratch=workspace.scratch("continue"),
-        progress=progress,
-    )
-    oracle.check_quorum(result, 1, params.oracle)
-    append(
-        workspace.data,
-        labelled=result.labelled,
-        origin=origin,
-        oracle_steps=result.steps,
-        oracle_failed=0,
-        failed_steps=result.failed_steps,
-        checkpoint=workspace.data / "warm_start.pt",
-    )
-    return result.steps
 
 
 def run_stage(name: str, workspace: Workspace, progress: Progress) -> Summary:

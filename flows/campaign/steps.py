@@ -17,8 +17,9 @@ from cgal.errors import CgalError
 from cgal.files import read_json
 from cgal.outcomes import RoundOutcome
 from cgal.projection.mapping import ForceMap
+from flows.campaign.plain_md import add_plain_md
 from flows.campaign.records import round_record
-from flows.campaign.stages import continue_seed, run_stage
+from flows.campaign.stages import run_stage
 from flows.serving.dispatch import run_in_pool, runs_in_pool
 from flows.terminal import console, describe, stage_bar
 from flows.tracking.process import log_round
@@ -133,13 +134,13 @@ def prepare_task(workspace: Workspace) -> Callable[[Path], None]:
 
 
 def continue_task(workspace: Workspace) -> Callable[[Path], None]:
-    """Prefect task that adds plain all-atom dynamics from the seed's last frame as a shard, once a campaign."""
+    """Prefect task that adds all-atom dynamics that no model has steered as a shard, once a campaign."""
 
     def run(root: Path) -> None:
         for part in Workspace(root).parts:
             with stage_bar(part.named("continued MD", " of ")) as progress:
-                steps = continue_seed(part, progress)
-            console.print(f"[green]✓[/green] the seed's trajectory goes on for {steps} all-atom steps")
+                steps = add_plain_md(part, progress)
+            console.print(f"[green]✓[/green] {part.params.campaign.plain_md} all-atom dynamics: {steps} steps")
 
     return _as_task(run, "continue", 0, workspace)
 
