@@ -78,7 +78,9 @@ class CGTrajectory(Hdf5Record):
     `weights` are statistical weights that sum to one, equal unless a reference brings its own.
     `fates` and `device` (what simulated it: "cpu" or "cuda") are empty for a reference; `forces` on the beads
     [kJ/mol/nm] are there for a reference whose every frame has them. `physics` names the force field and solvent of a
-    reference that was made with others than the oracle's. On disk: HDF5 that `mdtraj.load` opens.
+    reference that was made with others than the oracle's. `spread_of_forces` is there where a committee of networks was
+    simulated: the standard deviation of its members' forces, rms over beads and axes [kJ/mol/nm]. On disk: HDF5 that
+    `mdtraj.load` opens.
     """
 
     KIND = "cg-trajectory"
@@ -92,6 +94,7 @@ class CGTrajectory(Hdf5Record):
     device: str = ""
     forces: Float32[np.ndarray, "frames beads 3"] | None = None
     physics: str | None = None
+    spread_of_forces: Float64[np.ndarray, " frames"] | None = None
 
     @classmethod
     def from_positions(
@@ -127,6 +130,7 @@ class CGTrajectory(Hdf5Record):
             replica=self.replica[indices],
             weights=weights / total if total > 0 else weights,
             forces=None if self.forces is None else self.forces[indices],
+            spread_of_forces=None if self.spread_of_forces is None else self.spread_of_forces[indices],
         )
 
     def to_mdtraj(self) -> mdtraj.Trajectory:

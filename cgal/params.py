@@ -263,6 +263,9 @@ class TrainingParams(Section):
     objective: Literal["force_matching", "relative_entropy"] = Field(
         "force_matching", description="what is minimised: a module of cgal.training"
     )
+    members: Count = Field(
+        1, description="networks of a committee, trained one after the other, whose mean force is simulated"
+    )
     linear_rung: bool = Field(
         False,
         description="first fit pair splines to the forces by least squares, where frames left out say that they help",

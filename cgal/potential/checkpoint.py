@@ -16,6 +16,7 @@ from cgal.errors import BadCheckpoint, BadFile
 from cgal.files import write_bytes
 from cgal.params import NetworkParams
 from cgal.potential.architectures import architecture_of
+from cgal.potential.ensemble import members_of, together
 from cgal.potential.potential import Potential
 from cgal.potential.prior import Prior
 
@@ -43,6 +44,8 @@ def save_checkpoint(
                 f"{path}: the prior of {prior.sequence} is of {prior.temperature_K:g} K, that of {potential.sequence} "
                 f"of {potential.prior.temperature_K:g} K; fit all at one temperature"
             )
+    if (members := len(members_of(potential.network))) > 1:
+        content["members"] = members
     if others:
         content["other_priors"] = {sequence: _plain(deepcopy(others[sequence]).float()) for sequence in sorted(others)}
     buffer = BytesIO()
@@ -93,7 +96,7 @@ def load_checkpoint(
                 f"{path}: its network is {_words(params)}, params.yaml asks for {_words(architecture)}; restore "
                 "section 'network', or set training.warm_start: false to start afresh"
             )
-        network = architecture_of(params).network(params)
+        network = together([architecture_of(params).network(params) for _ in range(content.get("members", 1))])
         network.load_state_dict(content["network"])
         prior = Prior(found, content["temperature_K"], priors[found])
         return Potential(prior, network, found), json.loads(content["metadata"])

@@ -79,7 +79,7 @@ class FusedEngine:
                 _noise(batch, min(NOISE_STEPS, steps - done), self.home.shape[1]),
                 self.langevin,
                 self.model.chain,
-                self.model.network,
+                self.model.committee,
             )
 
 

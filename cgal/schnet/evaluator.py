@@ -1,10 +1,13 @@
 """Energies and forces of a trained potential without automatic differentiation: what a simulation calls each step."""
 
+from typing import cast
+
 import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
 from cgal.potential.analytic import BendTerms, PairTerms
+from cgal.potential.ensemble import members_of
 from cgal.potential.geometry import SHORTEST_nm, pairs
 from cgal.potential.potential import Potential
 from cgal.schnet.network import CGSchNet
@@ -25,11 +28,13 @@ class Evaluator(nn.Module):
 
     def __init__(self, potential: Potential, filter_intervals: int = INTERVALS) -> None:
         super().__init__()
-        assert isinstance(potential.network, CGSchNet)
         self.sequence = potential.sequence
         self.pair_terms = PairTerms(potential.prior)
         self.bend_terms = BendTerms(potential.prior)
-        self.network = TabulatedSchNet(potential.network, potential.types, filter_intervals)
+        self.networks = nn.ModuleList(
+            TabulatedSchNet(cast(CGSchNet, network), potential.types, filter_intervals)
+            for network in members_of(potential.network)
+        )
         first, second = pairs(len(self.sequence), 1, torch.device("cpu"))
         beads = torch.eye(len(self.sequence))
         self.register_buffer("differences", beads[:, second] - beads[:, first])
@@ -51,7 +56,7 @@ class Evaluator(nn.Module):
         separations = (components @ self.differences).view(len(positions), 3, -1)
         distances = separations.square().sum(1).sqrt_().clamp_min_(SHORTEST_nm)
         pair_energies, pair_slopes = self.pair_terms(distances)
-        network_energies, network_slopes = self.network(distances)
+        network_energies, network_slopes = self._mean(distances)
         bend_energies, bend_gradients = self.bend_terms(
             separations.index_select(2, self.bonded), distances.index_select(1, self.bonded)
         )
@@ -60,3 +65,10 @@ class Evaluator(nn.Module):
         gradients[:, :, 1:] += bend_gradients
         gradients[:, :, :-1] -= bend_gradients
         return pair_energies + network_energies + bend_energies, gradients
+
+    def _mean(
+        self, distances: Float32[Tensor, "frames pairs"]
+    ) -> tuple[Float32[Tensor, " frames"], Float32[Tensor, "frames pairs"]]:
+        """Energies of the networks [kJ/mol] and their slopes along each distance [kJ/mol/nm]."""
+        energies, slopes = zip(*(network(distances) for network in self.networks), strict=True)
+        return sum(energies) / len(energies), sum(slopes) / len(slopes)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +41,7 @@ class FusedEvaluator:
         evaluator = Evaluator(potential, filter_intervals).to("cpu")
         self.sequence = potential.sequence
         self.chain = _chain(evaluator)
-        self.network = _network(evaluator)
+        self.committee = _committee(evaluator)
 
     def to(self, device: str) -> "FusedEvaluator":
         """Stay where it is; raises ValueError for any device but the CPU, where `Evaluator` serves."""
@@ -55,7 +57,7 @@ class FusedEvaluator:
         energies, gradients = np.empty(len(at), dtype=np.float32), np.empty_like(at)
 
         def fill(batch: slice) -> None:
-            kernels.evaluate(at[batch], self.chain, self.network, energies[batch], gradients[batch])
+            kernels.evaluate(at[batch], self.chain, self.committee, energies[batch], gradients[batch])
 
         in_threads(fill, batches(len(at), at.shape[1]))
         return torch.from_numpy(energies), torch.from_numpy(-gradients)
@@ -101,24 +103,29 @@ def _splines(terms: PairTerms) -> Float32[np.ndarray, "pairs coefficients"]:
     return _array(terms.splines_kJ_per_mol[terms.repulsion_kJ_nm6_per_mol > 0])
 
 
-def _network(evaluator: Evaluator) -> kernels.Network:
-    network = evaluator.network
-    blocks = list(network.blocks)
-    return kernels.Network(
-        cutoff_nm=np.float32(network.cutoff_nm),
-        knots_per_nm=np.float32(network.knots_per_nm),
-        tables=_stack(block.table for block in blocks),
-        embedding=_array(network.embedding[0]),
-        first_sources=_array(blocks[0].to_sources(network.embedding[0])),
-        to_sources=_stack(block.to_sources.weight for block in blocks),
-        to_hidden=_stack(block.to_hidden.weight for block in blocks),
-        hidden_bias=_stack(block.to_hidden.bias for block in blocks),
-        to_update=_stack(block.to_update.weight for block in blocks),
-        update_bias=_stack(block.to_update.bias for block in blocks),
-        to_last=_array(network.to_hidden.weight),
-        last_bias=_array(network.to_hidden.bias),
-        readout_kJ_per_mol=_array(network.readout),
-        offset_kJ_per_mol=np.float32(network.offset_kJ_per_mol),
+def _committee(evaluator: Evaluator) -> kernels.Committee:
+    """Its networks, with readouts divided by their number, so that the sum of the energies is the mean."""
+    networks: Any = evaluator.networks
+    members, blocks = len(networks), [list(network.blocks) for network in networks]
+
+    def stack(name: str) -> Float32[np.ndarray, "members blocks ..."]:
+        return np.stack([_stack(attrgetter(name)(block) for block in member) for member in blocks])
+
+    return kernels.Committee(
+        cutoff_nm=np.float32(networks[0].cutoff_nm),
+        knots_per_nm=np.float32(networks[0].knots_per_nm),
+        tables=stack("table"),
+        embedding=_stack(network.embedding[0] for network in networks),
+        first_sources=_stack(network.blocks[0].to_sources(network.embedding[0]) for network in networks),
+        to_sources=stack("to_sources.weight"),
+        to_hidden=stack("to_hidden.weight"),
+        hidden_bias=stack("to_hidden.bias"),
+        to_update=stack("to_update.weight"),
+        update_bias=stack("to_update.bias"),
+        to_last=_stack(network.to_hidden.weight for network in networks),
+        last_bias=_stack(network.to_hidden.bias for network in networks),
+        readout_kJ_per_mol=_stack(network.readout / members for network in networks),
+        offset_kJ_per_mol=_stack(network.offset_kJ_per_mol / members for network in networks),
     )
 
 
@@ -126,5 +133,5 @@ def _array(tensor: Tensor) -> Float32[np.ndarray, "..."]:
     return np.array(tensor.numpy(), dtype=np.float32, order="C")
 
 
-def _stack(tensors: Iterable[Tensor]) -> Float32[np.ndarray, "... rows columns"]:
+def _stack(tensors: Iterable[Tensor]) -> Float32[np.ndarray, "some ..."]:
     return np.stack([_array(tensor) for tensor in tensors])

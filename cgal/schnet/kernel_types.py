@@ -7,7 +7,7 @@ from jaxtyping import Float32, Int32, Int64
 
 from cgal.potential.geometry import SHORTEST_nm
 
-__all__ = ["Chain", "Langevin", "Layers", "Near", "Network"]
+__all__ = ["Chain", "Committee", "Langevin", "Layers", "Near", "Network"]
 
 SHORTEST = np.float32(SHORTEST_nm)
 
@@ -45,6 +45,25 @@ class Network(NamedTuple):
     last_bias: Float32[np.ndarray, " features"]
     readout_kJ_per_mol: Float32[np.ndarray, " features"]
     offset_kJ_per_mol: np.float32
+
+
+class Committee(NamedTuple):
+    """Networks whose energies add up: all that a `Network` has, with an axis of members in front."""
+
+    cutoff_nm: np.float32
+    knots_per_nm: np.float32
+    tables: Float32[np.ndarray, "members blocks rows features"]
+    embedding: Float32[np.ndarray, "members beads features"]
+    first_sources: Float32[np.ndarray, "members beads features"]
+    to_sources: Float32[np.ndarray, "members blocks features features"]
+    to_hidden: Float32[np.ndarray, "members blocks features features"]
+    hidden_bias: Float32[np.ndarray, "members blocks features"]
+    to_update: Float32[np.ndarray, "members blocks features features"]
+    update_bias: Float32[np.ndarray, "members blocks features"]
+    to_last: Float32[np.ndarray, "members features features"]
+    last_bias: Float32[np.ndarray, "members features"]
+    readout_kJ_per_mol: Float32[np.ndarray, "members features"]
+    offset_kJ_per_mol: Float32[np.ndarray, " members"]
 
 
 class Langevin(NamedTuple):

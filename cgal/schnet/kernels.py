@@ -11,10 +11,10 @@ from jaxtyping import Float32, Int8, Int64
 
 from cgal.compiled import compiled, inlined
 from cgal.schnet.chain_kernels import bend_terms, pair_terms
-from cgal.schnet.kernel_types import ZERO, Chain, Langevin, Layers, Near, Network
+from cgal.schnet.kernel_types import ZERO, Chain, Committee, Langevin, Layers, Near, Network
 from cgal.schnet.network_kernels import backward, clear, copy, forward, push, transpose
 
-__all__ = ["CAUSES", "Chain", "Langevin", "Network", "advance", "evaluate"]
+__all__ = ["CAUSES", "Chain", "Committee", "Langevin", "advance", "evaluate"]
 
 CAUSES = ("completed", "exploded", "imploded", "not finite")
 """What `ReplicaFate.cause` may say; arrays of causes hold the index."""
@@ -24,13 +24,13 @@ CAUSES = ("completed", "exploded", "imploded", "not finite")
 def evaluate(
     positions: Float32[np.ndarray, "replicas beads 3"],
     chain: Chain,
-    network: Network,
+    committee: Committee,
     energies: Float32[np.ndarray, " replicas"],
     gradients: Float32[np.ndarray, "replicas beads 3"],
 ) -> None:
     """Fill energies [kJ/mol] and gradients [kJ/mol/nm] of a batch of replicas at positions in nm."""
-    near, layers, closest = _workspace(positions.shape[0], positions.shape[1], network)
-    _energies_and_gradients(positions, chain, network, near, layers, closest, energies, gradients)
+    near, layers, closest = _workspace(positions.shape[0], positions.shape[1], committee)
+    _energies_and_gradients(positions, chain, committee, near, layers, closest, energies, gradients)
 
 
 @compiled
@@ -45,19 +45,19 @@ def advance(
     noise: Float32[np.ndarray, "steps replicas beads 3"],
     langevin: Langevin,
     chain: Chain,
-    network: Network,
+    committee: Committee,
 ) -> None:
     """Take `len(noise)` steps of BAOAB after `step`, in place; a replica found unsound is put home and left there."""
     replicas = len(positions)
     energies, gradients = np.empty(replicas, np.float32), np.empty(positions.shape, np.float32)
-    near, layers, closest = _workspace(positions.shape[0], positions.shape[1], network)
+    near, layers, closest = _workspace(positions.shape[0], positions.shape[1], committee)
     for index in range(len(noise)):
         for replica in range(replicas):
             if cause[replica] == 0:
                 _kick_and_drift(
                     positions[replica], velocities[replica], forces[replica], noise[index, replica], langevin
                 )
-        _energies_and_gradients(positions, chain, network, near, layers, closest, energies, gradients)
+        _energies_and_gradients(positions, chain, committee, near, layers, closest, energies, gradients)
         for replica in range(replicas):
             if cause[replica] != 0:
                 continue
@@ -70,7 +70,9 @@ def advance(
 
 
 @inlined
-def _workspace(replicas: int, beads: int, network: Network) -> tuple[Near, Layers, Float32[np.ndarray, " replicas"]]:
+def _workspace(
+    replicas: int, beads: int, committee: Committee
+) -> tuple[Near, Layers, Float32[np.ndarray, " replicas"]]:
     pairs = beads * (beads - 1) // 2
     near = Near(
         np.zeros(replicas, np.int64),
@@ -82,7 +84,7 @@ def _workspace(replicas: int, beads: int, network: Network) -> tuple[Near, Layer
         np.empty((4, beads), np.float32),
         np.empty((3, beads), np.float32),
     )
-    blocks, features = network.hidden_bias.shape
+    blocks, features = committee.hidden_bias.shape[1:]
     rows = np.empty((4, replicas * beads, features), np.float32)
     layers = Layers(
         rows[0],
@@ -147,7 +149,7 @@ def _diagnose(positions: Float32[np.ndarray, "beads 3"], closest_nm2: np.float32
 def _energies_and_gradients(
     positions: Float32[np.ndarray, "replicas beads 3"],
     chain: Chain,
-    network: Network,
+    committee: Committee,
     near: Near,
     layers: Layers,
     closest_nm2: Float32[np.ndarray, " replicas"],
@@ -155,12 +157,35 @@ def _energies_and_gradients(
     gradients: Float32[np.ndarray, "replicas beads 3"],
 ) -> None:
     """Fill energies [kJ/mol], their gradients [kJ/mol/nm] and the square of the least distance of each replica."""
+    network = _member(committee, 0)
     for replica in range(len(positions)):
         transpose(positions[replica], near.axes)
         clear(near.pulls)
         energies[replica], closest_nm2[replica] = pair_terms(near.axes, near.pulls, chain, network, near, replica)
         transpose(near.pulls, gradients[replica])
         energies[replica] += bend_terms(positions[replica], chain, gradients[replica])
-    forward(network, near, layers, energies)
-    backward(network, near, layers)
+    for index in range(len(committee.offset_kJ_per_mol)):
+        network = _member(committee, index)
+        forward(network, near, layers, energies)
+        backward(network, near, layers)
     push(network, near, gradients)
+
+
+@inlined
+def _member(committee: Committee, index: int) -> Network:
+    return Network(
+        committee.cutoff_nm,
+        committee.knots_per_nm,
+        committee.tables[index],
+        committee.embedding[index],
+        committee.first_sources[index],
+        committee.to_sources[index],
+        committee.to_hidden[index],
+        committee.hidden_bias[index],
+        committee.to_update[index],
+        committee.update_bias[index],
+        committee.to_last[index],
+        committee.last_bias[index],
+        committee.readout_kJ_per_mol[index],
+        committee.offset_kJ_per_mol[index],
+    )

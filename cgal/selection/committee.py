@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 
 from cgal.errors import EmptyTrajectory
 from cgal.potential.architectures import freeze
+from cgal.potential.ensemble import force_spread
 from cgal.potential.potential import Potential
 
 __all__ = ["Calibration", "Committee", "fit_spread"]
@@ -65,7 +66,7 @@ class Committee:
             raise EmptyTrajectory("committee: no held-out frame to calibrate on; raise training.validation_fraction")
         self.models = [freeze(member) for member in members]
         forces = self._forces(held_out)
-        spread, error = _spread(forces), _rms(forces.mean(axis=0) - labels)
+        spread, error = force_spread(forces), _rms(forces.mean(axis=0) - labels)
         self.calibration = Calibration(len(members), *fit_spread(spread, error, len(members)), spread, error)
 
     def disagreement(self, positions: Float32[np.ndarray, "frames beads 3"]) -> Float64[np.ndarray, " frames"]:
@@ -73,7 +74,7 @@ class Committee:
 
         The spread is the standard deviation of the members' forces, root mean square over beads and axes.
         """
-        return self.calibration.scale * _spread(self._forces(positions))
+        return self.calibration.scale * force_spread(self._forces(positions))
 
     def _forces(
         self, positions: Float32[np.ndarray, "frames beads 3"]
@@ -109,10 +110,6 @@ def fit_spread(
         loss, [0.5, max(0.5, least)], jac=True, method="L-BFGS-B", bounds=[(1e-6, None), (least, None)]
     ).x
     return float(np.sqrt(factor * unit_error / unit_spread)), float(np.sqrt(constant * unit_error))
-
-
-def _spread(forces: Float64[np.ndarray, "members frames beads 3"]) -> Float64[np.ndarray, " frames"]:
-    return np.asarray(np.sqrt(forces.var(axis=0, ddof=1).mean(axis=(1, 2))))
 
 
 def _rms(errors: Float64[np.ndarray, "frames beads 3"]) -> Float64[np.ndarray, " frames"]:

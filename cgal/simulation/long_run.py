@@ -21,7 +21,7 @@ from cgal.potential.potential import Potential
 from cgal.progress import Progress, silent
 from cgal.randomness import derive_seed
 from cgal.simulation.langevin import Engine, Snapshot
-from cgal.simulation.run import Record, draw_starts, run_engine, start_engine, to_trajectory
+from cgal.simulation.run import Record, draw_starts, run_engine, start_engine, to_trajectory, with_spread
 
 __all__ = ["simulate_long"]
 
@@ -89,7 +89,7 @@ def simulate_long(
         pieces.append(piece)
         if piece.cause.all():
             break
-    return to_trajectory(potential.sequence, _join(pieces, params), params, device)
+    return with_spread(to_trajectory(potential.sequence, _join(pieces, params), params, device), potential, params)
 
 
 def _fingerprint(

@@ -12,12 +12,26 @@ from cgal.frames import CGTrajectory, ReplicaFate
 from cgal.params import DynamicsParams
 from cgal.potential.architectures import architecture_of, freeze
 from cgal.potential.energy_model import EnergyModel
+from cgal.potential.ensemble import force_spread, members_of
 from cgal.potential.potential import Potential
 from cgal.progress import Progress, silent
 from cgal.simulation.langevin import BAOAB, CAUSES, Engine, Snapshot, TorchEngine
 from cgal.units import thermal_energy_kJ_per_mol
 
-__all__ = ["Record", "draw_starts", "run_engine", "run_from", "simulate", "start_engine", "to_trajectory"]
+__all__ = [
+    "Record",
+    "draw_starts",
+    "run_engine",
+    "run_from",
+    "simulate",
+    "start_engine",
+    "to_trajectory",
+    "with_spread",
+]
+
+
+SPREAD_BATCH = 4096
+"""Frames whose forces are found at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +60,8 @@ def simulate(
     ("imploded") or a NaN or infinite coordinate ("not finite") is quarantined at that very step. Every replica has
     its fate in `fates`. Start frames, velocities and noise depend on `seed` alone, so a lost replica changes nothing
     for the others, nor does the number of threads. A `Potential` is run by the accelerators of its
-    architecture, where it has some.
+    architecture, where it has some; with a committee of networks by their mean force, and the trajectory tells how far
+    they differ.
 
     Raises EmptyTrajectory when there is no start frame, or when every replica is lost before its first saved frame.
     """
@@ -54,7 +69,7 @@ def simulate(
         raise EmptyTrajectory("simulation: no start frame was given; give at least one frame of the training set")
     home = draw_starts(starts, params.replicas, seed)
     record = run_from(potential, home, params, temperature_K=temperature_K, seed=seed, device=device, progress=progress)
-    return to_trajectory(potential.sequence, record, params, device)
+    return with_spread(to_trajectory(potential.sequence, record, params, device), potential, params)
 
 
 def run_from(
@@ -77,6 +92,21 @@ def to_trajectory(sequence: str, record: Record, params: DynamicsParams, device:
     if not record.sound.any():
         raise EmptyTrajectory(_explain_loss(fates, params))
     return replace(_trajectory(sequence, record, fates, params), device=torch.device(device).type)
+
+
+def with_spread(trajectory: CGTrajectory, potential: EnergyModel, params: DynamicsParams) -> CGTrajectory:
+    """Note how far the members' forces differ in each frame, where the potential has a committee of networks."""
+    if not isinstance(potential, Potential) or len(members := members_of(potential.network)) == 1:
+        return trajectory
+    device, frames = str(potential.types.device), torch.from_numpy(trajectory.positions)
+    forces = []
+    for member in members:
+        model = freeze(
+            Potential(potential.prior, member, potential.sequence).to(device), device, params.filter_intervals
+        )
+        batches = [model.energy_and_forces(batch.to(device))[1].cpu() for batch in frames.split(SPREAD_BATCH)]
+        forces.append(torch.cat(batches).double().numpy())
+    return replace(trajectory, spread_of_forces=force_spread(np.stack(forces)))
 
 
 def draw_starts(

@@ -14,6 +14,7 @@ from cgal.potential.potential import Potential
 from cgal.potential.prior import Prior
 from cgal.progress import Progress, silent
 from cgal.training.linear import Rung, fit_rung
+from cgal.training.members import train_members
 from cgal.training.runs import TrainingResult
 
 if TYPE_CHECKING:
@@ -45,13 +46,14 @@ def train(
     weights do not depend on whose potential `initial` is. With a `scratch` folder a killed training
     continues from its last checkpoint there and ends with the same weights, to the bit. Raises what the objective does.
 
+    With `params.members` more than one, the model is the mean of so many networks (`cgal.training.members`).
     With `params.linear_rung` the prior of the potential has a linear rung (`cgal.training.linear`) if frames left out
     say that it helps, and the network learns what that leaves over. Raises BadParams when there are several proteins.
     """
-    run = partial(import_module(OBJECTIVES[params.objective]).train, seed=seed, scratch=scratch, progress=progress)
+    objective = import_module(OBJECTIVES[params.objective]).train
+    run = partial(train_members, objective, seed=seed, scratch=scratch, progress=progress)
     if not params.linear_rung:
-        found: TrainingResult = run(shards, initial, params, priors=priors)
-        return found
+        return run(shards, initial, params, priors=priors)
     if others := {shard.sequence for shard in shards} - {initial.sequence}:
         raise BadParams(
             f"training.linear_rung is of one protein, but frames of {', '.join(sorted(others))} came beside "

@@ -107,7 +107,10 @@ def produce(workspace: Workspace, progress: Progress) -> Summary:
 
 def _simulated(trajectory: CGTrajectory) -> Summary:
     lost = sum(fate.lost for fate in trajectory.fates)
-    return {"frames": len(trajectory), "lost_replicas": lost, "device": trajectory.device}
+    summary: Summary = {"frames": len(trajectory), "lost_replicas": lost, "device": trajectory.device}
+    if trajectory.spread_of_forces is not None:
+        summary["spread_of_forces"] = float(trajectory.spread_of_forces.mean())
+    return summary
 
 
 def benchmark(workspace: Workspace, progress: Progress) -> Summary:
@@ -233,11 +236,12 @@ def _committee_members(workspace: Workspace, progress: Progress) -> list[Potenti
     params, training_set = workspace.params, _training_set(workspace)
     k, first = round_index(next(iter(_manifests(workspace).values()))), training_set.sequences[0]
     seeds = [derive_seed(params.seed, k, "committee", member) for member in range(params.selection.committee)]
+    training = params.training.model_copy(update={"members": 1})
     return [
         run_training(
             training_set.shards,
             initial_potential(training_set.priors[first], first, params.network, seed),
-            params.training,
+            training,
             seed=seed,
             scratch=workspace.scratch(f"committee-{member}"),
             priors=training_set.priors,

@@ -198,14 +198,14 @@ def normal(*shape):
 chain = kernels.Chain(
     1 + normal(9), normal(9), 2 + normal(8), normal(8), normal(7, 3), normal(7, 3), np.float32(1), normal(28, 15)
 )
-matrices, rows = normal(2, 64, 64), normal(2, 64)
-network = kernels.Network(
-    np.float32(1), np.float32(32), normal(2, 66, 64), normal(10, 64), normal(10, 64), matrices, matrices, rows,
-    matrices, rows, matrices[0], rows[0], rows[0], np.float32(0),
+matrices, rows = normal(1, 2, 64, 64), normal(1, 2, 64)
+committee = kernels.Committee(
+    np.float32(1), np.float32(32), normal(1, 2, 66, 64), normal(1, 10, 64), normal(1, 10, 64), matrices, matrices, rows,
+    matrices, rows, matrices[0, :1], rows[0, :1], rows[0, :1], normal(1),
 )
 positions = np.cumsum(0.2 + normal(12, 10, 3), axis=1, dtype=np.float32)
 gradients = np.empty_like(positions)
-kernels.evaluate(positions, chain, network, np.empty(12, np.float32), gradients)
+kernels.evaluate(positions, chain, committee, np.empty(12, np.float32), gradients)
 print(gradients.tobytes().hex())
 """
 
