@@ -7,15 +7,18 @@ before or as it is after, never between.
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from jaxtyping import Float32
 from pydantic import Field, ValidationError
 
 from cgal.errors import BadFile, BadParams, BadStructure, DatasetChanged
 from cgal.files import sha256, write_bytes, write_json
 from cgal.frames import AtomFrames, LabelledFrames, read_pdb_text, sequence_of
+from cgal.hdf5 import Hdf5Record
 from cgal.outcomes import RoundOutcome
 from cgal.params import MappingParams, NetworkParams, Params, PriorParams, Section, protein_names
 from cgal.potential.architectures import initial_potential
@@ -30,6 +33,7 @@ __all__ = [
     "ShardRecord",
     "append",
     "labelled_seed",
+    "load_atoms",
     "load_manifest",
     "load_shards",
     "prepare",
@@ -42,6 +46,8 @@ FORCE_MAP = "force_map.h5"
 WARM_START = "warm_start.pt"
 NEXT_WARM_START = "warm_start.next.pt"
 """The warm start of the next round, until the manifest that names it is written."""
+ATOMS_EVERY = 10
+"""Of the frames of a label run so many-th is kept with all its atoms."""
 RESTORE = "restore it with 'dvc checkout --force'"
 
 
@@ -49,7 +55,8 @@ class ShardRecord(Section):
     """One shard: its file and bytes, where its frames come from, what they cost, what the round that asked found.
 
     `oracle_steps` are all-atom steps of every kind; in them are `failed_steps`, of tries that failed, and of a seed
-    `run_steps`, of the dynamics that its frames were taken from. None where it was not recorded.
+    `run_steps`, of the dynamics that its frames were taken from. None where it was not recorded. `atoms_sha256` is of
+    the all-atom frames of its label runs, thinned, if they are kept (`<name>.atoms.h5` beside the shard).
     """
 
     name: Annotated[str, Field(pattern=r"^[0-9]{3,}\.h5$")]
@@ -61,7 +68,22 @@ class ShardRecord(Section):
     oracle_failed: int = 0
     failed_steps: int | None = None
     run_steps: int | None = None
+    atoms_sha256: str | None = None
     outcome: RoundOutcome | None = None
+
+    @property
+    def atoms_name(self) -> str:
+        """File of the all-atom frames."""
+        return self.name.replace(".h5", ".atoms.h5")
+
+
+@dataclass(frozen=True, eq=False)
+class StoredAtoms(Hdf5Record):
+    """All-atom frames without forces, in the atom order of the seed: starts of later backmapping."""
+
+    KIND = "stored-atoms"
+
+    positions: Float32[np.ndarray, "frames atoms 3"]
 
 
 class PreparedFrom(Section):
@@ -120,6 +142,20 @@ def load_shards(folder: Path) -> tuple[LabelledFrames, ...]:
     return tuple(_load_shard(folder, manifest, record) for record in manifest.shards)
 
 
+def load_atoms(folder: Path) -> Float32[np.ndarray, "frames atoms 3"]:
+    """All-atom frames [nm] that are stored: the seed's, and those of label runs that were kept.
+
+    Raises DatasetChanged when a file is missing or its bytes are not those of the manifest.
+    """
+    manifest, found = load_manifest(folder), [AtomFrames.load(folder / "seed.h5").positions]
+    for record in manifest.shards:
+        if record.atoms_sha256:
+            path = folder / "shards" / record.atoms_name
+            _verify(path, record.atoms_sha256)
+            found.append(StoredAtoms.load(path).positions)
+    return np.concatenate(found)
+
+
 def prepare(folder: Path, params: Params, *, beside: Sequence[str] = ()) -> Manifest:
     """Make the dataset of round 0 of the protein that `params` name from `seed.h5`, once a campaign.
 
@@ -160,10 +196,12 @@ def append(
     failed_steps: int | None = None,
     checkpoint: Path,
     outcome: RoundOutcome | None = None,
+    keep_atoms: bool = False,
 ) -> Manifest:
     """Add the oracle's frames as the next shard, and the finished checkpoint as the next round's warm start.
 
-    `outcome` is what the round that asked for these frames found, for the stop rule. Without any frame the shard is
+    `outcome` is what the round that asked for these frames found, for the stop rule. `keep_atoms` also keeps every
+    tenth all-atom frame of each run, for `load_atoms`. Without any frame the shard is
     empty and tells what was spent. Doing it again with the same frames changes nothing. Raises BadCheckpoint when the
     checkpoint is another protein's, DatasetChanged when `origin` was appended before with other frames or a shared file
     was changed.
@@ -182,6 +220,7 @@ def append(
             "oracle_steps": oracle_steps,
             "oracle_failed": oracle_failed,
             "failed_steps": failed_steps,
+            "atoms_sha256": _write_atoms(folder, len(manifest.shards), labelled) if keep_atoms else None,
             "outcome": outcome,
         }
     )
@@ -328,6 +367,15 @@ def _write_shard(folder: Path, number: int, shard: LabelledFrames) -> ShardRecor
     )
 
 
+def _write_atoms(folder: Path, number: int, labelled: AtomFrames) -> str:
+    """Write every tenth frame of each run, the first included; gives the SHA-256 of the file."""
+    runs = [np.flatnonzero(labelled.trajectory == run)[::ATOMS_EVERY] for run in np.unique(labelled.trajectory)]
+    kept = np.concatenate(runs) if runs else np.zeros(0, dtype=int)
+    path = folder / "shards" / f"{number:03d}.atoms.h5"
+    StoredAtoms(labelled.positions[kept]).save(path)
+    return sha256(path)
+
+
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
     write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
 
@@ -338,6 +386,7 @@ def _settle(folder: Path, manifest: Manifest) -> None:
     if waiting.is_file() and sha256(waiting) == manifest.files[WARM_START]:
         os.replace(waiting, folder / WARM_START)
     recorded = {record.name for record in manifest.shards}
+    recorded |= {record.atoms_name for record in manifest.shards if record.atoms_sha256}
     unrecorded = [path for path in (folder / "shards").glob("*") if path.name not in recorded]
     for path in (waiting, *unrecorded, *folder.glob(".*.tmp")):
         path.unlink(missing_ok=True)

@@ -337,7 +337,18 @@ class SelectionParams(Section):
 class BackmappingParams(Section):
     """From C-alpha beads back to all atoms."""
 
-    method: Literal["pulchra"] = Field("pulchra", description="module of cgal.all_atom.backmapping")
+    method: Literal["pulchra", "cgback"] = Field(
+        "pulchra", description="module of cgal.all_atom.backmapping; cgback needs pip install 'cgal[cgback]'"
+    )
+    second_method: Literal["none", "pulchra", "cgback"] = Field(
+        "none", description="what a frame is rebuilt by that the first method could not rebuild"
+    )
+    steer_within_nm: NonNegative = Field(
+        0.0,
+        description="a pick with a stored all-atom frame (seed, label runs) in this CA RMSD starts from that: its CA "
+        "are pulled onto the pick; 0: never, and label runs are not stored for it",
+    )
+    steer_steps: Count = Field(2000, description="steps of that pull, of warm_up_timestep_ps each")
     restraint_kJ_per_mol_nm2: Positive = Field(
         1e6, description="spring constant that holds each CA while the other atoms relax"
     )

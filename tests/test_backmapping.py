@@ -1,5 +1,7 @@
 """Backmapping of real chignolin beads, and of beads that no molecule can have."""
 
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
@@ -9,9 +11,10 @@ from scipy.spatial.transform import Rotation
 
 from cgal.all_atom.backmapping import pulchra
 from cgal.all_atom.backmapping.backmap import HeavyAtoms, backmap, backmapper_of
+from cgal.all_atom.backmapping.remembered import nearest_stored
 from cgal.all_atom.force_field import build_system, read_structure
 from cgal.all_atom.soundness import cis_peptide_bonds, clashes, faults, stretched_bonds, wrong_handed_centres
-from cgal.errors import BackmappingError
+from cgal.errors import BackmappingError, BadParams
 from cgal.frames import AtomFrames, alpha_carbons, sequence_of
 from cgal.params import BackmappingParams, ForceFieldParams
 
@@ -22,7 +25,10 @@ SEQUENCE = sequence_of(FRAMES.topology)
 TOPOLOGY, _ = read_structure(FRAMES.pdb)
 SYSTEM = build_system(TOPOLOGY, ForceFieldParams())
 PARAMS = BackmappingParams(warm_up_steps=20)
-METHODS = get_args(BackmappingParams.model_fields["method"].annotation)
+METHODS = [
+    pytest.param(name, marks=pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed"))
+    for name in get_args(BackmappingParams.model_fields["method"].annotation)
+]
 
 
 def rebuild(beads: np.ndarray, params: BackmappingParams = PARAMS, seed: int = 1) -> np.ndarray:
@@ -113,6 +119,54 @@ def test_alpha_carbons_that_had_to_move_too_far_are_refused() -> None:
     tight = PARAMS.model_copy(update={"maximum_displacement_nm": 1e-4})
     with pytest.raises(BackmappingError, match=r"C-alpha of residue \d+ moved 0.0\d+ nm from its bead"):
         rebuild(BEADS[0], tight)
+
+
+def test_a_frame_near_the_beads_is_steered_onto_them_and_keeps_its_planes() -> None:
+    """The C-alpha come to where they are wanted; peptide planes and side chains stay those of the near frame."""
+    (near,) = nearest_stored(BEADS[20:21], FRAMES.positions[21:22], ALPHA, within_nm=0.3)
+    assert near is not None
+    found = backmap(BEADS[20], FRAMES.pdb, PARAMS, ForceFieldParams(), temperature_K=350.0, seed=1, near=near)
+    assert np.abs(found.positions[ALPHA] - BEADS[20]).max() < 1e-5
+    assert faults(TOPOLOGY, SYSTEM, found.positions, clash_nm=0.15) == ()
+    assert planes_the_wrong_way(found.positions, 20) == 0
+    assert found.steps == PARAMS.steer_steps + PARAMS.warm_up_steps
+
+
+def test_the_nearest_stored_frame_is_superposed_and_one_too_far_is_none() -> None:
+    turn = Rotation.random(rng=np.random.default_rng(1))
+    turned = (turn.apply(FRAMES.positions.reshape(-1, 3)) + 1.0).reshape(FRAMES.positions.shape).astype(np.float32)
+    own, far = nearest_stored(np.stack([BEADS[7], 3 * BEADS[7]]), turned, ALPHA, within_nm=0.1)
+    assert far is None
+    np.testing.assert_allclose(own, FRAMES.positions[7], atol=1e-5)
+
+
+def test_what_cannot_be_reached_from_a_near_frame_is_rebuilt_and_all_steps_count() -> None:
+    """A frame that a spring tears apart: its C-alpha are mirrored."""
+    near = FRAMES.positions[0] * np.float32([-1, 1, 1])
+    found = backmap(BEADS[0], FRAMES.pdb, PARAMS, ForceFieldParams(), temperature_K=350.0, seed=1, near=near)
+    plain = backmap(BEADS[0], FRAMES.pdb, PARAMS, ForceFieldParams(), temperature_K=350.0, seed=1)
+    np.testing.assert_array_equal(found.positions, plain.positions)
+    assert found.steps > plain.steps
+
+
+def test_a_second_method_is_tried_where_the_first_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, calls = pulchra.rebuild, []
+
+    def fails_first(beads: np.ndarray, sequence: str) -> HeavyAtoms:
+        calls.append(len(calls))
+        if len(calls) == 1:
+            raise BackmappingError("no")
+        return whole(beads, sequence)
+
+    monkeypatch.setattr(pulchra, "rebuild", fails_first)
+    positions = rebuild(BEADS[0], PARAMS.model_copy(update={"second_method": "pulchra"}))
+    assert (len(calls), faults(TOPOLOGY, SYSTEM, positions, clash_nm=0.15)) == (2, ())
+
+
+def test_a_backmapper_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cgal.all_atom.backmapping.cgback", None)
+    with pytest.raises(BadParams, match=r"pip install 'cgal\[cgback\]'"):
+        backmapper_of("cgback")
 
 
 def test_soundness_sees_what_is_wrong() -> None:

@@ -10,7 +10,7 @@ from shutil import copytree
 import numpy as np
 import pytest
 
-from cgal.dataset import append, load_manifest, load_shards, prepare, reset, round_index
+from cgal.dataset import append, load_atoms, load_manifest, load_shards, prepare, reset, round_index
 from cgal.errors import (
     BadCheckpoint,
     BadFile,
@@ -185,6 +185,22 @@ def test_appended_frames_are_the_next_shard_and_the_checkpoint_the_next_warm_sta
     np.testing.assert_array_equal(oracle.positions, coordinate_map(SMALL.topology)(SMALL.positions[30:]))
     assert oracle.provenance == {"forces": "mean", "force_map": "optimal", "origin": "oracle round 0"}
     assert len(seed) == 30
+
+
+def test_label_runs_are_kept_with_all_atoms_where_that_is_wanted(folder: Path, checkpoint: Path) -> None:
+    assert len(load_atoms(folder)) == 30, "the seed's"
+    runs = replace(SMALL.take(np.arange(25)), trajectory=np.repeat(np.int32([0, 1]), (15, 10)))
+    manifest = append(
+        folder, labelled=runs, origin="oracle", oracle_steps=1, oracle_failed=0, checkpoint=checkpoint, keep_atoms=True
+    )
+    np.testing.assert_array_equal(load_atoms(folder)[30:], runs.positions[[0, 10, 15]])
+    prepare(folder, PARAMS)
+    path = folder / "shards" / manifest.shards[1].atoms_name
+    path.write_bytes(b"other")
+    with pytest.raises(DatasetChanged, match=r"001.atoms.h5"):
+        load_atoms(folder)
+    reset(folder)
+    assert not path.exists()
 
 
 def test_appending_the_same_round_again_changes_nothing(folder: Path, checkpoint: Path) -> None:

@@ -34,7 +34,10 @@ class Rebuilt(NamedTuple):
 
 
 type Rebuild = Callable[..., Rebuilt]
-"""`rebuild(beads, seed=seed)` gives all atoms for C-alpha beads [nm]; picklable."""
+"""`rebuild(beads, seed=seed)` gives all atoms for C-alpha beads [nm]; picklable.
+
+Where a task has a stored frame near its beads, it comes along as `near`.
+"""
 
 FORMAT = 5
 """Raised whenever a label's meaning changes, so that no stale one is picked up."""
@@ -44,11 +47,12 @@ STEPS_FILE = "steps.txt"
 
 @dataclass(frozen=True, eq=False)
 class LabelTask:
-    """One frame to label: its beads, or all its atoms when nothing is to be rebuilt."""
+    """One frame to label: its beads, or all its atoms when nothing is to be rebuilt; `near`: all atoms near beads."""
 
     pick: int
     start: Float32[np.ndarray, "points 3"]
     seed: int
+    near: Float32[np.ndarray, "atoms 3"] | None = None
 
     @property
     def evidence(self) -> str:
@@ -73,6 +77,7 @@ class LabelFiles:
             FORMAT,
             sha256(task.start.tobytes()).hexdigest(),
             task.seed,
+            None if task.near is None else sha256(task.near.tobytes()).hexdigest(),
             self.structure,
             _identity(self.rebuild),
             self.force_field.model_dump_json(),

@@ -77,6 +77,7 @@ def label(
     seeds: Sequence[int],
     workers: int,
     scratch: Path,
+    near: Sequence[Float32[np.ndarray, "atoms 3"] | None] = (),
     progress: Progress = silent,
     fan_out: FanOut = run_in_processes,
 ) -> OracleResult:
@@ -84,7 +85,7 @@ def label(
 
     `structure` is PDB text, and its atom order is the result's. One positive seed a frame. `rebuild` is a function or
     a `functools.partial` of one. `fan_out` does the frames (see `cgal.all_atom.workers`). `trajectory` is the index of
-    the pick.
+    the pick. `near` has for each frame all atoms near its beads, which `rebuild` then gets, too, or None.
 
     A frame that fails is tried once more if chance had a part in it (with another seed, unless its process was killed),
     and is then a Failure whose files lie in `scratch/failed`. Labels found in `scratch` are taken if they were made
@@ -94,7 +95,10 @@ def label(
     """
     plan = run_plan(oracle, force_field)
     files = LabelFiles(structure, rebuild, force_field, plan, temperature_K, scratch)
-    return _run(_tasks(beads, seeds), files, _settings(oracle), workers, progress, fan_out)
+    tasks = _tasks(beads, seeds)
+    if near:
+        tasks = [replace(task, near=frame) for task, frame in zip(tasks, near, strict=True)]
+    return _run(tasks, files, _settings(oracle), workers, progress, fan_out)
 
 
 def relabel(
@@ -260,7 +264,8 @@ def _label_task(task: LabelTask, attempt: int, announce: Announce, *, files: Lab
     try:
         if files.rebuild is not None:
             announce("backmapping")
-            positions, steps = files.rebuild(task.start, seed=seed)
+            known = {} if task.near is None else {"near": task.near}
+            positions, steps = files.rebuild(task.start, seed=seed, **known)
             spent += steps
         announce("labelling")
         found = _label(positions, files, seed)

@@ -34,6 +34,8 @@ def require_runnable(workspace: Workspace) -> None:
     sequence. Raises Refused when several things are to be mended.
     """
     params, refusals = workspace.params, Refusals()
+    with refusals.gathered():
+        _require_backmappers(workspace)
     for part in workspace.parts:
         with refusals.gathered():
             require_sound_structure(part)
@@ -43,6 +45,14 @@ def require_runnable(workspace: Workspace) -> None:
             lag_frames(CGTrajectory.load(part.data / "reference.h5"), params.benchmark.tica_lag_ps)
     refusals.tell()
     _require_different(workspace)
+
+
+def _require_backmappers(workspace: Workspace) -> None:
+    from cgal.all_atom.backmapping.backmap import backmapper_of
+
+    backmapping = workspace.params.backmapping
+    for method in {backmapping.method, backmapping.second_method} - {"none"}:
+        backmapper_of(method)
 
 
 def _require_different(workspace: Workspace) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cgal.benchmark.observables import HEADLINE
-from cgal.dataset import Manifest, load_manifest, load_shards, round_index
+from cgal.dataset import Manifest, load_atoms, load_manifest, load_shards, round_index
 from cgal.errors import BadParams, DatasetChanged
 from cgal.files import read_json, write_json
 from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
@@ -311,6 +311,7 @@ def label(workspace: Workspace, progress: Progress) -> Summary:
             ],
             workers=params.execution.oracle_workers,
             scratch=workspace.scratch(f"label-r{k:03d}"),
+            near=_near(workspace, selection.positions),
             progress=progress,
             fan_out=fan_out,
         )
@@ -318,6 +319,17 @@ def label(workspace: Workspace, progress: Progress) -> Summary:
         oracle.check_quorum(result, len(selection.positions), params.oracle)
     result.save(workspace.round / "oracle.h5")
     return {"labelled": len(result.labelled), "failed": len(result.failures), "steps": result.steps}
+
+
+def _near(workspace: Workspace, picks: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any] | None]:
+    """Stored all-atom frame near each pick, or None; no list when params.yaml wants none."""
+    from cgal.all_atom.backmapping.remembered import nearest_stored
+
+    within_nm = workspace.params.backmapping.steer_within_nm
+    if not within_nm:
+        return []
+    beads = alpha_carbons(read_pdb_text(workspace.structure).topology)
+    return nearest_stored(picks, load_atoms(workspace.data), beads, within_nm)
 
 
 def run_stage(name: str, workspace: Workspace, progress: Progress) -> Summary:

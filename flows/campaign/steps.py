@@ -185,6 +185,7 @@ def append_task(round_index: int, workspace: Workspace) -> Callable[[Path], int]
                 oracle_failed=len(result.failures),
                 failed_steps=result.failed_steps,
                 checkpoint=part.model,
+                keep_atoms=part.params.backmapping.steer_within_nm > 0,
                 outcome=RoundOutcome(**read_json(part.round / "selection.json")["outcome"]),
             )
             frames += manifest.shards[-1].frames

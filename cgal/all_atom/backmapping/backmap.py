@@ -4,13 +4,16 @@ A backmapper (`backmapping.method` names its module) rebuilds heavy atoms from t
 hydrogens and what else it leaves out are set by the local geometry of the protein's own structure; then the C-alpha are
 restrained to the beads while the rest relaxes, and held while it warms up. Peptide planes that were set wrongly do not
 turn over at the temperature of the simulation; annealing (`anneal_steps`) lets them.
+
+Where an all-atom frame is known that is near the beads, its C-alpha are pulled onto them instead, and it keeps its
+side chains and planes (`steer_within_nm`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 
 import numpy as np
@@ -23,7 +26,7 @@ from cgal.all_atom.dynamics import AtomRun, restrain
 from cgal.all_atom.force_field import build_system, read_structure
 from cgal.all_atom.label_files import Rebuilt
 from cgal.all_atom.soundness import cis_peptide_bonds, faults
-from cgal.errors import BackmappingError, Diverged
+from cgal.errors import BackmappingError, BadParams, Diverged
 from cgal.frames import alpha_carbons, beads_of_residues, read_pdb_text, sequence_of
 from cgal.params import BackmappingParams, ForceFieldParams
 from cgal.residues import CAPS
@@ -46,6 +49,15 @@ MAXIMUM_ENERGY_kJ_per_mol_atom = 1e3
 MINIMISED_FORCE_kJ_per_mol_nm = 50.0
 """Root-mean-square force at which minimisation ends: a fraction of the thermal one, which the warm-up brings back."""
 
+STEERING_kJ_per_mol_nm2 = 1000.0
+"""Stiffness of the springs that a steered run begins with; it ends with that of the restraint."""
+
+STEERING_FRICTION_per_ps = 20.0
+"""Takes away the heat of the work that the springs do."""
+
+STEERING_STAGES = 50
+"""Stiffnesses of a steered run on their way up."""
+
 COOLING_STAGES = 20
 """Temperatures of an annealing on its way down."""
 
@@ -66,8 +78,13 @@ class Template:
 
 
 def backmapper_of(name: str) -> Backmapper:
-    """Backmapper of a name in `params.yaml`: `rebuild` of the module of that name."""
-    found: Backmapper = import_module(f"cgal.all_atom.backmapping.{name}").rebuild
+    """Backmapper of a name in `params.yaml`: `rebuild` of the module of that name; BadParams if it is not installed."""
+    try:
+        found: Backmapper = import_module(f"cgal.all_atom.backmapping.{name}").rebuild
+    except ModuleNotFoundError as error:
+        raise BadParams(
+            f"backmapping {name}: the package {error.name} is not installed; pip install 'cgal[{name}]' brings it"
+        ) from None
     return found
 
 
@@ -79,11 +96,15 @@ def backmap(
     *,
     temperature_K: float,
     seed: int,
+    near: Float32[np.ndarray, "atoms 3"] | None = None,
 ) -> Rebuilt:
     """All-atom positions [nm], in the atom order of `structure` (PDB text), whose C-alpha are at the beads.
 
     The C-alpha may be off by what the restrained minimisation needs, `maximum_displacement_nm` at most. Same seed,
-    same positions. Raises BackmappingError, with the structure as far as it came in its `positions`, when the beads
+    same positions. `near` is an all-atom frame that is superposed on the beads, from which they are reached by steered
+    dynamics; what cannot be reached so is rebuilt by `method`, and what that cannot, by `second_method`.
+
+    Raises BackmappingError, with the structure as far as it came in its `positions`, when the beads
     cannot be rebuilt, or when the result clashes, is torn, has a wrong handedness, a new cis peptide bond, or too
     much energy; `permanent` unless that came of the warm-up, since nothing before it depends on the seed.
     """
@@ -95,12 +116,77 @@ def backmap(
         )
     if not np.isfinite(beads).all():
         raise _failure("beads that are not finite", template, np.full_like(template.positions, np.nan))
-    rebuilt = _complete(template, *_heavy_atoms(template, beads, params.method))
+    rest = (template, beads, params, force_field, temperature_K, seed)
+    ways = [partial(_rebuild, method, *rest) for method in (params.method, params.second_method) if method != "none"]
+    return _first_success([partial(_steer, near, *rest), *ways] if near is not None else ways)
+
+
+def _first_success(ways: Sequence[Callable[[], Rebuilt]]) -> Rebuilt:
+    """What the first way gives that does not fail; raises the error of the last, with the steps of all."""
+    spent, permanent = 0, True
+    for way in ways:
+        try:
+            with _after(spent):
+                found = way()
+            return Rebuilt(found.positions, spent + found.steps)
+        except BackmappingError as error:
+            spent, permanent, last = error.steps, permanent and error.permanent, error
+    last.permanent = permanent
+    raise last
+
+
+def _rebuild(
+    method: str,
+    template: Template,
+    beads: Float32[np.ndarray, "beads 3"],
+    params: BackmappingParams,
+    force_field: ForceFieldParams,
+    temperature_K: float,
+    seed: int,
+) -> Rebuilt:
+    """All atoms from the beads alone."""
+    rebuilt = _complete(template, *_heavy_atoms(template, beads, method))
     relaxed, minimised = _minimise(template, rebuilt, beads, params, force_field)
     with _after(minimised):
         _check(template, relaxed, beads, params)
         warm, warmed = _warm_up(template, relaxed, beads, params, force_field, temperature_K, seed)
     return Rebuilt(warm.astype(np.float32), minimised + warmed)
+
+
+def _steer(
+    near: Float32[np.ndarray, "atoms 3"],
+    template: Template,
+    beads: Float32[np.ndarray, "beads 3"],
+    params: BackmappingParams,
+    force_field: ForceFieldParams,
+    temperature_K: float,
+    seed: int,
+) -> Rebuilt:
+    """All atoms from a frame near the beads: springs of growing stiffness pull its C-alpha onto them."""
+    system = deepcopy(template.free)
+    restrain(system, template.alpha_carbons, beads, STEERING_kJ_per_mol_nm2)
+    timestep_ps = params.warm_up_timestep_ps
+    run = AtomRun(system, force_field, temperature_K=temperature_K, timestep_ps=timestep_ps, seed=seed)
+    run.integrator.setFriction(STEERING_FRICTION_per_ps)
+    run.place(near, constrain=True)
+    stages = np.array_split(np.arange(params.steer_steps), min(STEERING_STAGES, params.steer_steps))
+    try:
+        run.draw_velocities()
+        for stage, stiffness in zip(
+            stages, np.geomspace(STEERING_kJ_per_mol_nm2, params.restraint_kJ_per_mol_nm2, len(stages)), strict=True
+        ):
+            run.context.setParameter("k", stiffness)
+            run.advance(len(stage))
+    except Diverged as error:
+        failure = _failure(f"steering diverged ({error})", template, near, run.steps)
+        failure.permanent = False
+        raise failure from error
+    steered = run.positions()
+    with _after(run.steps):
+        _check(template, steered, beads, params)
+        steered[template.alpha_carbons] = beads
+        warm, warmed = _warm_up(template, steered, beads, params, force_field, temperature_K, seed)
+    return Rebuilt(warm.astype(np.float32), run.steps + warmed)
 
 
 @contextmanager
