@@ -1,6 +1,6 @@
 """Which start of a label is the best? Frames whose own atoms are known, rebuilt in each way and labelled.
 
-    python -m study.starts [FRAMES]      # prints a table and writes docs/results/starts.csv
+    python -m study.starts [FRAMES]      # of each; prints a table and writes docs/results/starts.csv
 
 The frames are the last ones of the trajectories of both ground truths, in equilibrium with all their atoms, far apart
 in time. Each is rebuilt from its C-alpha; the steered ones start from the nearest of the other trajectories' last
@@ -37,18 +37,21 @@ __all__ = ["measure"]
 
 RECORDS = Path("docs", "results", "starts.csv")
 LABEL = OracleParams(burn_in_steps=150, average_steps=600)
-LONG = OracleParams(burn_in_steps=600, average_steps=3000)
+LONG = OracleParams(burn_in_steps=600, average_steps=2400)
 """Of the average from a frame's own atoms that labels are measured against."""
 
 OWN = "own atoms"
-STARTS: dict[str, tuple[BackmappingParams, bool]] = {
-    "pulchra": (BackmappingParams(), False),
-    "pulchra, annealed 2000 steps": (BackmappingParams(anneal_steps=2000), False),
-    "cgback": (BackmappingParams(method="cgback"), False),
-    "steered, 500 steps": (BackmappingParams(steer_steps=500), True),
-    "steered, 2000 steps": (BackmappingParams(steer_steps=2000), True),
+STARTS: dict[str, tuple[BackmappingParams, float | None]] = {
+    "pulchra": (BackmappingParams(), None),
+    "cgback": (BackmappingParams(method="cgback"), None),
+    "steered 500 steps, from the nearest": (BackmappingParams(steer_steps=500), 0.0),
+    "steered 500 steps, from 0.15 nm or more": (BackmappingParams(steer_steps=500), 0.15),
+    "steered 2000 steps, from 0.15 nm or more": (BackmappingParams(steer_steps=2000), 0.15),
 }
-"""How frames are rebuilt, and whether from the nearest stored one (then never by another method)."""
+"""How frames are rebuilt; of steered ones, from how far away at least [nm] (and then by no other method).
+
+0.15 nm is the default of `selection.novel_nm`: a pick of a campaign is further than that from every training frame.
+"""
 
 FLIPPED_degrees = 90.0
 RESAMPLES = 1000
@@ -115,31 +118,33 @@ def measure(bed: Bed, told: Callable[[str], None] = print) -> Iterator[dict[str,
     `error` is the root mean square [kJ/mol/nm] over frames and components of a label's difference from the long average
     from own atoms, with a 95 % interval over frames (`_low`, `_high`); `steps` and `seconds` are those of a frame's
     rebuilding, by one core, failed ones included. `planes`, `turned` and `pro_psi` count for a frame the peptide planes
-    that point the other way than its own, the residues whose phi or psi is off by more than 90 degrees, and the prolines whose psi is.
+    that point the other way than its own, the residues whose phi or psi is off by more than 90 degrees, and the
+    prolines whose psi is. `near_nm` is how far away the frames are that steered ones start from (median).
     """
     own = bed.frames.positions[bed.picked]
     long, _ = bed.labels(own, LONG)
     told(f"{bed.truth.name}: signal {_rms(long):.0f} kJ/mol/nm")
-    yield _row(bed, OWN, own, long, np.zeros(len(own)), np.zeros(len(own)))
-    near, distances_nm = _nearest(bed)
-    for start, (params, steered) in STARTS.items():
-        rebuilt, steps, seconds = _rebuilt(bed, params, near if steered else None)
-        row = _row(bed, start, rebuilt, long, steps, seconds)
-        yield row | ({"near_nm": float(np.median(distances_nm))} if steered else {})
-        told(f"{bed.truth.name}: {start} done")
+    yield _row(bed, OWN, own, np.zeros(len(own)), np.zeros(len(own)), long=long)
+    for start, (params, least_nm) in STARTS.items():
+        near, far = (None, {}) if least_nm is None else _nearest(bed, least_nm)
+        row = _row(bed, start, *_rebuilt(bed, params, near), long=long) | far
+        told(str(row))
+        yield row
 
 
-def _nearest(bed: Bed) -> tuple[Atoms, Float64[np.ndarray, " picks"]]:
-    """For each pick the nearest frame of another trajectory, superposed, and its C-alpha RMSD [nm]."""
+def _nearest(bed: Bed, least_nm: float) -> tuple[Atoms, dict[str, float]]:
+    """For each pick the nearest frame of another trajectory, from so far on, superposed; and the median RMSD [nm]."""
     alpha, positions = bed.alpha_carbons, bed.frames.positions
     found = []
     for pick in bed.picked:
         others = np.delete(positions, pick, axis=0)
+        others = others[rmsd_nm(others[:, alpha], positions[pick, alpha]) >= least_nm]
         (near,) = nearest_stored(positions[[pick]][:, alpha], others, alpha, within_nm=np.inf)
         assert near is not None
         found.append(near)
     beads = positions[bed.picked][:, alpha]
-    return np.array(found), np.array([rmsd_nm(one[None, alpha], own)[0] for one, own in zip(found, beads, strict=True)])
+    distances_nm = [rmsd_nm(one[None, alpha], own)[0] for one, own in zip(found, beads, strict=True)]
+    return np.array(found), {"near_nm": float(np.median(distances_nm))}
 
 
 def _rebuilt(
@@ -174,9 +179,10 @@ def _row(
     bed: Bed,
     start: str,
     positions: Atoms,
-    long: Float64[np.ndarray, "picks beads 3"],
     steps: Float64[np.ndarray, " picks"],
     seconds: Float64[np.ndarray, " picks"],
+    *,
+    long: Float64[np.ndarray, "picks beads 3"],
 ) -> dict[str, Any]:
     sound = np.isfinite(positions).all(axis=(1, 2))
     labels, _ = bed.labels(positions[sound], LABEL)
@@ -247,7 +253,9 @@ def _spread(differences: Float64[np.ndarray, "frames beads 3"]) -> dict[str, flo
 
 
 if __name__ == "__main__":
-    wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 50
-    table = pd.DataFrame([row for truth in GROUND_TRUTHS for row in measure(open_bed(truth, wanted))])
-    print(table.to_string(float_format="%.3g"))
-    write_text(RECORDS, table.to_csv(index=False, float_format="%.4g"))
+    wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 25
+    rows: list[dict[str, Any]] = []
+    for truth in GROUND_TRUTHS:
+        rows += measure(open_bed(truth, wanted))
+        write_text(RECORDS, pd.DataFrame(rows).to_csv(index=False, float_format="%.4g"))
+    print(pd.DataFrame(rows).to_string(float_format="%.3g"))
