@@ -42,4 +42,4 @@ serve: setup ## Prefect, MLflow and their workers on loopback
 	cgal serve
 
 lock: ## requirements.lock from pyproject.toml: names, versions and hashes only
-	.venv/bin/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.12 --group dev --extra cluster --extra gpu pyproject.toml -o requirements.lock
+	.venv/bin/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.12 --group dev --extra cgback --extra cluster --extra gpu pyproject.toml -o requirements.lock

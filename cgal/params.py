@@ -373,8 +373,9 @@ class BackmappingParams(Section):
 
     @property
     def steps(self) -> int:
-        """All-atom steps that a frame takes, if its minimisation goes once to its limit."""
-        return self.minimise_steps + self.warm_up_steps + self.anneal_steps
+        """All-atom steps that a frame takes, if it is steered or its minimisation goes once to its limit."""
+        reached = max(self.minimise_steps, self.steer_steps) if self.steer_within_nm else self.minimise_steps
+        return reached + self.warm_up_steps + self.anneal_steps
 
 
 class OracleParams(Section):

@@ -25,9 +25,10 @@ METHODS = {
     "mapping": PARAMS["mapping"],
     "training": {"bond_weight": PARAMS["training"]["bond_weight"], "warm_start": PARAMS["training"]["warm_start"]},
     "selection": {"strategy": PARAMS["selection"]["strategy"], "novel_nm": 0.05, "distinct_nm": 0.03},
+    "backmapping": {"steer_within_nm": 0.3, "steer_steps": 200},
     "oracle": {"mode": PARAMS["oracle"]["mode"], "average_steps": 100, "free_stride": 20},
 }
-"""The default ways to project, choose and label, with runs that are short and frames that are soon new."""
+"""The default ways to project, choose and label, from stored frames, with runs that are short and frames that are soon new."""
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,7 @@ def test_two_rounds_and_a_closing_one(make_project: Callable[..., Path], prefect
     assert [entry["tag"] for entry in rounds] == ["small/round-000", "small/round-001", "small/round-002"]
     manifest = load_manifest(root / "data" / "chignolin")
     assert [shard.name for shard in manifest.shards] == ["000.h5", "001.h5", "002.h5"]
+    assert all(shard.atoms_sha256 for shard in manifest.shards[1:]), "later labels may start from these"
     # stages and the rest add up to the wall time: nothing is left out but the last publishing, nothing counts twice
     assert 0.8 * elapsed_s < sum(entry["wall_s"] for entry in rounds) < elapsed_s
     assert all(0 < entry["overhead_s"] < entry["wall_s"] for entry in rounds)

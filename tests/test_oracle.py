@@ -194,6 +194,20 @@ def test_steps_of_failed_tries_count_also_after_a_restart(tmp_path: Path) -> Non
     assert (again.steps, again.failed_steps) == (result.steps, result.failed_steps)
 
 
+def from_near(beads: np.ndarray, *, seed: int, near: np.ndarray | None = None) -> Rebuilt:
+    """Like `recall`, but the near frame where there is one."""
+    return recall(beads, seed=seed) if near is None else Rebuilt(near, 5)
+
+
+def test_a_stored_frame_goes_to_the_rebuilding_of_its_own_pick(tmp_path: Path) -> None:
+    near = [None, FRAMES.positions[3]]
+    result = run(tmp_path, picks=2, rebuild=from_near, near=near)
+    np.testing.assert_allclose(result.labelled.positions[1, ALPHA], FRAMES.positions[3, ALPHA], atol=1e-6)
+    assert result.steps == WARM_UP_STEPS + 5 + 2 * (10 + 20)
+    other = run(tmp_path, picks=2, rebuild=from_near, near=[None, FRAMES.positions[5]])
+    np.testing.assert_allclose(other.labelled.positions[1, ALPHA], FRAMES.positions[5, ALPHA], atol=1e-6)
+
+
 def test_a_frame_that_no_seed_can_help_is_tried_once(tmp_path: Path) -> None:
     result = run(tmp_path, picks=1, rebuild=partial(permanent, folder=str(tmp_path)))
     assert [failure.reason for failure in result.failures] == ["no such molecule"]

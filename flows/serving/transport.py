@@ -134,8 +134,15 @@ def send_inputs(workspace: Workspace, stage: str) -> dict[str, str]:
     Raises VersioningError when it is not clear which remote, RemoteUnreachable when it does not answer.
     """
     deps = _paths(workspace, _stage(workspace, stage)["deps"])
-    files = _files([*deps, *(workspace.root / name for name in SETTINGS)])
+    files = _files([*deps, *(workspace.root / name for name in SETTINGS), *_stored_atoms(workspace, stage)])
     return _send(Exchange(workspace.root), workspace.root, files)
+
+
+def _stored_atoms(workspace: Workspace, stage: str) -> list[Path]:
+    """All-atom frames that a label may start from, which the manifest vouches for."""
+    if stage != "label" or not workspace.params.backmapping.steer_within_nm:
+        return []
+    return [workspace.data / "seed.h5", *sorted((workspace.data / "shards").glob("*.atoms.h5"))]
 
 
 def take_outputs(workspace: Workspace, stage: str, outputs: Mapping[str, Output]) -> None:
