@@ -41,18 +41,31 @@ LONG = OracleParams(burn_in_steps=600, average_steps=2400)
 """Of the average from a frame's own atoms that labels are measured against."""
 
 OWN = "own atoms"
-STARTS: dict[str, tuple[BackmappingParams, float | None]] = {
-    "pulchra": (BackmappingParams(), None),
-    "cgback": (BackmappingParams(method="cgback"), None),
-    "steered 500 steps, from the nearest": (BackmappingParams(steer_steps=500), 0.0),
-    "steered 500 steps, from 0.15 nm or more": (BackmappingParams(steer_steps=500), 0.15),
-    "steered 2000 steps, from 0.15 nm or more": (BackmappingParams(steer_steps=2000), 0.15),
+CLOSE_nm = 0.1
+
+
+@dataclass(frozen=True)
+class Way:
+    """How frames are rebuilt; steered from a frame that is between so far and so far away [nm], if that is not None.
+
+    With `alone` what steering cannot reach, or has no such frame, fails; else PULCHRA rebuilds it.
+    """
+
+    params: BackmappingParams
+    between_nm: tuple[float, float] | None = None
+    alone: bool = False
+
+
+STARTS = {
+    "PULCHRA": Way(BackmappingParams()),
+    "CGBack": Way(BackmappingParams(method="cgback")),
+    "steered 500 steps within 0.1 nm, else PULCHRA": Way(BackmappingParams(steer_steps=500), (0.0, CLOSE_nm)),
+    "steered 500 steps from the nearest": Way(BackmappingParams(steer_steps=500), (0.0, np.inf), alone=True),
+    "steered 2000 steps from 0.15 nm or more": Way(BackmappingParams(steer_steps=2000), (0.15, np.inf), alone=True),
 }
-"""How frames are rebuilt; of steered ones, from how far away at least [nm] (and then by no other method).
+"""0.15 nm is `selection.novel_nm` in params.yaml: a campaign's pick is further than that from every training frame."""
 
-0.15 nm is the default of `selection.novel_nm`: a pick of a campaign is further than that from every training frame.
-"""
-
+SELF_nm = 1e-3
 FLIPPED_degrees = 90.0
 RESAMPLES = 1000
 
@@ -116,59 +129,49 @@ def measure(bed: Bed, told: Callable[[str], None] = print) -> Iterator[dict[str,
     """A row for each start.
 
     `error` is the root mean square [kJ/mol/nm] over frames and components of a label's difference from the long average
-    from own atoms, with a 95 % interval over frames (`_low`, `_high`); `steps` and `seconds` are those of a frame's
-    rebuilding, by one core, failed ones included. `planes`, `turned` and `pro_psi` count for a frame the peptide planes
-    that point the other way than its own, the residues whose phi or psi is off by more than 90 degrees, and the
-    prolines whose psi is. `near_nm` is how far away the frames are that steered ones start from (median).
+    from own atoms, with a 95 % interval over frames (`_low`, `_high`), and `close` is that of the `close_frames` that
+    have another trajectory's within 0.1 nm; `steps` and `seconds` are those of a frame's rebuilding, by one core,
+    failed ones included. `planes`, `turned` and `pro_psi` count for a frame the peptide planes that point the other way
+    than its own, the residues whose phi or psi is off by more than 90 degrees, and the prolines whose psi is.
     """
     own = bed.frames.positions[bed.picked]
     long, _ = bed.labels(own, LONG)
     told(f"{bed.truth.name}: signal {_rms(long):.0f} kJ/mol/nm")
     yield _row(bed, OWN, own, np.zeros(len(own)), np.zeros(len(own)), long=long)
-    for start, (params, least_nm) in STARTS.items():
-        near, far = (None, {}) if least_nm is None else _nearest(bed, least_nm)
-        row = _row(bed, start, *_rebuilt(bed, params, near), long=long) | far
+    for start, way in STARTS.items():
+        row = _row(bed, start, *_rebuilt(bed, way), long=long)
         told(str(row))
         yield row
 
 
-def _nearest(bed: Bed, least_nm: float) -> tuple[Atoms, dict[str, float]]:
-    """For each pick the nearest frame of another trajectory, from so far on, superposed; and the median RMSD [nm]."""
+def _nearest(bed: Bed, least_nm: float, most_nm: float) -> list[Float32[np.ndarray, "atoms 3"] | None]:
+    """For each pick the nearest frame of another trajectory that is so far away [nm], superposed."""
     alpha, positions = bed.alpha_carbons, bed.frames.positions
     found = []
     for pick in bed.picked:
-        others = np.delete(positions, pick, axis=0)
-        others = others[rmsd_nm(others[:, alpha], positions[pick, alpha]) >= least_nm]
-        (near,) = nearest_stored(positions[[pick]][:, alpha], others, alpha, within_nm=np.inf)
-        assert near is not None
-        found.append(near)
-    beads = positions[bed.picked][:, alpha]
-    distances_nm = [rmsd_nm(one[None, alpha], own)[0] for one, own in zip(found, beads, strict=True)]
-    return np.array(found), {"near_nm": float(np.median(distances_nm))}
+        others = positions[rmsd_nm(positions[:, alpha], positions[pick, alpha]) >= max(least_nm, SELF_nm)]
+        found += nearest_stored(positions[[pick]][:, alpha], others, alpha, most_nm)
+    return found
 
 
-def _rebuilt(
-    bed: Bed, params: BackmappingParams, near: Atoms | None
-) -> tuple[Atoms, Float64[np.ndarray, " picks"], Float64[np.ndarray, " picks"]]:
+def _rebuilt(bed: Bed, way: Way) -> tuple[Atoms, Float64[np.ndarray, " picks"], Float64[np.ndarray, " picks"]]:
     """Positions of each pick, NaN where it cannot be rebuilt, with steps and seconds."""
-    if near is not None:
-        params = params.model_copy(update={"method": "none"})
+    near = [None] * len(bed.picked) if way.between_nm is None else _nearest(bed, *way.between_nm)
     own = bed.frames.positions[bed.picked]
     rebuild = partial(
         backmap,
         structure=bed.frames.pdb,
-        params=params,
+        params=way.params.model_copy(update={"method": "none"} if way.alone else {}),
         force_field=bed.force_field,
         temperature_K=bed.truth.temperature_K,
         seed=1,
     )
-    kwargs: list[dict[str, Any]] = [{"near": frame} for frame in near] if near is not None else [{}] * len(own)
-    rebuild(own[0, bed.alpha_carbons], **kwargs[0])  # loads and compiles
+    backmap(own[0, bed.alpha_carbons], near=near[0], **(rebuild.keywords | {"params": BackmappingParams()}))  # compiles
     positions, steps, seconds = np.full_like(own, np.nan), np.zeros(len(own)), np.zeros(len(own))
     for number, frame in enumerate(own):
         began = time.perf_counter()
         try:
-            positions[number], steps[number] = rebuild(frame[bed.alpha_carbons], **kwargs[number])
+            positions[number], steps[number] = rebuild(frame[bed.alpha_carbons], near=near[number])
         except BackmappingError as error:
             steps[number] = error.steps
         seconds[number] = time.perf_counter() - began
@@ -187,6 +190,7 @@ def _row(
     sound = np.isfinite(positions).all(axis=(1, 2))
     labels, _ = bed.labels(positions[sound], LABEL)
     differences = labels - long[sound]
+    close = np.array([frame is not None for frame in _nearest(bed, 0.0, CLOSE_nm)])
     labelled = np.isfinite(differences).all(axis=(1, 2))
     own = bed.frames.positions[bed.picked][sound]
     turned, prolines = _turned(bed.frames.topology, positions[sound], own)
@@ -195,7 +199,9 @@ def _row(
         "start": start,
         "frames": len(positions),
         "failed": len(positions) - int(labelled.sum()),
-        **_spread(differences[labelled]),
+        **_spread("error", differences[labelled]),
+        **_spread("close", differences[labelled & close[sound]]),
+        "close_frames": int(close.sum()),
         "signal": _rms(long),
         "steps": steps.mean(),
         "seconds": seconds.mean(),
@@ -246,10 +252,10 @@ def _rms(forces: Float64[np.ndarray, "frames beads 3"]) -> float:
     return float(np.sqrt((forces**2).mean()))
 
 
-def _spread(differences: Float64[np.ndarray, "frames beads 3"]) -> dict[str, float]:
+def _spread(name: str, differences: Float64[np.ndarray, "frames beads 3"]) -> dict[str, float]:
     drawn = derive_generator(1, 0, "starts").integers(len(differences), size=(RESAMPLES, len(differences)))
     low, high = np.percentile([_rms(differences[frames]) for frames in drawn], (2.5, 97.5))
-    return {"error": _rms(differences), "error_low": float(low), "error_high": float(high)}
+    return {name: _rms(differences), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
 if __name__ == "__main__":

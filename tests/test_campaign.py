@@ -28,7 +28,7 @@ METHODS = {
     "backmapping": {"steer_within_nm": 0.3, "steer_steps": 200},
     "oracle": {"mode": PARAMS["oracle"]["mode"], "average_steps": 100, "free_stride": 20},
 }
-"""The default ways to project, choose and label, from stored frames, with runs that are short and frames that are soon new."""
+"""The default ways to project, choose and label, from stored frames; runs are short and frames are soon new."""
 
 
 @pytest.fixture(scope="module")
