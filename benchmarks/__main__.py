@@ -21,6 +21,7 @@ SUBJECTS = (
     "growth",
     "training",
     "oracle",
+    "labels",
     "selection",
     "benchmark_stage",
     "numerics",

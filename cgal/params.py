@@ -139,7 +139,8 @@ class MappingParams(Section):
     """How all-atom forces become bead forces (Xi_F)."""
 
     force_map: Literal["local_frames", "optimal", "constraint_aware", "slice"] = Field(
-        "optimal", description="slice is the paper's; local_frames has the least noise"
+        "optimal",
+        description="slice is the paper's, and biased when bonds are constrained; local_frames has the least noise",
     )
     ridge: NonNegative = Field(
         0.03,
