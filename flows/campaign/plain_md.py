@@ -26,7 +26,8 @@ def plan_of(params: Params) -> tuple[int, int, int]:
         case "parallel":
             epochs = 1
         case "least_counts":
-            epochs = max(1, steps // (runs * params.oracle.average_steps))
+            shortest = max(params.oracle.average_steps, params.oracle.free_stride)
+            epochs = max(1, steps // (runs * shortest))
     return epochs, runs, steps // (epochs * runs)
 
 
