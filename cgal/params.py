@@ -22,6 +22,7 @@ __all__ = [
     "DynamicsParams",
     "ExecutionParams",
     "ForceFieldParams",
+    "ForcesAndNoiseParams",
     "MappingParams",
     "NetworkParams",
     "OracleParams",
@@ -258,10 +259,18 @@ class RelativeEntropyParams(Section):
     )
 
 
+class ForcesAndNoiseParams(Section):
+    """Forces and noise: frames are noised, and their labels mix the forces with those of the noise."""
+
+    noise_nm: Positive = Field(
+        0.01, description="standard deviation of the noise on each coordinate; the model is of the smeared density"
+    )
+
+
 class TrainingParams(Section):
     """How the network is trained; what has no section of its own is of force matching, or of every objective."""
 
-    objective: Literal["force_matching", "relative_entropy"] = Field(
+    objective: Literal["force_matching", "forces_and_noise", "relative_entropy"] = Field(
         "force_matching", description="what is minimised: a module of cgal.training"
     )
     members: Count = Field(
@@ -300,6 +309,7 @@ class TrainingParams(Section):
     preflight: bool = Field(
         True, description="stop the campaign when the network is no better on held-out frames than the prior alone"
     )
+    forces_and_noise: ForcesAndNoiseParams = ForcesAndNoiseParams()
     relative_entropy: RelativeEntropyParams = RelativeEntropyParams()
 
 

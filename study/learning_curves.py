@@ -64,7 +64,17 @@ CONTROLS = ("raw", "prior", "linear")
 ON_LINEAR = "_on_linear"
 """Ends the names of networks on top of the linear rung."""
 
-MODELS = ("relative_entropy_on_linear", "relative_entropy", "force_matching_on_linear", "force_matching")
+COMMITTEE, MEMBERS = "_committee", 4
+"""Ends the names of so many networks whose mean force is simulated."""
+
+MODELS = (
+    "relative_entropy_on_linear",
+    "relative_entropy",
+    "force_matching_on_linear",
+    "force_matching",
+    "forces_and_noise",
+    "relative_entropy_committee",
+)
 SIZES_ns = (16.0, 64.0, 0.0, 4.0, 1.0)
 """Nanoseconds to learn from, the most telling first; zero is all that there are."""
 
@@ -222,8 +232,11 @@ def training_params(demo: Params, task: Task, frames: int) -> TrainingParams:
     """Those of params.yaml; whole trajectories are held out where there are enough, else blocks of a twentieth."""
     epochs = max(1, min(demo.training.epochs, MOST_EPOCH_FRAMES // frames))
     wishes: dict[str, str | int | bool] = {
-        "objective": "force_matching" if task.model in CONTROLS else task.model.removesuffix(ON_LINEAR),
-        "linear_rung": task.model.endswith(ON_LINEAR),
+        "objective": "force_matching"
+        if task.model in CONTROLS
+        else task.model.removesuffix(COMMITTEE).removesuffix(ON_LINEAR),
+        "members": MEMBERS if task.model.endswith(COMMITTEE) else 1,
+        "linear_rung": task.model.removesuffix(COMMITTEE).endswith(ON_LINEAR),
         "epochs": epochs,
         "validation_block_frames": max(1, min(1000, frames // 20)),
         "preflight": False,

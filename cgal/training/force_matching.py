@@ -49,7 +49,15 @@ AVERAGE_START = 10
 EVALUATION_BATCH = 256
 """Frames evaluated at once when no weight gradient is wanted."""
 
-NOT_IN_FINGERPRINT = {"checkpoint_epochs", "members", "objective", "preflight", "relative_entropy", "warm_start"}
+NOT_IN_FINGERPRINT = {
+    "checkpoint_epochs",
+    "forces_and_noise",
+    "members",
+    "objective",
+    "preflight",
+    "relative_entropy",
+    "warm_start",
+}
 """Training parameters that leave the course of a training as it is."""
 
 

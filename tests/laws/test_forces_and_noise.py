@@ -1,0 +1,59 @@
+"""Labels of noised frames have the mean force of the smeared density, with less variance than forces or noise alone."""
+
+import numpy as np
+import torch
+
+from cgal.frames import LabelledFrames
+from cgal.params import TrainingParams
+from cgal.potential.architectures import initial_potential
+from cgal.training.forces_and_noise import noised
+from cgal.training.train import train
+from cgal.units import thermal_energy_kJ_per_mol
+from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, labelled, real_prior, shaken_beads
+
+kT = thermal_energy_kJ_per_mol(TEMPERATURE_K)
+NOISE_nm = 0.02
+COVARIANCE_nm2 = 0.05**2 * (np.eye(4) + 0.4 * (np.eye(4, k=1) + np.eye(4, k=-1)))
+
+
+def harmonic(frames: int = 100_000) -> LabelledFrames:
+    """Four coupled oscillators, whose forces are noisy as labels are."""
+    generator = np.random.default_rng(0)
+    positions = np.einsum("ij,fjk->fik", np.linalg.cholesky(COVARIANCE_nm2), generator.normal(size=(frames, 4, 3)))
+    forces = -kT * np.einsum("ij,fjk->fik", np.linalg.inv(COVARIANCE_nm2), positions)
+    forces += generator.normal(scale=100.0, size=forces.shape)
+    numbers = np.arange(frames)
+    return LabelledFrames(
+        "GGGG", positions.astype(np.float32), forces.astype(np.float32), numbers.astype(np.int32), 1.0 * numbers, {}
+    )
+
+
+def test_the_mean_force_is_that_of_the_smeared_density():
+    """Least squares of labels on positions; labels scatter by some 100 kJ/mol/nm, so coefficients by
+    100 / (0.05 sqrt(3 frames)), about 4 kJ/mol/nm^2, and more for coupled beads. Without noise they are 240 larger."""
+    frames = harmonic()
+    (found,) = noised([frames], NOISE_nm, TEMPERATURE_K, seed=1)
+    at, labels = (array.transpose(0, 2, 1).reshape(-1, 4).astype(float) for array in (found.positions, found.forces))
+    slope = np.linalg.lstsq(at, labels)[0].T
+    expected = -kT * np.linalg.inv(COVARIANCE_nm2 + NOISE_nm**2 * np.eye(4))
+    np.testing.assert_allclose(slope, expected, atol=30.0)
+    assert np.abs(slope + kT * np.linalg.inv(COVARIANCE_nm2)).max() > 200.0
+    assert (found.forces**2).mean() < 0.8 * min((frames.forces**2).mean(), (kT / NOISE_nm) ** 2)
+
+
+def test_a_training_depends_on_its_seed_alone_and_is_kept(tmp_path):
+    params = TrainingParams(objective="forces_and_noise", epochs=2, checkpoint_epochs=1, preflight=False)
+    shards = [labelled(shaken_beads(100), real_prior())]
+    initial = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 3)
+    first = train(shards, initial, params, seed=1, scratch=tmp_path)
+    epochs = []
+    kept = train(shards, initial, params, seed=1, scratch=tmp_path, progress=lambda *args: epochs.append(args[0]))
+    assert not epochs
+    again, other = (train(shards, initial, params, seed=seed) for seed in (1, 2))
+    weights = [
+        torch.nn.utils.parameters_to_vector(found.potential.network.parameters())
+        for found in (first, kept, again, other)
+    ]
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+    assert not torch.equal(weights[0], weights[3])
