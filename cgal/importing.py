@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32
 from openmm import app
 
-from cgal.all_atom.force_field import build_system, read_structure, recompute_forces
+from cgal.all_atom.force_field import build_system, read_structure, recompute_forces, require_implicit
 from cgal.errors import BadParams, BadStructure, CgalError, EmptyTrajectory, Refusals
 from cgal.files import sha256
 from cgal.foreign.chemistry import Selection
@@ -130,6 +130,7 @@ class ReadTrajectories:
             _check_sulphurs(self.topology, self.protein, read_pdb_text(self.pdb).topology)
         if forces == "recompute" and not refusals:
             with refusals.gathered():
+                require_implicit(force_field)
                 build_system(read_structure(self.pdb)[0], force_field)
         for source in () if forces == "recompute" else self.sources:
             with refusals.gathered():

@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from cgal.errors import BadFile, BadParams
 
@@ -35,6 +46,7 @@ __all__ = [
     "SelectionParams",
     "SimulationParams",
     "TrainingParams",
+    "WaterParams",
     "check_params",
     "load_params",
     "merged",
@@ -122,6 +134,17 @@ class CampaignParams(Section):
     )
 
 
+class WaterParams(Section):
+    """The box of explicit water about a protein: as many molecules in every frame, whatever the chain's shape."""
+
+    box_nm: float = Field(
+        4.0, gt=2.0, le=50, description="edge of the cube; the stretched chain and 1 nm more must fit into it"
+    )
+    settling_steps: int = Field(
+        5000, ge=0, description="steps of 2 fs with held CA that new water settles for, at constant volume"
+    )
+
+
 class ForceFieldParams(Section):
     """The all-atom physics that reference and oracle share."""
 
@@ -134,6 +157,33 @@ class ForceFieldParams(Section):
     hydrogen_mass_amu: float = Field(4.0, ge=1, le=5)
     friction_per_ps: Positive = 1.0
     platform: Literal["auto", "CPU", "CUDA", "OpenCL", "Reference"] = "auto"
+    water: WaterParams = Field(WaterParams(), description="of solvent tip3pfb alone")
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the solvent is water molecules."""
+        return self.solvent == "tip3pfb"
+
+    @property
+    def settling_steps(self) -> int:
+        """Steps that a run takes before it begins, for its water."""
+        return self.water.settling_steps if self.explicit else 0
+
+    @property
+    def without_water(self) -> "ForceFieldParams":
+        """The same protein force field in an implicit solvent, in which atoms are rebuilt before water comes."""
+        return self.model_copy(update={"solvent": "obc2"}) if self.explicit else self
+
+    @model_validator(mode="after")
+    def _protein_and_water_go_together(self) -> "ForceFieldParams":
+        if self.explicit and self.name == "ff96":
+            raise ValueError("solvent tip3pfb goes with name ff14SB or amber14, not with ff96")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _water_where_there_is_any(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        return content if self.explicit else {key: value for key, value in content.items() if key != "water"}
 
 
 class MappingParams(Section):
@@ -507,6 +557,11 @@ class Params(Section):
     benchmark: BenchmarkParams = BenchmarkParams()
     reference: ReferenceParams = ReferenceParams()
     execution: ExecutionParams = ExecutionParams()
+
+    @property
+    def label_steps(self) -> int:
+        """All-atom steps of a picked frame, from its beads to its forces."""
+        return self.backmapping.steps + self.force_field.settling_steps + self.oracle.steps
 
     @model_validator(mode="before")
     @classmethod

@@ -96,7 +96,11 @@ def grow(
     except Diverged as error:
         print(f"stopped after {len(blocks) * LOOKS * spacing_ps / 1000:.1f} ns a copy: {error}")
     provenance = {"origin": "side by side", "temperature_K": temperature_K, "spacing_ps": spacing_ps}
-    recipe = {"temperature_K": temperature_K, "seed": seed, **{f"force_field.{key}": v for key, v in force_field}}
+    recipe = {
+        "temperature_K": temperature_K,
+        "seed": seed,
+        **{f"force_field.{key}": v for key, v in force_field.model_dump().items()},
+    }
     return Swarm(
         _bead_frames(blocks, structure, spacing_ps, provenance),
         lattice.gather(last.positions),

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import openmm
 import pytest
-from openmm import app, unit
+from pydantic import ValidationError
 
 from cgal.all_atom.force_field import (
     build_system,
@@ -18,7 +18,7 @@ from cgal.all_atom.force_field import (
 )
 from cgal.errors import BadParams, BadStructure
 from cgal.frames import AtomFrames
-from cgal.params import ForceFieldParams
+from cgal.params import ForceFieldParams, WaterParams
 
 FRAMES = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
 TOPOLOGY, POSITIONS = read_structure(FRAMES.pdb)
@@ -50,16 +50,31 @@ def test_obc2_is_the_native_force() -> None:
     assert openmm.CustomGBForce not in kinds
 
 
-def test_explicit_solvent_wants_a_solvated_structure_and_takes_one() -> None:
-    params = ForceFieldParams(name="amber14", solvent="tip3pfb")
-    with pytest.raises(BadStructure, match=r"no water or no box.*Modeller.addSolvent"):
-        build_system(TOPOLOGY, params)
-    modeller = app.Modeller(TOPOLOGY, POSITIONS * unit.nanometer)
-    forcefield = app.ForceField("amber14-all.xml", "amber14/tip3pfb.xml")
-    modeller.addSolvent(forcefield, model="tip3p", padding=0.2 * unit.nanometer, neutralize=False)
-    system = build_system(modeller.topology, params)
+@pytest.mark.parametrize("name", ["ff14SB", "amber14"])
+def test_explicit_solvent_comes_with_its_box_of_neutral_water(name: str) -> None:
+    params = ForceFieldParams(name=name, solvent="tip3pfb", water=WaterParams(box_nm=2.7))
+    system = build_system(TOPOLOGY, params)
     assert system.usesPeriodicBoundaryConditions()
-    assert system.getNumParticles() > 1000
+    (force,) = (force for force in system.getForces() if isinstance(force, openmm.NonbondedForce))
+    assert force.getNonbondedMethod() == openmm.NonbondedForce.PME
+    charges = [force.getParticleParameters(index)[0]._value for index in range(system.getNumParticles())]
+    assert sum(charges) == pytest.approx(0.0, abs=1e-4)
+    waters = (system.getNumParticles() - 166) // 3
+    assert 30 < waters / (2.7**3 - 1.4) < 34, "molecules in a cubic nanometre of water"
+
+
+def test_what_explicit_solvent_cannot_do_is_refused() -> None:
+    params = ForceFieldParams(name="amber14", solvent="tip3pfb")
+    with pytest.raises(BadParams, match="cannot be recomputed"):
+        recompute_forces(FRAMES.pdb, FRAMES.positions[:1], params)
+    with pytest.raises(ValidationError, match="ff14SB or amber14, not with ff96"):
+        ForceFieldParams(solvent="tip3pfb")
+
+
+def test_water_is_no_part_of_an_implicit_solvent() -> None:
+    """What was sampled or labelled before there was a box is what it was."""
+    assert "water" not in ForceFieldParams().model_dump()
+    assert "water" in ForceFieldParams(name="amber14", solvent="tip3pfb").model_dump()
 
 
 @pytest.mark.parametrize(

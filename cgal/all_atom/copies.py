@@ -36,6 +36,8 @@ def side_by_side(system: openmm.System, copies: int) -> openmm.System:
 
     Raises BadParams for a force that cannot be copied (solvent models other than `obc2`).
     """
+    if system.usesPeriodicBoundaryConditions():
+        raise BadParams("a periodic box is not known side by side; set force_field.solvent to obc2")
     size = system.getNumParticles()
     many = openmm.System()
     for copy in range(copies):

@@ -10,7 +10,7 @@ import openmm
 from jaxtyping import Float32, Float64, Int, Shaped
 from openmm import unit
 
-from cgal.all_atom.force_field import FORCE_UNIT, make_context
+from cgal.all_atom.force_field import forces_of, make_context
 from cgal.errors import Diverged
 from cgal.hdf5 import Hdf5Record
 from cgal.params import ForceFieldParams, OracleParams
@@ -24,7 +24,7 @@ CONSTRAINT_TOLERANCE = 1e-6
 
 
 class Moment(NamedTuple):
-    """Positions [nm], velocities [nm/ps] and forces [kJ/mol/nm] of all atoms at one time, without constraint forces."""
+    """A protein at one time: positions [nm], velocities [nm/ps], forces but those of constraints [kJ/mol/nm]."""
 
     positions: Float64[np.ndarray, "atoms 3"]
     velocities: Float64[np.ndarray, "atoms 3"]
@@ -45,7 +45,11 @@ class _Iterations(openmm.MinimizationReporter):  # type: ignore[misc]
 
 
 class AtomRun:
-    """One Langevin run of a system at a temperature; same seed, same run. `place` it before anything else."""
+    """One Langevin run of a system at a temperature; same seed, same run. `place` it before anything else.
+
+    `atoms` is how many of the system's particles, the first ones, are the protein's and are shown; the others are its
+    water. None: all.
+    """
 
     def __init__(
         self,
@@ -55,12 +59,13 @@ class AtomRun:
         temperature_K: float,
         timestep_ps: float,
         seed: int,
+        atoms: int | None = None,
     ) -> None:
         self.context = make_context(
             system, force_field, temperature_K=temperature_K, timestep_ps=timestep_ps, seed=seed
         )
         self.integrator: openmm.LangevinMiddleIntegrator = self.context.getIntegrator()
-        self.temperature_K, self.seed = temperature_K, seed
+        self.temperature_K, self.seed, self.atoms = temperature_K, seed, atoms
         self._minimiser = _Iterations()
 
     @property
@@ -70,12 +75,12 @@ class AtomRun:
 
     def place(
         self,
-        positions: Shaped[np.ndarray, "atoms 3"],
-        velocities: Float64[np.ndarray, "atoms 3"] | None = None,
+        positions: Shaped[np.ndarray, "particles 3"],
+        velocities: Float64[np.ndarray, "particles 3"] | None = None,
         *,
         constrain: bool = False,
     ) -> None:
-        """Put the atoms there [nm]; with `constrain` moved by what the constraints on bonds ask for."""
+        """Put all particles there [nm]; with `constrain` moved by what the constraints on bonds ask for."""
         self.context.setPositions(np.asarray(positions, dtype=np.float64))
         if constrain:
             self.context.applyConstraints(CONSTRAINT_TOLERANCE)
@@ -108,22 +113,25 @@ class AtomRun:
             yield self.moment()
 
     def moment(self) -> Moment:
-        """Look at all atoms; raises Diverged when a force is out of bounds."""
+        """Look at the protein's atoms; raises Diverged when a force on any particle is out of bounds."""
         with _diverging():
-            state = self.context.getState(positions=True, velocities=True, forces=True)
-        found = Moment(
-            np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)),
-            np.array(state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond)),
-            np.array(state.getForces(asNumpy=True).value_in_unit(FORCE_UNIT)),
-        )
-        if not np.abs(found.forces).max() < DIVERGED_kJ_per_mol_nm:
+            positions, velocities = self.phase_point()
+            forces = forces_of(self.context)
+        if not np.abs(forces).max() < DIVERGED_kJ_per_mol_nm:
             raise Diverged("a force is out of bounds")
-        return found
+        return Moment(*(np.array(each[: self.atoms]) for each in (positions, velocities, forces)))
 
     def positions(self) -> Float64[np.ndarray, "atoms 3"]:
-        """Give the positions [nm], whatever they are."""
-        state = self.context.getState(positions=True)
-        return np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
+        """Give the positions of the protein's atoms [nm], whatever they are."""
+        return self.phase_point()[0][: self.atoms]
+
+    def phase_point(self) -> tuple[Float64[np.ndarray, "particles 3"], Float64[np.ndarray, "particles 3"]]:
+        """Give positions [nm] and velocities [nm/ps] of all particles, from which `place` goes on."""
+        state = self.context.getState(positions=True, velocities=True)
+        return (
+            np.array(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)),
+            np.array(state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond)),
+        )
 
 
 @contextmanager

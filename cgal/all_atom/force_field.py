@@ -12,6 +12,7 @@ from jaxtyping import Float32, Float64, Shaped
 from openmm import app, unit
 
 from cgal.all_atom.born import with_compiled_born
+from cgal.all_atom.water import with_water
 from cgal.errors import BadParams, BadStructure
 from cgal.params import ForceFieldParams
 from cgal.progress import Progress, silent
@@ -27,6 +28,8 @@ __all__ = [
     "positions_of",
     "read_structure",
     "recompute_forces",
+    "require_implicit",
+    "with_solvent",
     "write_structure",
 ]
 
@@ -72,7 +75,8 @@ def build_system(
     Implicit solvents have no cutoff and no box. `obc2` (Onufriev, Bashford and Case 2004) is the native
     GBSAOBCForce, which agrees with OpenMM's XML form of the same model; `gbn2` (Nguyen, Roe and Simmerling 2013) is
     OpenMM's XML form. `make_context` makes both several times as fast on a CPU.
-    `tip3pfb` is explicit water with particle-mesh Ewald and wants a topology that has a box and water in it.
+    `tip3pfb` (Wang, Martinez and Pande 2014) is explicit water with particle-mesh Ewald: the system has the protein's
+    atoms first, then the ions and water of `cgal.all_atom.water`, whose number depends on the topology alone.
 
     `hold_alpha_carbons` makes every C-alpha massless, so that it stays where it is. A massless atom cannot be
     constrained: its C-H constraints become the force field's own harmonic bonds, and such a system needs a shorter
@@ -80,19 +84,28 @@ def build_system(
 
     Raises BadStructure, naming the residue, when the force field has no parameters for the structure.
     """
-    if params.solvent == "tip3pfb":
-        _check_solvated(topology)
     forcefield = load_forcefield(params.name, params.solvent)
     try:
-        system = _create_system(forcefield, topology, params, app.HBonds)
+        whole = with_solvent(topology, params)
+        system = _create_system(forcefield, whole, params, app.HBonds)
     except ValueError as error:
         raise BadStructure(_explain(forcefield, topology, params, str(error))) from error
     if params.solvent == "obc2":
         use_native_obc2(system)
     if hold_alpha_carbons:
-        unconstrained = _create_system(forcefield, topology, params, None)
+        unconstrained = _create_system(forcefield, whole, params, None)
         hold_alpha_carbons_of(system, topology, unconstrained)
     return system
+
+
+def with_solvent(topology: app.Topology, params: ForceFieldParams) -> app.Topology:
+    """The topology of all particles of a protein's system: in explicit solvent its own atoms, then ions and water.
+
+    Raises BadStructure when the protein fills its box, ValueError when the force field has no parameters for it.
+    """
+    if not params.explicit:
+        return topology
+    return with_water(topology, load_forcefield(params.name, params.solvent), params.water.box_nm)
 
 
 @lru_cache
@@ -104,10 +117,9 @@ def load_forcefield(name: str, solvent: str) -> app.ForceField:
 def _create_system(
     forcefield: app.ForceField, topology: app.Topology, params: ForceFieldParams, constraints: object
 ) -> openmm.System:
-    explicit = params.solvent == "tip3pfb"
     return forcefield.createSystem(
         topology,
-        nonbondedMethod=app.PME if explicit else app.NoCutoff,
+        nonbondedMethod=app.PME if params.explicit else app.NoCutoff,
         nonbondedCutoff=PME_CUTOFF_nm * unit.nanometer,
         constraints=constraints,
         rigidWater=True,
@@ -153,15 +165,6 @@ def hold_alpha_carbons_of(system: openmm.System, topology: app.Topology, unconst
 
 def _bond_force(system: openmm.System) -> openmm.HarmonicBondForce:
     return next(force for force in system.getForces() if isinstance(force, openmm.HarmonicBondForce))
-
-
-def _check_solvated(topology: app.Topology) -> None:
-    wet = any(residue.name in {"HOH", "WAT", "SOL"} for residue in topology.residues())
-    if not wet or topology.getPeriodicBoxVectors() is None:
-        raise BadStructure(
-            "force_field.solvent tip3pfb is explicit water, and the structure has no water or no box; "
-            "give a solvated structure (OpenMM's Modeller.addSolvent makes one), or use obc2 or gbn2"
-        )
 
 
 def _explain(forcefield: app.ForceField, topology: app.Topology, params: ForceFieldParams, reason: str) -> str:
@@ -247,6 +250,15 @@ def forces_of(context: openmm.Context) -> Float64[np.ndarray, "atoms 3"]:
     return np.asarray(context.getState(forces=True).getForces(asNumpy=True).value_in_unit(FORCE_UNIT))
 
 
+def require_implicit(params: ForceFieldParams) -> None:
+    """Raise BadParams when forces at positions of the protein alone would depend on water that is not there."""
+    if params.explicit:
+        raise BadParams(
+            "force_field.solvent tip3pfb: forces in explicit water cannot be recomputed from the protein's positions; "
+            "take those that were stored (--forces stored), or make a seed with 'cgal seed'"
+        )
+
+
 def recompute_forces(
     pdb: str,
     positions: Shaped[np.ndarray, "frames atoms 3"],
@@ -257,8 +269,9 @@ def recompute_forces(
     """Compute the forces [kJ/mol/nm] at given all-atom positions [nm], in the atom order of the PDB text.
 
     Constraint forces are not in them, just as in the forces that OpenMM reports of a run. Raises BadStructure when
-    the force field cannot take the structure, or when the number of atoms differs.
+    the force field cannot take the structure, or when the number of atoms differs, BadParams in explicit solvent.
     """
+    require_implicit(params)
     topology, _ = read_structure(pdb)
     if positions.shape[1] != topology.getNumAtoms():
         raise BadStructure(

@@ -23,6 +23,7 @@ from jaxtyping import Float32, Int
 from cgal.all_atom.dynamics import AtomRun, Label, Moment, RunPlan, run_plan
 from cgal.all_atom.force_field import build_system, choose_platform, read_structure
 from cgal.all_atom.label_files import LabelFiles, LabelTask, Rebuild
+from cgal.all_atom.solvation import solvated
 from cgal.all_atom.soundness import cis_peptide_bonds
 from cgal.all_atom.workers import Announce, FanOut, Outcome, run_in_processes
 from cgal.errors import BadFile, Diverged, OracleError, QuorumMissed
@@ -51,9 +52,9 @@ class Failure:
 class OracleResult(Hdf5Record):
     """Labelled frames, failed ones, and what they cost.
 
-    `steps` counts all all-atom steps: minimisation, warm-up, burn-in and run, those of failed tries too, which
-    `failed_steps` counts (None in files from before it was); what a process had done when it was killed is not in them.
-    `wall_time_s` is that of the call, and is not saved.
+    `steps` counts all all-atom steps: minimisation, warm-up, settling of water, burn-in and run, those of failed tries
+    too, which `failed_steps` counts (None in files from before it was); what a process had done when it was killed is
+    not in them. `wall_time_s` is that of the call, and is not saved.
     """
 
     KIND = "oracle-result"
@@ -309,14 +310,16 @@ def _label(positions: Float32[np.ndarray, "atoms 3"], files: LabelFiles, seed: i
         temperature_K=files.temperature_K,
         timestep_ps=files.plan.timestep_ps,
         seed=seed,
+        atoms=len(positions),
     )
-    run.place(positions, constrain=True)
-    run.draw_velocities()
     try:
+        start = solvated(positions, files.structure, files.force_field, temperature_K=files.temperature_K, seed=seed)
+        run.place(start, constrain=True)
+        run.draw_velocities()
         return files.plan.label(run, partial(_on_beads, files.structure))
     except Diverged as reason:
         error = OracleError(f"the all-atom run diverged ({reason}); lower oracle.timestep_ps")
-        error.steps = run.steps
+        error.steps = files.force_field.settling_steps + run.steps
         raise error from reason
 
 

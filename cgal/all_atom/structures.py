@@ -2,7 +2,8 @@
 
 Missing atoms and hydrogens are added at the given pH, then the structure is relaxed with care: restrained
 minimisation, free minimisation, then dynamics at 0.5 fs, 1 fs and the production step. Each result is checked for
-handedness, clashes, torn bonds and cis peptide bonds.
+handedness, clashes, torn bonds and cis peptide bonds. Where the solvent is explicit, all this is done in an implicit
+one: each run from the structure brings its own water.
 """
 
 import random
@@ -24,6 +25,7 @@ from pdbfixer import PDBFixer
 
 from cgal.all_atom.dynamics import AtomRun, restrain
 from cgal.all_atom.force_field import build_system, read_structure, write_structure
+from cgal.all_atom.solvation import require_solvable
 from cgal.all_atom.soundness import cis_peptide_bonds, faults, heavy_atoms
 from cgal.errors import BadFile, BadStructure, Diverged
 from cgal.foreign.chemistry import Residue, check_backbone, check_chain, check_known, notes_on_names, select_protein
@@ -137,16 +139,18 @@ def _prepare(
     note: Note,
     progress: Progress,
 ) -> str:
+    dry = params.without_water
     try:
         topology, positions = _complete(text, params.ph, seed, note)
         sequence_of(read_pdb_text(write_structure(topology, positions)).topology)
-        relaxed = _relax(topology, positions, params, temperature_K, seed, relax_ps, progress)
+        relaxed = _relax(topology, positions, dry, temperature_K, seed, relax_ps, progress)
+        require_solvable(relaxed, params)
     except BadStructure as error:
         raise BadStructure(f"{source}: {error}") from None
     except Diverged as error:
         raise BadStructure(f"{source}: relaxation failed ({error}); look at the structure for overlaps") from error
     pdb = write_structure(topology, relaxed)
-    _check(pdb, source, params)
+    _check(pdb, source, dry)
     return pdb
 
 

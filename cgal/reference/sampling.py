@@ -25,6 +25,7 @@ from jaxtyping import Float32, Float64, Int64, Shaped
 
 from cgal.all_atom.dynamics import AtomRun, Moment
 from cgal.all_atom.force_field import build_system, choose_platform, read_structure
+from cgal.all_atom.solvation import solvated
 from cgal.all_atom.soundness import cis_peptide_bonds, faults
 from cgal.all_atom.workers import Announce, FanOut, run_in_processes
 from cgal.errors import BadFile, BadParams, Diverged, SamplingError
@@ -79,7 +80,7 @@ class SwarmRecipe:
             "structure": sha256(self.structure.encode()).hexdigest(),
             "temperature_K": self.temperature_K,
             "seed": self.seed,
-            **{f"force_field.{key}": value for key, value in self.force_field if key != "platform"},
+            **{f"force_field.{key}": value for key, value in self.force_field.model_dump(exclude={"platform"}).items()},
             **{f"reference.{key}": getattr(self.params, key) for key in (*made, "hot_trajectories")},
         }
 
@@ -147,10 +148,10 @@ class Status:
 
 @dataclass(frozen=True, eq=False)
 class PhasePoint:
-    """All that a trajectory needs to go on: positions [nm] and velocities [nm/ps]."""
+    """All that a trajectory needs to go on: positions [nm] and velocities [nm/ps] of all particles, water too."""
 
-    positions: Float64[np.ndarray, "atoms 3"]
-    velocities: Float64[np.ndarray, "atoms 3"]
+    positions: Float64[np.ndarray, "particles 3"]
+    velocities: Float64[np.ndarray, "particles 3"]
 
     @property
     def digest(self) -> str:
@@ -416,8 +417,8 @@ def _run_relax(
     announce("minimising")
     run = _relaxed_run(recipe, frame.astype(np.float64), recipe.temperature_K, seed)
     announce("equilibrating")
-    (end,) = _moments(run, 1, recipe.steps(recipe.params.equilibration_ps))
-    Start(PhasePoint(end.positions, end.velocities)).save(recipe.start(index))
+    _ = list(_moments(run, 1, recipe.steps(recipe.params.equilibration_ps)))
+    Start(PhasePoint(*run.phase_point())).save(recipe.start(index))
 
 
 def _run_segment(task: tuple[int, int], attempt: int, announce: Announce, *, recipe: SwarmRecipe) -> None:
@@ -443,7 +444,7 @@ def _run_segment(task: tuple[int, int], attempt: int, announce: Announce, *, rec
     )
     _Segment(
         frames.positions[:, alpha_carbons(frames.topology)],
-        PhasePoint(moments[-1].positions, moments[-1].velocities),
+        PhasePoint(*run.phase_point()),
         begin.digest,
         project_in_local_frames(frames, constrained_clusters(frames.topology)),
     ).save(recipe.segment(trajectory, index))
@@ -457,16 +458,30 @@ def _system(structure: str, force_field: ForceFieldParams) -> openmm.System:
 
 def _new_run(recipe: SwarmRecipe, temperature_K: float, seed: int) -> AtomRun:
     system, timestep_ps = _system(recipe.structure, recipe.force_field), recipe.force_field.timestep_ps
-    return AtomRun(system, recipe.force_field, temperature_K=temperature_K, timestep_ps=timestep_ps, seed=seed)
+    return AtomRun(
+        system,
+        recipe.force_field,
+        temperature_K=temperature_K,
+        timestep_ps=timestep_ps,
+        seed=seed,
+        atoms=read_structure(recipe.structure)[0].getNumAtoms(),
+    )
 
 
 def _relaxed_run(
     recipe: SwarmRecipe, positions: Float64[np.ndarray, "atoms 3"], temperature_K: float, seed: int
 ) -> AtomRun:
-    """Run from a minimised and sound structure, with velocities; raises SamplingError when it is not sound."""
+    """Run from a minimised and sound structure, in settled water if any, with velocities.
+
+    Raises SamplingError when it is not sound, or its water does not settle.
+    """
     run = _new_run(recipe, temperature_K, seed)
-    run.place(positions)
-    run.minimise(max_steps=MINIMISE_STEPS)
+    try:
+        run.place(solvated(positions, recipe.structure, recipe.force_field, temperature_K=temperature_K, seed=seed))
+    except Diverged as error:
+        raise SamplingError(f"the water did not settle ({error}); raise force_field.water.box_nm") from error
+    if not recipe.force_field.explicit:
+        run.minimise(max_steps=MINIMISE_STEPS)
     topology, _ = read_structure(recipe.structure)
     minimised = run.positions()
     found = faults(topology, run.context.getSystem(), minimised, clash_nm=CLASH_nm)

@@ -69,11 +69,14 @@ def _require_different(workspace: Workspace) -> None:
 def require_sound_structure(workspace: Workspace) -> None:
     """Raise BadStructure, naming file and residue, unless `structure.pdb` is one chain that the force field knows."""
     from cgal.all_atom.force_field import build_system, read_structure
+    from cgal.all_atom.solvation import require_solvable
     from cgal.foreign.trajectory import open_protein
 
     text = workspace.structure
     open_protein(workspace.data / "structure.pdb", "auto")
-    build_system(read_structure(text)[0], workspace.params.force_field)
+    topology, positions = read_structure(text)
+    build_system(topology, workspace.params.force_field)
+    require_solvable(positions, workspace.params.force_field)
 
 
 def require_repository(workspace: Workspace) -> Repository:

@@ -275,7 +275,7 @@ def _affordable_picks(workspace: Workspace, manifests: Iterable[Manifest]) -> in
         params.campaign,
         params.selection.frames,
         spent_steps=sum(shard.oracle_steps for manifest in manifests for shard in manifest.shards[1:]),
-        steps_per_pick=params.backmapping.steps + params.oracle.steps,
+        steps_per_pick=params.label_steps,
     )
 
 

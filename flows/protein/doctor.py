@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cgal.all_atom.dynamics import AtomRun
 from cgal.all_atom.force_field import build_system, read_structure
+from cgal.all_atom.solvation import solvated
 from cgal.frames import AtomFrames, CGTrajectory
 from cgal.params import ForceFieldParams, Params
 from cgal.reference.sampling import status
@@ -66,6 +67,7 @@ def measure_speed(structure: str, params: Params) -> float:
     """Steps a second that one run of the protein makes here, over two seconds (a run keeps one core, or the GPU)."""
     topology, positions = read_structure(structure)
     force_field: ForceFieldParams = params.force_field
+    at_once = force_field.model_copy(update={"water": force_field.water.model_copy(update={"settling_steps": 0})})
     run = AtomRun(
         build_system(topology, force_field),
         force_field,
@@ -73,7 +75,7 @@ def measure_speed(structure: str, params: Params) -> float:
         timestep_ps=force_field.timestep_ps,
         seed=params.seed,
     )
-    run.place(positions)
+    run.place(solvated(positions, structure, at_once, temperature_K=params.temperature_K, seed=params.seed))
     run.minimise(max_steps=200)
     run.draw_velocities()
     run.advance(20)
@@ -106,9 +108,11 @@ def _seed_cost(workspace: Workspace, atoms: int, beads: int) -> Iterator[Cost]:
         return
     plan, force_field = SeedRuns(), workspace.params.force_field
     frames = plan.runs * plan.frames(force_field)
-    steps = plan.runs * round((plan.equilibration_ps + plan.length_ps) / force_field.timestep_ps)
+    steps = plan.runs * (
+        force_field.settling_steps + round((plan.equilibration_ps + plan.length_ps) / force_field.timestep_ps)
+    )
     if workspace.params.oracle.mode == "mean_force":
-        steps += frames * workspace.params.oracle.steps
+        steps += frames * (force_field.settling_steps + workspace.params.oracle.steps)
     yield Cost("seed", steps, frames * 2 * BYTES_OF_VECTOR * (atoms + beads))
 
 
@@ -120,14 +124,16 @@ def _reference_cost(workspace: Workspace, beads: int) -> Iterator[Cost]:
     hot_ps = (state.hot_asked - state.hot) * asked.hot_ps
     swarm_ps = 1000 * (asked.trajectories * state.asked_ns - state.total_ns)
     frames = int(1000 * asked.trajectories * state.asked_ns / asked.spacing_ps)
-    yield Cost("reference", recipe.steps(max(hot_ps + swarm_ps, 0.0)), frames * 2 * BYTES_OF_VECTOR * beads)
+    starts = max(state.hot_asked - state.hot, 0) + max(asked.trajectories - state.starts, 0)
+    steps = recipe.steps(max(hot_ps + swarm_ps, 0.0)) + starts * recipe.force_field.settling_steps
+    yield Cost("reference", steps, frames * 2 * BYTES_OF_VECTOR * beads)
 
 
 def _campaign_cost(workspace: Workspace, atoms: int, beads: int) -> Cost:
     params = workspace.params
     oracle, simulation, campaign = params.oracle, params.simulation, params.campaign
     picks = -(-campaign.rounds * params.selection.frames // (len(workspace.beside) + 1))  # an even share
-    steps = picks * (params.backmapping.steps + oracle.steps)
+    steps = picks * params.label_steps
     if campaign.budget_steps:
         steps = min(steps, campaign.budget_steps // (len(workspace.beside) + 1))
     labels = picks * (oracle.average_steps // oracle.free_stride if oracle.mode == "free" else 1)

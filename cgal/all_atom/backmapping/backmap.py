@@ -2,8 +2,8 @@
 
 A backmapper (`backmapping.method` names its module) rebuilds heavy atoms from the C-alpha trace. Common to all:
 hydrogens and what else it leaves out are set by the local geometry of the protein's own structure; then the C-alpha are
-restrained to the beads while the rest relaxes, and held while it warms up. Peptide planes that were set wrongly do not
-turn over at the temperature of the simulation; annealing (`anneal_steps`) lets them.
+restrained to the beads while the rest relaxes, and held while it warms up, in implicit solvent. Peptide planes that
+were set wrongly do not turn over at the temperature of the simulation; annealing (`anneal_steps`) lets them.
 
 Where an all-atom frame is known that is near the beads, its C-alpha are pulled onto them instead, and it keeps its
 side chains and planes (`steer_within_nm`).
@@ -108,6 +108,7 @@ def backmap(
     cannot be rebuilt, or when the result clashes, is torn, has a wrong handedness, a new cis peptide bond, or too
     much energy; `permanent` unless that came of the warm-up, since nothing before it depends on the seed.
     """
+    force_field = force_field.without_water
     template = _template(structure, force_field)
     if len(beads) != len(template.alpha_carbons):
         raise BackmappingError(
