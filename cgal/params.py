@@ -5,7 +5,7 @@ sections that it depends on; `execution` is in none of them, since it decides ho
 finds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -17,7 +17,6 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    SerializerFunctionWrapHandler,
     Tag,
     ValidationError,
     model_serializer,
@@ -181,8 +180,8 @@ class ForceFieldParams(Section):
         return self
 
     @model_serializer(mode="wrap")
-    def _water_where_there_is_any(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        content: dict[str, Any] = handler(self)
+    def _water_where_there_is_any(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        content = handler(self)
         return content if self.explicit else {key: value for key, value in content.items() if key != "water"}
 
 
