@@ -276,7 +276,9 @@ def _label_task(task: LabelTask, attempt: int, announce: Announce, *, files: Lab
         spent += getattr(error, "steps", 0)
         files.keep_evidence(task, getattr(error, "positions", positions), traceback.format_exc(), spent)
         raise
-    files.save(task, replace(found, steps=spent + files.plan.steps, failed_steps=lost))
+    files.save(
+        task, replace(found, steps=spent + files.force_field.settling_steps + files.plan.steps, failed_steps=lost)
+    )
 
 
 @lru_cache(maxsize=4)
@@ -334,5 +336,5 @@ def _check_isomer(found: Label, files: LabelFiles) -> None:
     new = [fault for frame in found.positions for fault in cis_peptide_bonds(topology, frame) if fault not in known]
     if new:
         error = OracleError(f"{new[0]}, which the structure has not: the rebuilt backbone was strained")
-        error.steps = files.plan.steps
+        error.steps = files.force_field.settling_steps + files.plan.steps
         raise error
