@@ -31,7 +31,7 @@ class Moment(NamedTuple):
     forces: Float64[np.ndarray, "atoms 3"]
 
 
-class _Iterations(openmm.MinimizationReporter):  # type: ignore[misc]
+class _Iterations(openmm.MinimizationReporter):  # type: ignore[misc]  # OpenMM has no types
     """Counts the iterations of minimisations, and changes nothing in them."""
 
     def __init__(self) -> None:

@@ -54,7 +54,7 @@ class OracleResult(Hdf5Record):
 
     `steps` counts all all-atom steps: minimisation, warm-up, settling of water, burn-in and run, those of failed tries
     too, which `failed_steps` counts (None in files from before it was); what a process had done when it was killed is
-    not in them. `wall_time_s` is that of the call, and is not saved.
+    not in them, nor are the 100 iterations that lay water out. `wall_time_s` is that of the call, and is not saved.
     """
 
     KIND = "oracle-result"

@@ -29,7 +29,7 @@ class Ensemble(Network):
 
 def members_of(network: Network) -> list[Network]:
     """Members of an ensemble; any other network is the only one."""
-    return list(network.members) if isinstance(network, Ensemble) else [network]  # type: ignore[arg-type]
+    return list(network.members) if isinstance(network, Ensemble) else [network]  # type: ignore[arg-type]  # a ModuleList forgets its type
 
 
 def together(members: Sequence[Network]) -> Network:

@@ -275,8 +275,7 @@ def _affordable_picks(workspace: Workspace, manifests: Iterable[Manifest]) -> in
         params.campaign,
         params.selection.frames,
         spent_steps=sum(shard.oracle_steps for manifest in manifests for shard in manifest.shards[1:]),
-        steps_per_pick=params.backmapping.steps
-        + params.oracle.steps,  # of water's settling only what is spent is known
+        steps_per_pick=params.backmapping.steps + params.oracle.steps,
     )
 
 

@@ -104,12 +104,12 @@ def _backmapper() -> Backmapper:
 @contextmanager
 def _chance_of_its_own() -> Iterator[None]:
     """Leave all generators of random numbers as they were, which CGBack seeds, and torch's number of threads."""
-    states, threads = (random.getstate(), np.random.get_state()), torch.get_num_threads()  # noqa: NPY002
+    states, threads = (random.getstate(), np.random.get_state()), torch.get_num_threads()  # noqa: NPY002 (CGBack draws from it)
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng():
             yield
     finally:
         random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
+        np.random.set_state(states[1])  # noqa: NPY002 (the same)
         torch.set_num_threads(threads)
