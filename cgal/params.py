@@ -33,6 +33,7 @@ __all__ = [
     "ExecutionParams",
     "ForceFieldParams",
     "ForcesAndNoiseParams",
+    "ForcesAndPopulationsParams",
     "MappingParams",
     "NetworkParams",
     "OracleParams",
@@ -316,10 +317,21 @@ class ForcesAndNoiseParams(Section):
     )
 
 
+class ForcesAndPopulationsParams(Section):
+    """Forces and populations: relative entropy, and force matching with a weight, by one optimiser."""
+
+    force_weight: NonNegative = Field(
+        1.0,
+        description="weight of the forces; 1: minus the logarithm of their likelihood beside that of the frames, as if "
+        "all components of all labels scattered independently",
+    )
+    frames: Count = Field(128, description="frames drawn at each update, whose forces are matched")
+
+
 class TrainingParams(Section):
     """How the network is trained; what has no section of its own is of force matching, or of every objective."""
 
-    objective: Literal["force_matching", "forces_and_noise", "relative_entropy"] = Field(
+    objective: Literal["force_matching", "forces_and_noise", "forces_and_populations", "relative_entropy"] = Field(
         "force_matching", description="what is minimised: a module of cgal.training"
     )
     members: Count = Field(
@@ -359,7 +371,13 @@ class TrainingParams(Section):
         True, description="stop the campaign when the network is no better on held-out frames than the prior alone"
     )
     forces_and_noise: ForcesAndNoiseParams = ForcesAndNoiseParams()
+    forces_and_populations: ForcesAndPopulationsParams = ForcesAndPopulationsParams()
     relative_entropy: RelativeEntropyParams = RelativeEntropyParams()
+
+    @property
+    def by_replicas(self) -> bool:
+        """Whether the objective runs replicas of the model, as relative entropy does."""
+        return self.objective in ("relative_entropy", "forces_and_populations")
 
 
 class SimulationParams(DynamicsParams):
@@ -584,9 +602,9 @@ class Params(Section):
             raise ValueError("oracle.average_steps must not be below oracle.sample_stride, or no force is averaged")
         if self.oracle.mode == "free" and self.oracle.average_steps < self.oracle.free_stride:
             raise ValueError("oracle.average_steps must not be below oracle.free_stride, or no frame is labelled")
-        if len(protein_names(self.protein)) > 1 and self.training.objective == "relative_entropy":
+        if len(protein_names(self.protein)) > 1 and self.training.by_replicas:
             raise ValueError(
-                "training.objective relative_entropy is for one protein, as its replicas are: set it to "
+                f"training.objective {self.training.objective} is for one protein, as its replicas are: set it to "
                 "force_matching, or let protein name one"
             )
         if len(protein_names(self.protein)) > 1 and self.training.linear_rung:
