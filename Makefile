@@ -35,7 +35,7 @@ bench: setup ## speed, side by side with the peers: benchmarks/results.json and 
 	-uv pip install --quiet --python $(PY) -e '.[bench]'
 	python -m benchmarks
 
-results: setup ## docs/results.md, its figures and summary.json from the committed records
+results: setup ## the pages of docs/results, their figures and summaries from the committed records
 	python -m study.results
 
 serve: setup ## Prefect, MLflow and their workers on loopback

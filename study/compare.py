@@ -117,7 +117,7 @@ def forecast(root: Path, name: str, arms: Sequence[str], seeds: int) -> Iterator
     Those of its own name if there are any, else of the committed study; nothing is said of arms that they lack.
     """
     folder = root / "docs" / "results"
-    path = next((path for path in (folder / f"{name}.csv", folder / "arms.csv") if path.is_file()), None)
+    path = next((path for path in (folder / f"{name}.csv", folder / "450K" / "arms.csv") if path.is_file()), None)
     if path is None:
         yield "power and cost: not known, since there are no earlier records; a pilot of a few seeds makes them"
         return

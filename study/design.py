@@ -43,7 +43,7 @@ class Design(BaseModel):
 def load_design(path: Path) -> Design:
     """Read a design; raises BadFile when there is no such file, or, naming the key, when it does not hold a design."""
     if not path.is_file():
-        raise BadFile(f"{path}: no such file; it names the arms of a comparison, see docs/results/arms.yaml")
+        raise BadFile(f"{path}: no such file; it names the arms of a comparison, see docs/results/450K/arms.yaml")
     try:
         return Design.model_validate(yaml.safe_load(path.read_text()))
     except (ValidationError, yaml.YAMLError) as error:

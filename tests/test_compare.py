@@ -41,7 +41,7 @@ def compare(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 def project(make_project: Callable[..., Path]) -> Path:
     root = make_project()
     (root / "docs" / "results").mkdir(parents=True)
-    (root / "docs" / "results" / "arms.yaml").write_text(yaml.safe_dump(DESIGN))
+    (root / "docs" / "results" / "small.yaml").write_text(yaml.safe_dump(DESIGN))
     return root
 
 
@@ -81,7 +81,7 @@ def test_arms_spend_the_same_budget_and_leave_the_project_as_it_was(project: Pat
 @pytest.mark.slow
 def test_a_campaign_that_fails_is_told_and_harms_no_other(project: Path) -> None:
     design = DESIGN | {"arms": DESIGN["arms"] | {"broken": {"selection": {"minimum_bond_nm": 0.46}}}}
-    (project / "docs" / "results" / "arms.yaml").write_text(yaml.safe_dump(design))
+    (project / "docs" / "results" / "small.yaml").write_text(yaml.safe_dump(design))
     done = compare(project, "--arms", "broken,base", "--seeds", "1", "--budget", str(BUDGET), "--name", "small")
     assert done.returncode == 1
     assert "1 campaigns failed" in done.stderr

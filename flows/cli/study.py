@@ -22,7 +22,7 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="Each arm runs with the seeds 1 to this.")] = 5,
     name: Annotated[str, typer.Option(help="Of the comparison; the same name goes on with it.")] = "arms",
     design: Annotated[
-        Path | None, typer.Option(help="What each arm changes in params.yaml; else docs/results/arms.yaml.")
+        Path | None, typer.Option(help="What each arm changes in params.yaml; else docs/results/NAME.yaml.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Campaigns at a time, one core each.")] = 2,
 ) -> None:
@@ -41,7 +41,7 @@ def compare(
     for line in forecast(root, name, chosen, seeds):
         console.print(line)
     failed = run_compare(
-        comparison, load_design(design or root / "docs/results/arms.yaml"), chosen, seeds, budget, workers
+        comparison, load_design(design or root / "docs" / "results" / f"{name}.yaml"), chosen, seeds, budget, workers
     )
     console.print(f"records: {write_records(comparison, chosen, seeds)}")
     if failed:
