@@ -115,6 +115,12 @@ class CampaignParams(Section):
     budget_steps: int = Field(
         0, ge=0, description="limit on the all-atom steps spent on labels, not counting the seed's; 0: no limit"
     )
+    cut_steps: tuple[int, ...] = Field(
+        (),
+        strict=False,
+        description="all-atom steps of labels at which a round ends short of its picks, so that there is a model of "
+        "each of these budgets; one of which less than a tenth is left is passed",
+    )
     stop_below: Fraction = Field(
         0.02, description="converged when at most this fraction of the simulated frames is uncovered; 0: never"
     )
@@ -394,9 +400,9 @@ class SimulationParams(DynamicsParams):
 class SelectionParams(Section):
     """Which simulated frames are worth an oracle call."""
 
-    strategy: Literal["rmsd_histogram", "random", "coverage", "k_centre", "committee", "committee_coverage"] = (
-        "rmsd_histogram"
-    )
+    strategy: Literal[
+        "rmsd_histogram", "rmsd_proportional", "random", "coverage", "k_centre", "committee", "committee_coverage"
+    ] = "rmsd_histogram"
     frames: Count = 20
     bins: Count = 40
     cutoff_nm: Positive = Field(1.0, description="a frame with a larger RMSD to the reference frame is unphysical")

@@ -14,7 +14,7 @@ import yaml
 
 from cgal.errors import BadFile, BadParams
 from flows.versioning import Repository
-from study.design import Design, load_design
+from study.design import CampaignPlan, Design, load_design
 
 DESIGN = {
     "common": {"campaign": {"rounds": 6}, "selection": {"frames": 3}},
@@ -92,11 +92,31 @@ def test_a_campaign_that_fails_is_told_and_harms_no_other(project: Path) -> None
 
 def test_a_design_merges_common_and_own_settings_and_gives_each_arm_its_budget() -> None:
     design = Design.model_validate(DESIGN)
-    random = design.of("random", BUDGET, 7, "x-random-s7")
+    (plan,) = design.campaigns(["random"], 1, [BUDGET])
+    random = design.of(plan._replace(seed=7), "x-random-s7")
     assert random["selection"] == {"frames": 3, "strategy": "random"}
-    assert random["campaign"] == {"rounds": 6, "name": "x-random-s7", "budget_steps": BUDGET}
+    assert random["campaign"] == {"rounds": 6, "name": "x-random-s7", "budget_steps": BUDGET, "cut_steps": []}
     assert random["seed"] == 7
-    assert design.of("continued_md", BUDGET, 7, "x")["campaign"]["continued_md_steps"] == BUDGET
+    assert design.of(CampaignPlan("continued_md", 7, BUDGET), "x")["campaign"]["continued_md_steps"] == BUDGET
+
+
+def test_plain_dynamics_has_a_campaign_for_each_budget_and_the_others_a_cut() -> None:
+    design = Design.model_validate(DESIGN | {"budgets": {0.1: 100, 1: 1000, 0.3: 300}})
+    plans = design.campaigns(["random", "continued_md"], 2, design.steps())
+    assert [plan.name for plan in plans[:4]] == ["random-s1", *(f"continued_md-b{b}-s1" for b in (100, 300, 1000))]
+    assert plans[0].cut_steps == (100, 300)
+    assert {plan.seed for plan in plans[4:]} == {2}
+    assert design.steps(300) == (100, 300)
+    with pytest.raises(BadParams, match="--budget"):
+        Design.model_validate(DESIGN).steps()
+
+
+def test_contrasts_are_of_arms_and_budgets_that_the_design_has() -> None:
+    wanted = {"primary": {"arm": "random", "control": "base", "budget": 0.3}, "budgets": {0.3: 300}}
+    assert Design.model_validate(DESIGN | wanted).primary is not None
+    for wrong, match in (({"arm": "best"}, "best"), ({"budget": 1.0}, "no budget")):
+        with pytest.raises(ValueError, match=match):
+            Design.model_validate(DESIGN | wanted | {"primary": wanted["primary"] | wrong})
 
 
 def test_what_is_wrong_with_a_design_is_said(tmp_path: Path) -> None:
@@ -106,10 +126,11 @@ def test_what_is_wrong_with_a_design_is_said(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="arms"):
         load_design(tmp_path / "arms.yaml")
     with pytest.raises(BadParams, match="best"):
-        Design.model_validate(DESIGN).require(["base", "best"])
+        Design.model_validate(DESIGN).campaigns(["base", "best"], 1, [1])
 
 
 def test_seeds_differ_between_campaigns_of_an_arm_and_agree_between_arms() -> None:
     design = Design.model_validate(DESIGN)
-    seeds = np.array([[design.of(arm, 1, seed, "x")["seed"] for arm in DESIGN["arms"]] for seed in (1, 2)])
+    plans = design.campaigns(list(DESIGN["arms"]), 2, [1])
+    seeds = np.array([design.of(plan, "x")["seed"] for plan in plans]).reshape(2, -1)
     assert (seeds == [[1], [2]]).all()
