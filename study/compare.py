@@ -104,6 +104,7 @@ def compare(root: Path, name: str, design: Design, plans: Sequence[CampaignPlan]
                 f"[red]✗[/red] {name}: {error}" if isinstance(error, Exception) else f"[green]✓[/green] {name}"
             )
             progress(done, len(plans), f"{failed} failed")
+            write_records(comparison, design, plans)
     return failed
 
 
@@ -128,7 +129,7 @@ def make_data(comparison: Comparison, design: Design, plans: Sequence[CampaignPl
         return Workspace(comparison.root).campaign_proteins
     bed = bed_of(design.system)
     require_physics(params, bed)
-    for number in sorted({design.seed_sets.of(plan.seed) for plan in plans}):
+    for number in sorted({design.seed_set(plan.seed) for plan in plans}):
         folder = comparison.data(number)
         if folder.is_dir():
             continue
@@ -165,7 +166,7 @@ def forecast(root: Path, name: str, arms: Sequence[str], seeds: int) -> Iterator
     yield f"cost: about {hours:.1f} core-hours for {len(known)} of {len(arms)} arms, as in {path.relative_to(root)}"
 
 
-def records(comparison: Comparison, plans: Sequence[CampaignPlan]) -> pd.DataFrame:
+def records(comparison: Comparison, design: Design, plans: Sequence[CampaignPlan]) -> pd.DataFrame:
     """What the campaigns found, read from git: a row for each arm, seed, round, metric and mode.
 
     `oracle_steps` are those spent on labels, the seed's aside; `budget_steps` those that the campaign might spend. A
@@ -173,7 +174,8 @@ def records(comparison: Comparison, plans: Sequence[CampaignPlan]) -> pd.DataFra
     """
     repository = Repository(comparison.root)
     rows = [
-        {"arm": plan.arm, "seed": plan.seed, "budget_steps": plan.budget_steps} | row
+        {"arm": plan.arm, "seed": plan.seed, "seed_set": design.seed_set(plan.seed), "budget_steps": plan.budget_steps}
+        | row
         for plan in plans
         if campaign_closing(repository, comparison.campaign(plan))
         for entry in campaign_rounds(repository, comparison.campaign(plan))
@@ -182,10 +184,10 @@ def records(comparison: Comparison, plans: Sequence[CampaignPlan]) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def write_records(comparison: Comparison, plans: Sequence[CampaignPlan]) -> Path:
+def write_records(comparison: Comparison, design: Design, plans: Sequence[CampaignPlan]) -> Path:
     """Write the records to `docs/results/<name>.csv` and give that path; rows of other arms there are kept."""
     path = comparison.root / "docs" / "results" / f"{comparison.name}.csv"
-    found = records(comparison, plans)
+    found = records(comparison, design, plans)
     if path.is_file():
         before = pd.read_csv(path)
         found = pd.concat([before[~before["arm"].isin(found.get("arm", []))], found])
@@ -209,7 +211,7 @@ def _campaign(comparison: Comparison, design: Design, plan: CampaignPlan) -> Non
     change_params(tree / "params.yaml", design.of(plan, comparison.campaign(plan)))
     if design.seed_sets and not (data := Workspace(tree).data).is_dir():
         with made_aside(data) as aside:
-            shutil.copytree(comparison.data(design.seed_sets.of(plan.seed)), aside, dirs_exist_ok=True)
+            shutil.copytree(comparison.data(design.seed_set(plan.seed)), aside, dirs_exist_ok=True)
     log = tree.with_suffix(".log")
     with log.open("ab") as output:
         done = subprocess.run(

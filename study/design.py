@@ -29,10 +29,6 @@ class SeedSets(_Frozen):
     equilibration_ps: float = Field(1.0, ge=0, description="left out at the start of each run, in addition")
     spacing_ps: float = Field(0.1, gt=0)
 
-    def of(self, seed: int) -> int:
-        """Number of the set, from 1, that campaigns of a seed start from."""
-        return 1 + (seed - 1) % self.count
-
 
 class Contrast(_Frozen):
     """An arm against a control at a budget, in multiples of the slowest process."""
@@ -86,6 +82,10 @@ class Design(_Frozen):
         if bool(self.system) != bool(self.seed_sets):
             raise ValueError("system and seed_sets go together: the seeds of a test bed are drawn from it")
         return self
+
+    def seed_set(self, seed: int) -> int:
+        """Number of the seed set, from 1, that campaigns of a seed begin with; the project's own is the first."""
+        return 1 + (seed - 1) % self.seed_sets.count if self.seed_sets else 1
 
     @property
     def contrasts(self) -> tuple[Contrast, ...]:

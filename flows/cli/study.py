@@ -48,7 +48,7 @@ def compare(
     for line in forecast(root, name, chosen, seeds or plan.seeds):
         console.print(line)
     failed = run_compare(comparison, plan, plans, workers)
-    console.print(f"records: {write_records(comparison, plans)}")
+    console.print(f"records: {write_records(comparison, plan, plans)}")
     if failed:
         raise CgalError(f"{failed} campaigns failed, see above; the same command tries them again")
 
