@@ -345,7 +345,8 @@ class TrainingParams(Section):
     )
     linear_rung: bool = Field(
         False,
-        description="first fit pair splines to the forces by least squares, where frames left out say that they help",
+        description="first fit pair splines and dihedral couplings to the forces by least squares, where frames left "
+        "out say that they help",
     )
     epochs: Count = 50
     batch_size: Count = Field(16, description="frames per batch; with few labels many small steps train best")
