@@ -13,6 +13,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from cgal.potential.analytic import BendTerms, PairTerms
+from cgal.potential.dihedral_couplings import ORDER
 from cgal.potential.potential import Potential
 from cgal.schnet import kernels
 from cgal.schnet.evaluator import Evaluator
@@ -106,7 +107,7 @@ def _splines(terms: PairTerms) -> Float32[np.ndarray, "pairs coefficients"]:
 
 def _couplings(terms: BendTerms) -> Float32[np.ndarray, "neighbours 2 order order 2"]:
     if terms.couplings_kJ_per_mol is None:
-        return np.zeros((0, 0, 0, 0, 0), np.float32)
+        return np.zeros((0, 2, ORDER, ORDER, 2), np.float32)
     return _array(terms.couplings_kJ_per_mol)
 
 
