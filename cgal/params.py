@@ -390,12 +390,26 @@ class TrainingParams(Section):
 class SimulationParams(DynamicsParams):
     """Langevin dynamics of the coarse-grained model (BAOAB)."""
 
-    starts: Literal["training", "native"] = Field(
-        "training", description="frames that replicas begin at: drawn from the training set, or all at structure.pdb"
+    starts: Literal["training", "native", "given"] = Field(
+        "training",
+        description="frames that replicas begin at: drawn from the training set, all at structure.pdb, or drawn from "
+        "starts_file",
+    )
+    starts_file: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$",
+        description="of starts: given, a file of C-alpha frames in data/<protein>/ that mdtraj reads with its topology "
+        "(HDF5, PDB); DVC keeps it with the data, but stages do not watch it: give other frames another name",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="a CPU and a GPU draw different noise; the trajectory records which it was"
     )
+
+    @model_validator(mode="after")
+    def _a_file_goes_with_given(self) -> "SimulationParams":
+        if (self.starts == "given") != bool(self.starts_file):
+            raise ValueError("starts: given and starts_file go together; name a file, or leave it empty")
+        return self
 
 
 class SelectionParams(Section):
