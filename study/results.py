@@ -29,6 +29,7 @@ from study.statistics import (
     steps_to_reach,
     summarise,
 )
+from study.when_it_pays import write_when_it_pays
 
 __all__ = ["write_results"]
 
@@ -330,6 +331,7 @@ if __name__ == "__main__":
     try:
         write_results(here / "450K")
         write_curves(here)
+        write_when_it_pays(here)
     except BadFile as error:
         sys.exit(f"error: {error}")
     print(here)

@@ -1,12 +1,13 @@
 """What each arm asks the teacher for, and what models of the answers are worth.
 
 All arms of a seed share the frames of its seed set (`SEED_RUNS` runs of `RUN` from the native frame), the student's
-initial weights, and the frames and noise that its simulations begin with. An arm spends the same teacher time up to
-each of `BUDGETS`; a label run takes `RUN` of the slowest time. `continued` is one run from the last frame of the seed,
-`parallel` ten runs from the ends of the seed's, `least_counts` ten runs at a time from the least visited cells
-(`cgal.reference.least_counts`); the others are strategies of `cgal.selection`, which pick from the simulation of the
-network trained on what there was at the last budget. Where fewer frames qualify than runs are paid for, those run
-longer; where none does, frames are picked at random.
+initial weights, and the starts and noise of its simulations, which begin half at frames of the seed and half at a
+stretched chain, as those of the learning curves. An arm spends the same teacher time up to each of `BUDGETS`; a label
+run takes `RUN` of the slowest time. `continued` is one run from the last frame of the seed, `parallel` ten runs from
+the ends of the seed's, `least_counts` ten runs at a time from the least visited cells (`cgal.reference.least_counts`);
+the others are strategies of `cgal.selection`, which pick from the simulation of the network trained on what there was
+at the last budget. Where fewer frames qualify than runs are paid for, those run longer; where none does, frames are
+picked at random.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from cgal.reference.least_counts import least_counts
 from cgal.selection import measure_pool, select
 from cgal.simulation.run import draw_starts, run_from, to_trajectory
 from cgal.training.train import train
+from study.learning_curves import stretched
 from study.teacher.oracle import STRIDE, STEP_ps, Teacher
 
 __all__ = ["ARMS", "BUDGETS", "COLUMNS", "Task", "measure"]
@@ -40,7 +42,7 @@ ARMS = ("seed", "continued", "coverage", "least_counts", "random", "parallel", "
 BUDGETS = (0.1, 0.3, 1.0, 3.0)
 RUN, RUNS, SEED_RUNS = 0.01, 10, 10
 NETWORK = SchNetParams(features=16, blocks=1)
-REPLICAS, SIMULATION_STEPS, SIMULATION_STRIDE, DISCARD = 16, 12000, 120, 0.5
+REPLICAS, SIMULATION_STEPS, SIMULATION_STRIDE, DISCARD = 16, 24000, 240, 0.5
 COLUMNS = (
     "arm",
     "seed_set",
@@ -118,7 +120,12 @@ def students(teacher: Teacher, shards: Sequence[LabelledFrames], seed: int, numb
     network = train(shards, initial, training, seed=derive_seed(seed, number, "train")).potential
     numbers = np.concatenate([shard.trajectory for shard in shards])
     times = np.concatenate([shard.time_ps for shard in shards])
-    home = draw_starts(shards[0].positions, REPLICAS, seed)
+    home = np.concatenate(
+        [
+            draw_starts(shards[0].positions, REPLICAS // 2, seed),
+            np.repeat(stretched(len(sequence))[None], REPLICAS // 2, 0),
+        ]
+    )
     return {"raw": CGTrajectory.from_positions(sequence, positions, times, numbers)} | {
         name: simulate(model, home, teacher.temperature_K, derive_seed(seed, number, "simulate"))
         for name, model in (("prior", silent), ("network", network))

@@ -22,7 +22,7 @@ from cgal.reference.analysis import analyse
 from cgal.simulation.run import draw_starts, run_from, to_trajectory
 from cgal.training.train import train
 from study.beds import GROUND_TRUTHS, SETTLE_ns, Swarm
-from study.teacher.oracle import MODEL, TRUTH, STEP_ps, Teacher, TICA_LAG_ps, _observed, w1
+from study.teacher.oracle import MODEL, TRUTH, STEP_ps, Teacher, TICA_LAG_ps, sample_of, w1
 
 BED = GROUND_TRUTHS[0]
 NETWORK = SchNetParams(features=32)
@@ -58,7 +58,7 @@ def facts(potential: Potential, truth: CGTrajectory, swarm: Swarm) -> dict[str, 
     halves = []
     for split in range(SPLITS):
         chosen = np.isin(truth.replica, np.random.default_rng(split).permutation(REPLICAS)[: REPLICAS // 2])
-        halves.append(w1(*(_observed(truth.take(np.flatnonzero(half)), tica) for half in (chosen, ~chosen))))
+        halves.append(w1(*(sample_of(truth.take(np.flatnonzero(half)), tica) for half in (chosen, ~chosen))))
     floor = {f"{metric} {mode}": float(np.mean([h[metric, mode] for h in halves])) for metric, mode in halves[0]}
     slow = {name: float(getattr(found.slowest_ps, name)) for name in ("value", "low", "high")}
     levels = np.vstack([found.timescales.lags_ps, found.timescales.value_ps[:, 0]]).T

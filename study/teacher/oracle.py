@@ -31,7 +31,7 @@ __all__ = ["STRIDE", "NOISE_kJ_per_mol_nm", "STEP_ps", "Teacher", "load_teacher"
 
 HOME = Path(__file__).parent
 MODEL, TRUTH = HOME / "model.pt", HOME / "truth.h5"
-STEP_ps, STRIDE = 0.005, 40
+STEP_ps, STRIDE = 0.005, 50
 """Time step, and steps between labelled frames."""
 
 NOISE_kJ_per_mol_nm = 241.0
@@ -72,7 +72,7 @@ class Teacher:
     @cached_property
     def observed(self) -> dict[str, Sample]:
         """Observables of the truth."""
-        return _observed(self.truth, self.tica)
+        return sample_of(self.truth, self.tica)
 
     def steps(self, share: float) -> int:
         """Steps of a share of the slowest time, a whole number of strides."""
@@ -103,7 +103,7 @@ class Teacher:
 
     def score(self, trajectory: CGTrajectory) -> dict[tuple[str, str], float]:
         """W1 to the truth, by metric and mode."""
-        return w1(_observed(trajectory, self.tica), self.observed)
+        return w1(sample_of(trajectory, self.tica), self.observed)
 
 
 def w1(one: dict[str, Sample], other: dict[str, Sample]) -> dict[tuple[str, str], float]:
@@ -115,7 +115,7 @@ def w1(one: dict[str, Sample], other: dict[str, Sample]) -> dict[tuple[str, str]
     }
 
 
-def _observed(trajectory: CGTrajectory, tica: CovarianceKoopmanModel) -> dict[str, Sample]:
+def sample_of(trajectory: CGTrajectory, tica: CovarianceKoopmanModel) -> dict[str, Sample]:
     return observe(trajectory, tica, np.zeros(len(trajectory), dtype=np.int64))
 
 
