@@ -31,7 +31,8 @@ from flows.versioning.work_trees import make_work_tree
 from flows.workspace import Workspace
 from study.bed_data import bed_of, draw_seed, require_physics, write_bed
 from study.design import CampaignPlan, Design
-from study.statistics import seeds_needed
+from study.statistics import sample_size, seeds_needed
+from study.summary import contrast_logs
 
 __all__ = ["CampaignFailed", "Comparison", "compare", "forecast", "records", "run_compare", "write_records"]
 
@@ -143,27 +144,49 @@ def make_data(comparison: Comparison, design: Design, plans: Sequence[CampaignPl
     return (str(params.protein),)
 
 
-def forecast(root: Path, name: str, arms: Sequence[str], seeds: int) -> Iterator[str]:
+def forecast(root: Path, name: str, design: Design, arms: Sequence[str], seeds: int) -> Iterator[str]:
     """Say what a comparison will be able to see and cost, by the scatter and times of earlier records.
 
-    Those of its own name if there are any, else of the committed study; nothing is said of arms that they lack.
+    Those of its own name if there are any, else of its pilot (`NAME_pilot`), else of the first study; nothing is said
+    of arms that they lack.
     """
     folder = root / "docs" / "results"
-    path = next((path for path in (folder / f"{name}.csv", folder / "450K" / "arms.csv") if path.is_file()), None)
+    path = _first(folder / f"{name}.csv", folder / f"{name}_pilot.csv", folder / "450K" / "arms.csv")
     if path is None:
         yield "power and cost: not known, since there are no earlier records; a pilot of a few seeds makes them"
         return
     found = pd.read_csv(path)
     known = [arm for arm in arms if arm in set(found["arm"])]
-    control = next((arm for arm in CONTROLS if arm in known), None)
-    for arm in known if control else ():
+    yield from _primary_power(folder, name, design, seeds) if design.primary else _power(found, known, seeds)
+    rows = found.query("metric == @HEADLINE and mode == 'exact' and arm in @known")
+    hours = rows.groupby(["arm", "seed"])["wall_s"].sum().groupby("arm").mean().sum() * seeds / 3600
+    yield f"cost: about {hours:.1f} core-hours for {len(known)} of {len(arms)} arms, as in {path.relative_to(root)}"
+
+
+def _power(found: pd.DataFrame, arms: Sequence[str], seeds: int) -> Iterator[str]:
+    control = next((arm for arm in CONTROLS if arm in arms), None)
+    for arm in arms if control else ():
         needed = arm != control and seeds_needed(found, arm, str(control), HEADLINE, "exact", RESOLVED_percent)
         if needed:
             shift = f"a change of {RESOLVED_percent:.0f} % of {arm} against {control}"
             yield f"power: {shift} takes {needed} seeds, here are {seeds}"
-    rows = found.query("metric == @HEADLINE and mode == 'exact' and arm in @known")
-    hours = rows.groupby(["arm", "seed"])["wall_s"].sum().groupby("arm").mean().sum() * seeds / 3600
-    yield f"cost: about {hours:.1f} core-hours for {len(known)} of {len(arms)} arms, as in {path.relative_to(root)}"
+
+
+def _primary_power(folder: Path, name: str, design: Design, seeds: int) -> Iterator[str]:
+    path, contrast = _first(folder / f"{name}_twins.csv", folder / f"{name}_pilot_twins.csv"), design.primary
+    if path is None or contrast is None:
+        yield f"power: not known before 'cgal compare --name {name}_pilot' and 'python -m study.twins {name}_pilot'"
+        return
+    logs = contrast_logs(pd.read_csv(path), design, contrast)
+    yield (
+        f"power: a change of {RESOLVED_percent:.0f} % of {contrast.arm} against {contrast.control} at "
+        f"{contrast.budget:g} takes {sample_size(logs, RESOLVED_percent) or 'too many'} seed sets by the scatter of "
+        f"{len(logs)} in {path.name}, here are {len({design.seed_set(seed) for seed in range(1, seeds + 1)})}"
+    )
+
+
+def _first(*paths: Path) -> Path | None:
+    return next((path for path in paths if path.is_file()), None)
 
 
 def records(comparison: Comparison, design: Design, plans: Sequence[CampaignPlan]) -> pd.DataFrame:

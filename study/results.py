@@ -13,6 +13,7 @@ import pandas as pd
 from cgal.benchmark.observables import HEADLINE, MISSING, OBSERVABLES, in_records
 from cgal.errors import BadFile
 from cgal.files import write_json, write_text
+from study.arms_page import write_arms
 from study.burn_in import RECORDS as BURN_IN
 from study.curves_page import write_curves
 from study.figures import plot_burn_in, plot_changes, plot_curves, save_figure
@@ -332,6 +333,7 @@ if __name__ == "__main__":
         write_results(here / "450K")
         write_curves(here)
         write_when_it_pays(here)
+        write_arms(here, here.parent / "results.md")
     except BadFile as error:
         sys.exit(f"error: {error}")
     print(here)

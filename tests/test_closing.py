@@ -40,7 +40,8 @@ def test_a_round_does_not_pass_a_cut_that_it_has_not_nearly_reached(spent: int, 
         if spent < 0.9 * cut and spent + cost <= cut:
             assert picks > 0
             assert spent + picks * cost <= cut
-    assert bool(picks) == bool(free), "a cut never ends a campaign"
+    if spent < 0.9 * PARAMS.budget_steps:
+        assert bool(picks) == bool(free), "a cut never ends a campaign"
 
 
 def test_a_campaign_goes_on_while_rounds_budget_and_uncovered_frames_are_left() -> None:

@@ -3,12 +3,15 @@
 import json
 import math
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from cgal.benchmark.observables import OBSERVABLES
+from study.arms_page import write_arms
 from study.design import Design
 from study.statistics import mean_interval
 from study.summary import at_budget, contrasts, holm, log_ratios, summarise_budgets
@@ -113,3 +116,19 @@ def test_holm_keeps_the_family_wise_error() -> None:
     rejected = sum(min(holm(generator.uniform(size=10).tolist())) < 0.05 for _ in range(2000))
     assert rejected / 2000 == pytest.approx(0.05, abs=0.015)
     assert holm([]) == []
+
+
+def test_the_page_tells_every_comparison_that_has_rows(tmp_path: Path) -> None:
+    (tmp_path / "preface.md").write_text("# Title\n")
+    write_arms(tmp_path, tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text() == "# Title\n"
+    twins(noise=0.05).to_csv(tmp_path / "bed_twins.csv", index=False)
+    (tmp_path / "bed.yaml").write_text(yaml.safe_dump(DESIGN.model_dump(mode="json")))
+    write_arms(tmp_path, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "| **primary** `coverage` against `continued_md` | 0.3 | 4 |" in page
+    assert "| `coverage` | 0.1 | 8 (4) |" in page
+    assert (tmp_path / "bed.png").is_file()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert len(summary["contrasts"]) == 3
+    assert {entry["system"] for entry in summary["budgets"]} == {"somewhere"}

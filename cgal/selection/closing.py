@@ -16,13 +16,14 @@ PASSED = 0.1
 def affordable_picks(params: CampaignParams, wanted: int, *, spent_steps: int, steps_per_pick: int) -> int:
     """How many of the wanted picks the rest of the budget pays for, and what is left to the next cut.
 
-    All of them without a budget and a cut ahead.
+    All of them without a budget and a cut ahead. With cuts the budget is the last of them.
     """
-    ahead = [cut for cut in params.cut_steps if cut - spent_steps >= max(steps_per_pick, PASSED * cut)]
-    limits = [*ahead, *([params.budget_steps] if params.budget_steps else [])]
+    limits = [*params.cut_steps, *([params.budget_steps] if params.budget_steps else [])]
     if not limits:
         return wanted
-    return max(0, min(wanted, (min(limits) - spent_steps) // steps_per_pick))
+    passed = PASSED if params.cut_steps else 0.0
+    left = [limit - spent_steps for limit in limits if limit - spent_steps >= max(steps_per_pick, passed * limit)]
+    return min(wanted, min(left, default=0) // steps_per_pick)
 
 
 def closing_reason(

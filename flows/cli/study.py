@@ -45,7 +45,7 @@ def compare(
     comparison, plan = Comparison(root, name), load_design(design or root / "docs" / "results" / f"{name}.yaml")
     chosen = arms.split(",") if arms else list(plan.arms)
     plans = plan.campaigns(chosen, seeds or plan.seeds, plan.steps(budget))
-    for line in forecast(root, name, chosen, seeds or plan.seeds):
+    for line in forecast(root, name, plan, chosen, seeds or plan.seeds):
         console.print(line)
     failed = run_compare(comparison, plan, plans, workers)
     console.print(f"records: {write_records(comparison, plan, plans)}")
