@@ -170,7 +170,7 @@ def _raw(shards: tuple[LabelledFrames, ...]) -> CGTrajectory:
 
 def _prior_alone(model: Potential) -> Potential:
     """The prior without linear rung and network."""
-    prior = model.prior.with_pair_splines(None)
+    prior = model.prior.with_rung({})
     return initial_potential(prior, model.sequence, SchNetParams(features=1, blocks=1), seed=0)
 
 
