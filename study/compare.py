@@ -145,15 +145,14 @@ def make_data(comparison: Comparison, design: Design, plans: Sequence[CampaignPl
 
 
 def forecast(root: Path, name: str, design: Design, arms: Sequence[str], seeds: int) -> Iterator[str]:
-    """Say what a comparison will be able to see and cost, by the scatter and times of earlier records.
+    """Say what a comparison will be able to see and cost, by the scatter and times of its records, or its pilot's.
 
-    Those of its own name if there are any, else of its pilot (`NAME_pilot`), else of the first study; nothing is said
-    of arms that they lack.
+    The pilot is `NAME_pilot`; nothing is said of arms that the records lack.
     """
     folder = root / "docs" / "results"
-    path = _first(folder / f"{name}.csv", folder / f"{name}_pilot.csv", folder / "450K" / "arms.csv")
+    path = _first(folder / f"{name}.csv", folder / f"{name}_pilot.csv")
     if path is None:
-        yield "power and cost: not known, since there are no earlier records; a pilot of a few seeds makes them"
+        yield f"power and cost: not known without records; a pilot of a few seeds, --name {name}_pilot, makes them"
         return
     found = pd.read_csv(path)
     known = [arm for arm in arms if arm in set(found["arm"])]
@@ -175,7 +174,7 @@ def _power(found: pd.DataFrame, arms: Sequence[str], seeds: int) -> Iterator[str
 def _primary_power(folder: Path, name: str, design: Design, seeds: int) -> Iterator[str]:
     path, contrast = _first(folder / f"{name}_twins.csv", folder / f"{name}_pilot_twins.csv"), design.primary
     if path is None or contrast is None:
-        yield f"power: not known before 'cgal compare --name {name}_pilot' and 'python -m study.twins {name}_pilot'"
+        yield "power of the primary contrast: not known without the pilot's twins (python -m study.twins)"
         return
     logs = contrast_logs(pd.read_csv(path), design, contrast)
     yield (
