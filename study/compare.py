@@ -207,12 +207,17 @@ def records(comparison: Comparison, design: Design, plans: Sequence[CampaignPlan
 
 
 def write_records(comparison: Comparison, design: Design, plans: Sequence[CampaignPlan]) -> Path:
-    """Write the records to `docs/results/<name>.csv` and give that path; rows of other arms there are kept."""
+    """Write the records to `docs/results/<name>.csv` and give that path; rows of other arms there are kept.
+
+    Without a complete campaign nothing is written.
+    """
     path = comparison.root / "docs" / "results" / f"{comparison.name}.csv"
     found = records(comparison, design, plans)
+    if found.empty:
+        return path
     if path.is_file():
         before = pd.read_csv(path)
-        found = pd.concat([before[~before["arm"].isin(found.get("arm", []))], found])
+        found = pd.concat([before[~before["arm"].isin(found["arm"])], found])
     write_text(path, found.to_csv(index=False, float_format="%.6g"))
     return path
 
