@@ -298,7 +298,9 @@ class RelativeEntropyParams(Section):
         100, description="updates over which the weights are averaged; the average is the model"
     )
     restarted_fraction: Fraction = Field(
-        0.03, description="share of the replicas that begin anew from a training frame at each update"
+        0.0,
+        description="share of the replicas that begin anew from a training frame at each update: with one, populations "
+        "that build up more slowly than replicas live are not learned",
     )
     look_updates: Count = Field(10, description="updates between two looks at the held-out frames")
     look_replicas: Count = Field(

@@ -7,8 +7,8 @@ The relative entropy of the data's distribution p to the model's, exp(-U / k_B T
 
 The second average is over replicas that are kept from one update of the weights to the next and run on by the engine
 that simulates (persistent contrastive divergence: Tieleman, ICML 2008; Thaler et al., J. Chem. Phys. 157, 244103
-(2022)); a few begin anew from training frames each time, and so does one that is lost. The model is the running average
-of the weights. The training frames must be an equilibrium ensemble: their populations are learned as they are.
+(2022)); one that is lost begins anew from a training frame. The model is the running average of the weights. The
+training frames must be an equilibrium ensemble: their populations are learned as they are.
 
 Which weights are best is said by frames that were held out. S is known up to a constant alone, so it is told as the
 difference to the initial model,
