@@ -332,8 +332,8 @@ if __name__ == "__main__":
     try:
         write_results(here / "450K")
         write_curves(here)
-        write_when_it_pays(here)
         write_arms(here, here.parent / "results.md")
+        write_when_it_pays(here)
     except BadFile as error:
         sys.exit(f"error: {error}")
     print(here)

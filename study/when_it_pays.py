@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
 from cgal.benchmark.observables import HEADLINE, OBSERVABLES
-from cgal.files import write_text
+from cgal.files import read_json, write_text
 from study.advice import ADVICE
 from study.figures import COLOURS, save_figure
-from study.statistics import Interval, mean_interval, sample_size, smallest_effect_percent
+from study.statistics import Interval, change, mean_interval, sample_size, smallest_effect_percent
 from study.summary import holm
 
 __all__ = ["contrasts", "logs", "write_when_it_pays"]
@@ -26,6 +27,14 @@ PRIMARY = ("coverage", CONTROL, 0.3)
 
 OTHERS = ("random", "least_counts")
 """Controls that `coverage` is set against, beside plain dynamics."""
+
+FIRST_STUDY, FIRST_BUDGET = Path("450K", "arms.csv"), 255_000 * 0.004 / 136.9
+"""Records of all-atom arms at 450 K, and their steps of 4 fs over the slowest process, 137 ps."""
+
+ENDS = ("", "_low", "_high")
+COLOUR_OF = dict(zip(("coverage", "least_counts", "random", "parallel", "rmsd_histogram"), COLOURS[1:], strict=False))
+MARKERS = (("*", 1.0), ("P", 1.04), ("s", 1.08))
+"""Of all-atom systems, and what sets them apart along the budget."""
 
 RESOLVED_percent, LEVEL = -30.0, 0.05
 PREFACE = """# When does acquisition pay? A teacher in place of all atoms
@@ -59,7 +68,7 @@ def write_when_it_pays(folder: Path, told: Path = ADVICE) -> None:
     records, pilot = (pd.read_csv(folder / f"{name}.csv") for name in ("teacher", "teacher_pilot"))
     found = contrasts(records[records["noise"] == 1.0])
     sentence = _advise(found)
-    save_figure(_draw(records), folder / "when_it_pays.png")
+    save_figure(_draw(records, all_atom(folder)), folder / "when_it_pays.png")
     parts = [PREFACE, _power(pilot, found), "![when it pays](when_it_pays.png)", f"## Advice\n\n{sentence}"]
     parts += [_contrast_table(found), *(_table(records, noise) for noise in sorted(records["noise"].unique()))]
     write_text(folder / "when-it-pays.md", "\n\n".join(parts) + "\n")
@@ -100,6 +109,24 @@ def contrasts(records: pd.DataFrame) -> pd.DataFrame:
     primary = (table[["arm", "control", "budget"]] == PRIMARY).all(axis=1)
     table.loc[~primary, "p"] = holm(table.loc[~primary, "p"].tolist())
     return table.assign(primary=primary)
+
+
+def all_atom(folder: Path) -> pd.DataFrame:
+    """Change of the TICA W1 [%] of all-atom arms to continued dynamics, by system, arm and budget, as far as known."""
+    rows = []
+    if (folder / FIRST_STUDY).is_file():
+        first = pd.read_csv(folder / FIRST_STUDY)
+        rows += [
+            ("chignolin, 450 K", arm, FIRST_BUDGET, *change(first, arm, "continued_md", HEADLINE, "exact"))
+            for arm in (PRIMARY[0], "random")
+        ]
+    if (folder / "summary.json").is_file():
+        rows += [
+            (each["system"], each["arm"], each["budget"], *(each[f"change_to_continued{end}"] for end in ENDS))
+            for each in read_json(folder / "summary.json")["budgets"]
+            if each["metric"] == HEADLINE and each["mode"] == "exact" and each["arm"] in COLOUR_OF
+        ]
+    return pd.DataFrame(rows, columns=["system", "arm", "budget", "change", "low", "high"]).dropna()
 
 
 def _advise(found: pd.DataFrame) -> str:
@@ -196,27 +223,36 @@ def _table(records: pd.DataFrame, noise: float) -> str:
     )
 
 
-def _draw(records: pd.DataFrame) -> Figure:
-    """Change to continued dynamics against the budget: the network's for each noise, and that of the raw frames."""
+def _draw(records: pd.DataFrame, atoms: pd.DataFrame) -> Figure:
+    """Change to continued dynamics against the budget: networks at each noise, beside all-atom ones, and raw frames."""
     panels_of = [("network", noise) for noise in sorted(records["noise"].unique())] + [("raw", 1.0)]
-    figure = Figure(figsize=(4.6 * len(panels_of), 4.0), layout="constrained")
+    figure = Figure(figsize=(4.8 * len(panels_of), 4.2), layout="constrained")
     panels = figure.subplots(1, len(panels_of), squeeze=False, sharey=True)[0]
-    arms = [arm for arm in records["arm"].unique() if arm not in ("seed", CONTROL)]
     for panel, (model, noise) in zip(panels, panels_of, strict=True):
         rows = records[records["noise"] == noise]
         budgets = np.array(sorted(budget for budget in rows["budget_over_slowest"].unique() if budget))
-        for number, (arm, colour) in enumerate(zip(arms, COLOURS[1:], strict=False)):
-            shifts = np.array(
-                [np.expm1(mean_interval(logs(rows, arm, CONTROL, budget, (model, model)))) for budget in budgets]
-            )
-            value, low, high = 100 * shifts.T
-            at = budgets * 1.06 ** (number - len(arms) / 2)
+        for number, (arm, colour) in enumerate(COLOUR_OF.items()):
+            found = [mean_interval(logs(rows, arm, CONTROL, budget, (model, model))) for budget in budgets]
+            value, low, high = 100 * np.expm1(np.array(found)).T
+            at = budgets * 1.07 ** (number - 2)
             panel.errorbar(at, value, [value - low, high - value], color=colour, label=arm, marker="o", capsize=2)
         panel.axhline(0.0, color="0.4", linewidth=0.8)
-        noisy = "" if model == "raw" else f", label noise x {noise:g}"
-        panel.set(xscale="log", xlabel="budget over slowest time", title=f"teacher: {model}{noisy}", ylim=(-100, 150))
+        title = "raw frames of the teacher" if model == "raw" else f"networks, teacher's noise x {noise:g}"
+        panel.set(xscale="log", xlabel="budget over slowest time", title=title, ylim=(-100, 150))
         panel.set_xticks(budgets, [f"{budget:g}" for budget in budgets], minor=False)
         panel.minorticks_off()
+    _add_all_atom(panels[panels_of.index(("network", 1.0))], atoms)
     panels[0].set_ylabel("change of TICA W1 to continued dynamics [%]")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    handles = {label: h for panel in panels for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def _add_all_atom(panel: Axes, atoms: pd.DataFrame) -> None:
+    for system, (marker, shift) in zip(dict.fromkeys(atoms["system"]), MARKERS, strict=False):
+        for number, (_, row) in enumerate(atoms[atoms["system"] == system].iterrows()):
+            panel.errorbar(
+                row["budget"] * shift * 1.07**number, row["change"],
+                [[row["change"] - row["low"]], [row["high"] - row["change"]]], color=COLOUR_OF[row["arm"]],
+                label=f"{row['arm']}, all atoms: {system}", marker=marker, markersize=10, linestyle="", capsize=2,
+            )  # fmt: skip
