@@ -21,6 +21,7 @@ SUBJECTS = (
     "growth",
     "training",
     "oracle",
+    "water",
     "labels",
     "selection",
     "benchmark_stage",

@@ -85,7 +85,12 @@ class BackmappingError(CgalError):
 
 
 class Diverged(CgalError):
-    """An all-atom run whose numbers ran away; whoever runs it says what to do."""
+    """An all-atom run whose numbers ran away; whoever runs it says what to do.
+
+    `steps` are those taken to solvate what it was to begin with, if that is where it failed.
+    """
+
+    steps: int = 0
 
 
 class OracleError(CgalError):

@@ -52,9 +52,9 @@ class Failure:
 class OracleResult(Hdf5Record):
     """Labelled frames, failed ones, and what they cost.
 
-    `steps` counts all all-atom steps: minimisation, warm-up, settling of water, burn-in and run, those of failed tries
+    `steps` counts all all-atom steps: minimisations, warm-up, settling of water, burn-in and run, those of failed tries
     too, which `failed_steps` counts (None in files from before it was); what a process had done when it was killed is
-    not in them, nor are the 100 iterations that lay water out. `wall_time_s` is that of the call, and is not saved.
+    not in them. `wall_time_s` is that of the call, and is not saved.
     """
 
     KIND = "oracle-result"
@@ -276,9 +276,7 @@ def _label_task(task: LabelTask, attempt: int, announce: Announce, *, files: Lab
         spent += getattr(error, "steps", 0)
         files.keep_evidence(task, getattr(error, "positions", positions), traceback.format_exc(), spent)
         raise
-    files.save(
-        task, replace(found, steps=spent + files.force_field.settling_steps + files.plan.steps, failed_steps=lost)
-    )
+    files.save(task, replace(found, steps=spent + found.steps, failed_steps=lost))
 
 
 @lru_cache(maxsize=4)
@@ -314,15 +312,19 @@ def _label(positions: Float32[np.ndarray, "atoms 3"], files: LabelFiles, seed: i
         seed=seed,
         atoms=len(positions),
     )
+    solvation_steps = 0
     try:
-        start = solvated(positions, files.structure, files.force_field, temperature_K=files.temperature_K, seed=seed)
+        start, solvation_steps = solvated(
+            positions, files.structure, files.force_field, temperature_K=files.temperature_K, seed=seed
+        )
         run.place(start, constrain=True)
         run.draw_velocities()
-        return files.plan.label(run, partial(_on_beads, files.structure))
+        found = files.plan.label(run, partial(_on_beads, files.structure))
     except Diverged as reason:
         error = OracleError(f"the all-atom run diverged ({reason}); lower oracle.timestep_ps")
-        error.steps = files.force_field.settling_steps + run.steps
+        error.steps = solvation_steps + run.steps + reason.steps
         raise error from reason
+    return replace(found, steps=solvation_steps + run.steps)
 
 
 def _check_isomer(found: Label, files: LabelFiles) -> None:
@@ -336,5 +338,5 @@ def _check_isomer(found: Label, files: LabelFiles) -> None:
     new = [fault for frame in found.positions for fault in cis_peptide_bonds(topology, frame) if fault not in known]
     if new:
         error = OracleError(f"{new[0]}, which the structure has not: the rebuilt backbone was strained")
-        error.steps = files.force_field.settling_steps + files.plan.steps
+        error.steps = found.steps
         raise error

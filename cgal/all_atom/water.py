@@ -100,15 +100,18 @@ def fill(
 
 
 def require_room(positions: Shaped[np.ndarray, "atoms 3"], edge_nm: float) -> None:
-    """Raise BadStructure when a protein is too near to its images in a periodic cube."""
+    """Raise BadStructure, for good, when a protein is too near to its images in a cube; says which would do."""
     tree = KDTree(positions)
     shifts = edge_nm * np.array([shift for shift in product((-1, 0, 1), repeat=3) if shift > (0, 0, 0)])
     gap_nm = min(tree.query(positions + shift)[0].min() for shift in shifts)
     if gap_nm < IMAGE_GAP_nm:
-        raise BadStructure(
+        enough_nm = np.ceil(10 * (np.ptp(positions, axis=0).max() + IMAGE_GAP_nm)) / 10
+        error = BadStructure(
             f"the chain comes within {gap_nm:.2f} nm of its own image in a cube of {edge_nm:g} nm, and "
-            f"{IMAGE_GAP_nm:g} nm must be between them; raise force_field.water.box_nm"
+            f"{IMAGE_GAP_nm:g} nm must be between them; raise force_field.water.box_nm ({enough_nm:g} would hold it)"
         )
+        error.permanent = True
+        raise error
 
 
 @lru_cache(maxsize=2)

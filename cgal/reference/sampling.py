@@ -477,9 +477,10 @@ def _relaxed_run(
     """
     run = _new_run(recipe, temperature_K, seed)
     try:
-        run.place(solvated(positions, recipe.structure, recipe.force_field, temperature_K=temperature_K, seed=seed))
+        start = solvated(positions, recipe.structure, recipe.force_field, temperature_K=temperature_K, seed=seed)
     except Diverged as error:
         raise SamplingError(f"the water did not settle ({error}); raise force_field.water.box_nm") from error
+    run.place(start.positions)
     if not recipe.force_field.explicit:
         run.minimise(max_steps=MINIMISE_STEPS)
     topology, _ = read_structure(recipe.structure)

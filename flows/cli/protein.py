@@ -128,13 +128,16 @@ def reference(
 def doctor(
     protein: Annotated[str | None, typer.Argument(help="Another protein than those of params.yaml.")] = None,
     root: Root = HERE,
+    steps_per_s: Annotated[
+        float | None,
+        typer.Option(help="Steps a second of one run on another machine; else measured here.", min=0.1),
+    ] = None,
 ) -> None:
-    """Say what a protein has and lacks, and what a campaign on it would cost here: all-atom steps, hours, disk."""
+    """Say what a protein has and lacks, and what a campaign on it would cost: all-atom steps, hours, disk."""
     root = open_project(root)
     from flows.protein.doctor import costs, costs_table, look, measure_speed, pieces_table
     from flows.terminal import console
     from flows.workspace import Workspace
-    from study.advice import advice
 
     parts, missing = Workspace(root, protein).parts, []
     for workspace in parts:
@@ -143,14 +146,12 @@ def doctor(
         console.print(pieces_table(workspace.data.name, pieces))
         if pieces[0].found:
             with console.status("two seconds of all-atom dynamics"):
-                steps_per_s = measure_speed(workspace.structure, workspace.params)
-            console.print(costs_table(costs(workspace), steps_per_s, workspace.params.execution.oracle_workers))
+                speed = steps_per_s or measure_speed(workspace.structure, workspace.params)
+            console.print(costs_table(costs(workspace), speed, workspace.params.execution.oracle_workers))
     shown = [workspace.data for workspace in parts]
     others = sorted(folder.name for folder in (root / "data").glob("[!.]*/") if folder not in shown)
     if others:
         console.print(f"other proteins in data/: {', '.join(others)}")
-    if said := advice():
-        console.print(said)
     console.print(f"next: {[*missing, 'cgal run'][0]}")
 
 

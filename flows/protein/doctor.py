@@ -75,8 +75,10 @@ def measure_speed(structure: str, params: Params) -> float:
         timestep_ps=force_field.timestep_ps,
         seed=params.seed,
     )
-    run.place(solvated(positions, structure, at_once, temperature_K=params.temperature_K, seed=params.seed))
-    run.minimise(max_steps=200)
+    start = solvated(positions, structure, at_once, temperature_K=params.temperature_K, seed=params.seed)
+    run.place(start.positions)
+    if not force_field.explicit:
+        run.minimise(max_steps=200)
     run.draw_velocities()
     run.advance(20)
     run.positions()
@@ -109,10 +111,10 @@ def _seed_cost(workspace: Workspace, atoms: int, beads: int) -> Iterator[Cost]:
     plan, force_field = SeedRuns(), workspace.params.force_field
     frames = plan.runs * plan.frames(force_field)
     steps = plan.runs * (
-        force_field.settling_steps + round((plan.equilibration_ps + plan.length_ps) / force_field.timestep_ps)
+        force_field.water_steps + round((plan.equilibration_ps + plan.length_ps) / force_field.timestep_ps)
     )
     if workspace.params.oracle.mode == "mean_force":
-        steps += frames * (force_field.settling_steps + workspace.params.oracle.steps)
+        steps += frames * (force_field.water_steps + workspace.params.oracle.steps)
     yield Cost("seed", steps, frames * 2 * BYTES_OF_VECTOR * (atoms + beads))
 
 
@@ -125,7 +127,7 @@ def _reference_cost(workspace: Workspace, beads: int) -> Iterator[Cost]:
     swarm_ps = 1000 * (asked.trajectories * state.asked_ns - state.total_ns)
     frames = int(1000 * asked.trajectories * state.asked_ns / asked.spacing_ps)
     starts = max(state.hot_asked - state.hot, 0) + max(asked.trajectories - state.starts, 0)
-    steps = recipe.steps(max(hot_ps + swarm_ps, 0.0)) + starts * recipe.force_field.settling_steps
+    steps = recipe.steps(max(hot_ps + swarm_ps, 0.0)) + starts * recipe.force_field.water_steps
     yield Cost("reference", steps, frames * 2 * BYTES_OF_VECTOR * beads)
 
 
@@ -155,7 +157,7 @@ def pieces_table(protein: str, pieces: list[Piece]) -> Table:
 def costs_table(expected: list[Cost], steps_per_s: float, workers: int) -> Table:
     """Steps, hours and disk of what is to be done; hours with so many runs at a time, each at this speed."""
     table = Table(
-        title=f"all-atom cost here: {steps_per_s:,.0f} steps/s a run, {workers} at a time (execution.oracle_workers)",
+        title=f"all-atom cost: {steps_per_s:,.0f} steps/s a run, {workers} at a time (execution.oracle_workers)",
         box=SIMPLE_HEAD,
         caption="Tries that fail come on top; training and simulation of the model take minutes a round.",
     )
