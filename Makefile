@@ -1,5 +1,5 @@
 # The one vocabulary: hooks, CI and people call these.
-.PHONY: setup demo test check docs bench results serve lock
+.PHONY: setup demo test check docs bench compare results serve lock
 SHELL := /bin/bash
 PY := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -35,7 +35,12 @@ bench: setup ## speed, side by side with the peers: benchmarks/results.json and 
 	-uv pip install --quiet --python $(PY) -e '.[bench]'
 	python -m benchmarks
 
-results: setup ## docs/results.md, its figures and summary.json from the committed records
+compare: setup ## hours, unattended: the comparison of docs/results/$(NAME).yaml; the same command goes on where it was stopped
+	-cgal compare --name $(NAME)
+	python -m study.twins $(NAME) --processes 2
+	python -m study.results
+
+results: setup ## the pages of docs/results, their figures and summaries from the committed records
 	python -m study.results
 
 serve: setup ## Prefect, MLflow and their workers on loopback

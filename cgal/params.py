@@ -33,6 +33,7 @@ __all__ = [
     "ExecutionParams",
     "ForceFieldParams",
     "ForcesAndNoiseParams",
+    "ForcesAndPopulationsParams",
     "MappingParams",
     "NetworkParams",
     "OracleParams",
@@ -113,6 +114,12 @@ class CampaignParams(Section):
     )
     budget_steps: int = Field(
         0, ge=0, description="limit on the all-atom steps spent on labels, not counting the seed's; 0: no limit"
+    )
+    cut_steps: tuple[int, ...] = Field(
+        (),
+        strict=False,
+        description="all-atom steps of labels at which a round ends short of its picks, so that there is a model of "
+        "each of these budgets; one of which less than a tenth is left is passed",
     )
     stop_below: Fraction = Field(
         0.02, description="converged when at most this fraction of the simulated frames is uncovered; 0: never"
@@ -297,7 +304,9 @@ class RelativeEntropyParams(Section):
         100, description="updates over which the weights are averaged; the average is the model"
     )
     restarted_fraction: Fraction = Field(
-        0.03, description="share of the replicas that begin anew from a training frame at each update"
+        0.0,
+        description="share of the replicas that begin anew from a training frame at each update: with one, populations "
+        "that build up more slowly than replicas live are not learned",
     )
     look_updates: Count = Field(10, description="updates between two looks at the held-out frames")
     look_replicas: Count = Field(
@@ -322,10 +331,21 @@ class ForcesAndNoiseParams(Section):
     )
 
 
+class ForcesAndPopulationsParams(Section):
+    """Forces and populations: relative entropy, and force matching with a weight, by one optimiser."""
+
+    force_weight: NonNegative = Field(
+        1.0,
+        description="weight of the forces; 1: minus the logarithm of their likelihood beside that of the frames, as if "
+        "all components of all labels scattered independently",
+    )
+    frames: Count = Field(128, description="frames drawn at each update, whose forces are matched")
+
+
 class TrainingParams(Section):
     """How the network is trained; what has no section of its own is of force matching, or of every objective."""
 
-    objective: Literal["force_matching", "forces_and_noise", "relative_entropy"] = Field(
+    objective: Literal["force_matching", "forces_and_noise", "forces_and_populations", "relative_entropy"] = Field(
         "force_matching", description="what is minimised: a module of cgal.training"
     )
     members: Count = Field(
@@ -333,7 +353,8 @@ class TrainingParams(Section):
     )
     linear_rung: bool = Field(
         False,
-        description="first fit pair splines to the forces by least squares, where frames left out say that they help",
+        description="first fit pair splines and dihedral couplings to the forces by least squares, where frames left "
+        "out say that they help",
     )
     epochs: Count = 50
     batch_size: Count = Field(16, description="frames per batch; with few labels many small steps train best")
@@ -365,26 +386,46 @@ class TrainingParams(Section):
         True, description="stop the campaign when the network is no better on held-out frames than the prior alone"
     )
     forces_and_noise: ForcesAndNoiseParams = ForcesAndNoiseParams()
+    forces_and_populations: ForcesAndPopulationsParams = ForcesAndPopulationsParams()
     relative_entropy: RelativeEntropyParams = RelativeEntropyParams()
+
+    @property
+    def by_replicas(self) -> bool:
+        """Whether the objective runs replicas of the model, as relative entropy does."""
+        return self.objective in ("relative_entropy", "forces_and_populations")
 
 
 class SimulationParams(DynamicsParams):
     """Langevin dynamics of the coarse-grained model (BAOAB)."""
 
-    starts: Literal["training", "native"] = Field(
-        "training", description="frames that replicas begin at: drawn from the training set, or all at structure.pdb"
+    starts: Literal["training", "native", "given"] = Field(
+        "training",
+        description="frames that replicas begin at: drawn from the training set, all at structure.pdb, or drawn from "
+        "starts_file",
+    )
+    starts_file: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$",
+        description="of starts: given, a file of C-alpha frames in data/<protein>/ that mdtraj reads with its topology "
+        "(HDF5, PDB); DVC keeps it with the data, but stages do not watch it: give other frames another name",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="a CPU and a GPU draw different noise; the trajectory records which it was"
     )
 
+    @model_validator(mode="after")
+    def _a_file_goes_with_given(self) -> "SimulationParams":
+        if (self.starts == "given") != bool(self.starts_file):
+            raise ValueError("starts: given and starts_file go together; name a file, or leave it empty")
+        return self
+
 
 class SelectionParams(Section):
     """Which simulated frames are worth an oracle call."""
 
-    strategy: Literal["rmsd_histogram", "random", "coverage", "k_centre", "committee", "committee_coverage"] = (
-        "rmsd_histogram"
-    )
+    strategy: Literal[
+        "rmsd_histogram", "rmsd_proportional", "random", "coverage", "k_centre", "committee", "committee_coverage"
+    ] = "rmsd_histogram"
     frames: Count = 20
     bins: Count = 40
     cutoff_nm: Positive = Field(1.0, description="a frame with a larger RMSD to the reference frame is unphysical")
@@ -590,9 +631,9 @@ class Params(Section):
             raise ValueError("oracle.average_steps must not be below oracle.sample_stride, or no force is averaged")
         if self.oracle.mode == "free" and self.oracle.average_steps < self.oracle.free_stride:
             raise ValueError("oracle.average_steps must not be below oracle.free_stride, or no frame is labelled")
-        if len(protein_names(self.protein)) > 1 and self.training.objective == "relative_entropy":
+        if len(protein_names(self.protein)) > 1 and self.training.by_replicas:
             raise ValueError(
-                "training.objective relative_entropy is for one protein, as its replicas are: set it to "
+                f"training.objective {self.training.objective} is for one protein, as its replicas are: set it to "
                 "force_matching, or let protein name one"
             )
         if len(protein_names(self.protein)) > 1 and self.training.linear_rung:

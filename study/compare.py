@@ -1,15 +1,16 @@
 """Arms side by side: each arm and seed a campaign in a work tree of its own, at the same oracle cost, in one MLflow."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 from prefect import flow, tags, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import as_completed
@@ -17,7 +18,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from cgal.benchmark.observables import HEADLINE
 from cgal.errors import CgalError
-from cgal.files import write_text
+from cgal.files import made_aside, write_text
+from cgal.params import check_params, merged
+from cgal.randomness import derive_seed
 from flows.campaign.opening import campaign_closing, change_params
 from flows.campaign.records import campaign_rounds
 from flows.serving.orphans import close_dead_runs, project_tag
@@ -26,8 +29,10 @@ from flows.tracking.runs import experiment_name, open_experiment, tracking_uri
 from flows.versioning import Repository
 from flows.versioning.work_trees import make_work_tree
 from flows.workspace import Workspace
-from study.design import Design
-from study.statistics import seeds_needed
+from study.bed_data import bed_of, draw_seed, require_physics, write_bed
+from study.design import CampaignPlan, Design
+from study.statistics import sample_size, seeds_needed
+from study.summary import contrast_logs
 
 __all__ = ["CampaignFailed", "Comparison", "compare", "forecast", "records", "run_compare", "write_records"]
 
@@ -64,100 +69,155 @@ class Comparison:
         """The code that all campaigns run."""
         return self.folder / "code"
 
-    def campaign(self, arm: str, seed: int) -> str:
-        """Name of an arm's campaign, in its tags and in MLflow."""
-        return f"{self.name}-{arm}-s{seed}"
+    def campaign(self, plan: CampaignPlan) -> str:
+        """Name of a campaign, in its tags and in MLflow."""
+        return f"{self.name}-{plan.name}"
 
-    def tree(self, arm: str, seed: int) -> Path:
-        """An arm's work tree."""
-        return self.folder / f"{arm}-s{seed}"
+    def tree(self, plan: CampaignPlan) -> Path:
+        """A campaign's work tree."""
+        return self.folder / plan.name
+
+    def data(self, seed_set: int) -> Path:
+        """Data of a test bed with one of its seed sets, which campaigns begin with."""
+        return self.folder / "data" / f"set-{seed_set:03d}"
 
 
 @flow(name="compare", flow_run_name="compare-{name}")
-def compare(root: Path, name: str, design: Design, arms: Sequence[str], seeds: int, budget: int) -> int:
-    """Run every arm with seeds 1 to `seeds`, and give the number of campaigns that failed.
+def compare(root: Path, name: str, design: Design, plans: Sequence[CampaignPlan]) -> int:
+    """Run campaigns, and give the number of those that failed.
 
-    Each arm may spend `budget` all-atom steps on labels. A campaign that is complete is not run again, one that was
-    stopped goes on; one that fails is told, and harms no other.
+    One that is complete is not run again, one that was stopped goes on; one that fails is told, and harms no other. A
+    test bed's ground truth is written, and its seed sets are drawn, before.
     """
-    design.require(arms)
     comparison = Comparison(root, name)
-    open_experiment(root, experiment_name(Workspace(root).campaign_proteins))
     commit = make_work_tree(Repository(root), comparison.code)
-    console.print(f"comparison {name}: the code of commit {commit[:10]}, {budget} all-atom steps for each arm and seed")
-    todo = [(arm, seed) for seed, arm in product(range(1, seeds + 1), arms)]
-    futures = {_campaign.submit(comparison, design, budget, arm, seed): (arm, seed) for arm, seed in todo}
+    proteins = make_data(comparison, design, plans)
+    open_experiment(root, experiment_name(proteins))
+    console.print(f"comparison {name}: the code of commit {commit[:10]}, {len(plans)} campaigns")
+    futures = {_campaign.submit(comparison, design, plan): plan for plan in plans}
     failed = 0
     with stage_bar("campaigns") as progress:
         for done, future in enumerate(as_completed(list(futures)), 1):
             error = future.result(raise_on_failure=False)
             failed += isinstance(error, Exception)
-            name = comparison.campaign(*futures[future])
+            name = comparison.campaign(futures[future])
             console.print(
                 f"[red]✗[/red] {name}: {error}" if isinstance(error, Exception) else f"[green]✓[/green] {name}"
             )
-            progress(done, len(todo), f"{failed} failed")
+            progress(done, len(plans), f"{failed} failed")
+            write_records(comparison, design, plans)
     return failed
 
 
-def run_compare(
-    comparison: Comparison, design: Design, arms: Sequence[str], seeds: int, budget: int, workers: int
-) -> int:
+def run_compare(comparison: Comparison, design: Design, plans: Sequence[CampaignPlan], workers: int) -> int:
     """Run the flow, `workers` campaigns at a time; see `compare`."""
     runner: Any = ThreadPoolTaskRunner(max_workers=workers)
     with_workers = compare.with_options(task_runner=runner)
     with tags(project_tag(comparison.root)):
         close_dead_runs(comparison.root)
-        return with_workers(comparison.root, comparison.name, design, arms, seeds, budget)
+        return with_workers(comparison.root, comparison.name, design, plans)
 
 
-def forecast(root: Path, name: str, arms: Sequence[str], seeds: int) -> Iterator[str]:
-    """Say what a comparison will be able to see and cost, by the scatter and times of earlier records.
+def make_data(comparison: Comparison, design: Design, plans: Sequence[CampaignPlan]) -> tuple[str, ...]:
+    """Write the data that campaigns on a test bed begin with, where they are missing; give the names of the proteins.
 
-    Those of its own name if there are any, else of the committed study; nothing is said of arms that they lack.
+    A seed set depends on the comparison's name and its number alone, so that a pilot has others. Raises BadParams when
+    the design has other physics than the bed.
+    """
+    path = comparison.code / "params.yaml"
+    params = check_params(merged(yaml.safe_load(path.read_text()), design.common), path)
+    if not (design.system and design.seed_sets):
+        return Workspace(comparison.root).campaign_proteins
+    bed = bed_of(design.system)
+    require_physics(params, bed)
+    for number in sorted({design.seed_set(plan.seed) for plan in plans}):
+        folder = comparison.data(number)
+        if folder.is_dir():
+            continue
+        with made_aside(folder) as aside:
+            write_bed(bed, aside)
+            seed = derive_seed(0, number, f"seed set of {comparison.name}")
+            scratch = comparison.folder / "scratch" / folder.name
+            text = (aside / "structure.pdb").read_text()
+            draw_seed(text, design.seed_sets, params, seed=seed, scratch=scratch).save(aside / "seed.h5")
+        shutil.rmtree(scratch)
+    return (str(params.protein),)
+
+
+def forecast(root: Path, name: str, design: Design, arms: Sequence[str], seeds: int) -> Iterator[str]:
+    """Say what a comparison will be able to see and cost, by the scatter and times of its records, or its pilot's.
+
+    The pilot is `NAME_pilot`; nothing is said of arms that the records lack.
     """
     folder = root / "docs" / "results"
-    path = next((path for path in (folder / f"{name}.csv", folder / "arms.csv") if path.is_file()), None)
+    path = _first(folder / f"{name}.csv", folder / f"{name}_pilot.csv")
     if path is None:
-        yield "power and cost: not known, since there are no earlier records; a pilot of a few seeds makes them"
+        yield f"power and cost: not known without records; a pilot of a few seeds, --name {name}_pilot, makes them"
         return
     found = pd.read_csv(path)
     known = [arm for arm in arms if arm in set(found["arm"])]
-    control = next((arm for arm in CONTROLS if arm in known), None)
-    for arm in known if control else ():
-        needed = arm != control and seeds_needed(found, arm, str(control), HEADLINE, "exact", RESOLVED_percent)
-        if needed:
-            shift = f"a change of {RESOLVED_percent:.0f} % of {arm} against {control}"
-            yield f"power: {shift} takes {needed} seeds, here are {seeds}"
+    yield from _primary_power(folder, name, design, seeds) if design.primary else _power(found, known, seeds)
     rows = found.query("metric == @HEADLINE and mode == 'exact' and arm in @known")
     hours = rows.groupby(["arm", "seed"])["wall_s"].sum().groupby("arm").mean().sum() * seeds / 3600
     yield f"cost: about {hours:.1f} core-hours for {len(known)} of {len(arms)} arms, as in {path.relative_to(root)}"
 
 
-def records(comparison: Comparison, arms: Sequence[str], seeds: int) -> pd.DataFrame:
+def _power(found: pd.DataFrame, arms: Sequence[str], seeds: int) -> Iterator[str]:
+    control = next((arm for arm in CONTROLS if arm in arms), None)
+    for arm in arms if control else ():
+        needed = arm != control and seeds_needed(found, arm, str(control), HEADLINE, "exact", RESOLVED_percent)
+        if needed:
+            shift = f"a change of {RESOLVED_percent:.0f} % of {arm} against {control}"
+            yield f"power: {shift} takes {needed} seeds, here are {seeds}"
+
+
+def _primary_power(folder: Path, name: str, design: Design, seeds: int) -> Iterator[str]:
+    path, contrast = _first(folder / f"{name}_twins.csv", folder / f"{name}_pilot_twins.csv"), design.primary
+    if path is None or contrast is None:
+        yield "power of the primary contrast: not known without the pilot's twins (python -m study.twins)"
+        return
+    logs = contrast_logs(pd.read_csv(path), design, contrast)
+    yield (
+        f"power: a change of {RESOLVED_percent:.0f} % of {contrast.arm} against {contrast.control} at "
+        f"{contrast.budget:g} takes {sample_size(logs, RESOLVED_percent) or 'too many'} seed sets by the scatter of "
+        f"{len(logs)} in {path.name}, here are {len({design.seed_set(seed) for seed in range(1, seeds + 1)})}"
+    )
+
+
+def _first(*paths: Path) -> Path | None:
+    return next((path for path in paths if path.is_file()), None)
+
+
+def records(comparison: Comparison, design: Design, plans: Sequence[CampaignPlan]) -> pd.DataFrame:
     """What the campaigns found, read from git: a row for each arm, seed, round, metric and mode.
 
-    `oracle_steps` are those spent on labels, the seed's aside. A campaign that has not come to its closing round has no
-    row: its last round is no result of its budget.
+    `oracle_steps` are those spent on labels, the seed's aside; `budget_steps` those that the campaign might spend. A
+    campaign that has not come to its closing round has no row: its last round is no result of its budget.
     """
     repository = Repository(comparison.root)
     rows = [
-        {"arm": arm, "seed": seed} | row
-        for arm, seed in product(arms, range(1, seeds + 1))
-        if campaign_closing(repository, comparison.campaign(arm, seed))
-        for entry in campaign_rounds(repository, comparison.campaign(arm, seed))
+        {"arm": plan.arm, "seed": plan.seed, "seed_set": design.seed_set(plan.seed), "budget_steps": plan.budget_steps}
+        | row
+        for plan in plans
+        if campaign_closing(repository, comparison.campaign(plan))
+        for entry in campaign_rounds(repository, comparison.campaign(plan))
         for row in _rows(entry)
     ]
     return pd.DataFrame(rows)
 
 
-def write_records(comparison: Comparison, arms: Sequence[str], seeds: int) -> Path:
-    """Write the records to `docs/results/<name>.csv` and give that path; rows of other arms there are kept."""
+def write_records(comparison: Comparison, design: Design, plans: Sequence[CampaignPlan]) -> Path:
+    """Write the records to `docs/results/<name>.csv` and give that path; rows of other arms there are kept.
+
+    Without a complete campaign nothing is written.
+    """
     path = comparison.root / "docs" / "results" / f"{comparison.name}.csv"
-    found = records(comparison, arms, seeds)
+    found = records(comparison, design, plans)
+    if found.empty:
+        return path
     if path.is_file():
         before = pd.read_csv(path)
-        found = pd.concat([before[~before["arm"].isin(found.get("arm", []))], found])
+        found = pd.concat([before[~before["arm"].isin(found["arm"])], found])
     write_text(path, found.to_csv(index=False, float_format="%.6g"))
     return path
 
@@ -171,11 +231,14 @@ def _rows(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                "floor": floor, "oracle_steps": entry["acquisition_steps"]} | shared  # fmt: skip
 
 
-@task(name="campaign", task_run_name="{arm}-s{seed}", cache_policy=NO_CACHE)
-def _campaign(comparison: Comparison, design: Design, budget: int, arm: str, seed: int) -> None:
-    tree, name = comparison.tree(arm, seed), comparison.campaign(arm, seed)
+@task(name="campaign", task_run_name="{plan.name}", cache_policy=NO_CACHE)
+def _campaign(comparison: Comparison, design: Design, plan: CampaignPlan) -> None:
+    tree = comparison.tree(plan)
     make_work_tree(Repository(comparison.code), tree)
-    change_params(tree / "params.yaml", design.of(arm, budget, seed, name))
+    change_params(tree / "params.yaml", design.of(plan, comparison.campaign(plan)))
+    if design.seed_sets and not (data := Workspace(tree).data).is_dir():
+        with made_aside(data) as aside:
+            shutil.copytree(comparison.data(design.seed_set(plan.seed)), aside, dirs_exist_ok=True)
     log = tree.with_suffix(".log")
     with log.open("ab") as output:
         done = subprocess.run(

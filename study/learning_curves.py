@@ -75,14 +75,16 @@ MODELS = (
     "forces_and_noise",
     "relative_entropy_committee",
 )
-SIZES_ns = (16.0, 64.0, 0.0, 4.0, 1.0)
+SIZES_ns = (64.0, 16.0, 0.0, 4.0, 1.0)
 """Nanoseconds to learn from, the most telling first; zero is all that there are."""
 
 SEEDS = 5
 REPLICAS = 32
 """From each of the two starts."""
 
-LENGTH_ps = 120.0
+LENGTH_ps = 240.0
+"""Long enough for the folded shares from both starts to meet."""
+
 SPLITS = 8
 BOND_nm, BEND_nm = 0.38, 0.05
 MOST_EPOCH_FRAMES = 400_000

@@ -1,4 +1,4 @@
-"""`docs/results.md`, its figures, `rounds.csv` and `summary.json`, from committed records; no campaign is run again.
+"""`docs/results/450K/results.md`, its figures, `rounds.csv` and `summary.json`, from records; no campaign is run.
 
 Records of the arms must be there; those of the ablations and of the burn-in add a section each.
 """
@@ -13,6 +13,7 @@ import pandas as pd
 from cgal.benchmark.observables import HEADLINE, MISSING, OBSERVABLES, in_records
 from cgal.errors import BadFile
 from cgal.files import write_json, write_text
+from study.arms_page import write_arms
 from study.burn_in import RECORDS as BURN_IN
 from study.curves_page import write_curves
 from study.figures import plot_burn_in, plot_changes, plot_curves, save_figure
@@ -29,6 +30,7 @@ from study.statistics import (
     steps_to_reach,
     summarise,
 )
+from study.when_it_pays import write_when_it_pays
 
 __all__ = ["write_results"]
 
@@ -57,10 +59,10 @@ PAPER_CHANGE = {"tica": -33.05, "reaction_coordinate": 153.6, "bond": -48.8, "an
 """Bachelor et al. (arXiv:2509.17208), Table 1: change in percent of one run, no interval."""
 
 
-def write_results(folder: Path, page: Path, preface: Path) -> None:
+def write_results(folder: Path) -> None:
     """Write the page: the preface (by hand: what was asked and done), then all that follows from the records.
 
-    `folder` holds `arms.csv` and takes the rest. Raises BadFile when there are no records.
+    `folder` holds `arms.csv` and `preface.md`, and takes the rest. Raises BadFile when there are no records.
     """
     records = load_records(folder / "arms.csv")
     arms = [str(arm) for arm in records["arm"].unique()]
@@ -73,7 +75,7 @@ def write_results(folder: Path, page: Path, preface: Path) -> None:
     for name, figure in figures.items():
         save_figure(figure, folder / name)
     parts = [
-        preface.read_text().rstrip(),
+        (folder / "preface.md").read_text().rstrip(),
         _changes(records, others),
         _cost(records, others),
         _verdicts(records, others),
@@ -90,7 +92,7 @@ def write_results(folder: Path, page: Path, preface: Path) -> None:
         burn_in = pd.read_csv(folder / BURN_IN)
         save_figure(plot_burn_in(burn_in), folder / "burn_in.png")
         parts.append(_burn_in(burn_in))
-    write_text(page, "\n\n".join(parts) + "\n")
+    write_text(folder / "results.md", "\n\n".join(parts) + "\n")
 
 
 def load_records(path: Path, base: str = BASE) -> pd.DataFrame:
@@ -135,12 +137,12 @@ def _changes(records: pd.DataFrame, arms: Sequence[str]) -> str:
     return "\n".join(
         [
             *lines,
-            "![W1 against oracle steps](results/w1_exact.png)",
+            "![W1 against oracle steps](w1_exact.png)",
             "",
-            "![changes](results/changes.png)",
+            "![changes](changes.png)",
             "",
-            "Every round of every arm, both modes, with intervals and cost: [rounds.csv](results/rounds.csv); mode "
-            "`paper` as a figure: [w1_paper.png](results/w1_paper.png).",
+            "Every round of every arm, both modes, with intervals and cost: [rounds.csv](rounds.csv); mode "
+            "`paper` as a figure: [w1_paper.png](w1_paper.png).",
         ]
     )
 
@@ -275,8 +277,8 @@ def _ablations(records: pd.DataFrame, arms: Sequence[str]) -> str:
         "Change of each W1 (mode `exact`) in the closing round to that of the arm `default`, in percent, with 95 % "
         "intervals over the seeds that both have; a seed is missing where the campaign ended in an error. "
         "What each arm changes, the command and its cost are in "
-        "[ablations.yaml](results/ablations.yaml); what follows from it is in "
-        "[decision 17](decisions/17-what-labels-can-teach.md).",
+        "[ablations.yaml](ablations.yaml); what follows from it is in "
+        "[decision 17](../../decisions/17-what-labels-can-teach.md).",
         "",
         f"| arm | seeds | oracle steps | frames | {' | '.join(headings(records))} |",
         f"|---|---|---|---|{'---|' * len(headings(records))}",
@@ -288,7 +290,7 @@ def _ablations(records: pd.DataFrame, arms: Sequence[str]) -> str:
             f"| `{arm}` | {len(rows)} | {rows['oracle_steps'].mean():.0f} | {rows['frames'].mean():.0f} | "
             f"{' | '.join(cells)} |"
         )
-    return "\n".join([*lines, "", "![ablations](results/ablations.png)"])
+    return "\n".join([*lines, "", "![ablations](ablations.png)"])
 
 
 def _burn_in(found: pd.DataFrame) -> str:
@@ -307,7 +309,7 @@ def _burn_in(found: pd.DataFrame) -> str:
         lines.append(
             f"| {row['start']} | {row['burn_in_steps']} | {' | '.join(cells)} | {row['steps']:.0f} | {row['failed']} |"
         )
-    return "\n".join([*lines, "", "![burn-in](results/burn_in.png)"])
+    return "\n".join([*lines, "", "![burn-in](burn_in.png)"])
 
 
 def _word(shift: Interval) -> str:
@@ -326,10 +328,12 @@ def _percent(shift: Interval) -> str:
 
 
 if __name__ == "__main__":
-    here = Path(__file__).parents[1] / "docs"
+    here = Path(__file__).parents[1] / "docs" / "results"
     try:
-        write_results(here / "results", here / "results.md", here / "results" / "preface.md")
-        write_curves(here / "results")
+        write_results(here / "450K")
+        write_curves(here)
+        write_arms(here, here.parent / "results.md")
+        write_when_it_pays(here)
     except BadFile as error:
         sys.exit(f"error: {error}")
-    print(here / "results.md")
+    print(here)

@@ -23,7 +23,9 @@ __all__ = [
     "mean_interval",
     "own_change",
     "rounds",
+    "sample_size",
     "seeds_needed",
+    "smallest_effect_percent",
     "steps_to_reach",
     "summarise",
 ]
@@ -86,13 +88,9 @@ def own_change(records: pd.DataFrame, arm: str, metric: str, mode: str) -> Inter
 def detectable_percent(records: pd.DataFrame, arm: str, to: str, metric: str, mode: str) -> float:
     """Smallest decrease [%] of W1 that these seeds would have shown with 80 % power, by the scatter that they have.
 
-    Of a two-sided paired t-test at 5 % on the log ratios of `change`; not a number with fewer than two seeds.
+    See `smallest_effect_percent`, of the log ratios of `change`.
     """
-    logs = np.log(_ratios(records, arm, to, metric, mode))
-    if len(logs) < 2:
-        return float("nan")
-    shift = optimize.brentq(lambda shift: _power(shift, len(logs)) - POWER, 0.0, 100.0)
-    return float(100 * (np.exp(-shift * logs.std(ddof=1) / np.sqrt(len(logs))) - 1))
+    return smallest_effect_percent(np.log(_ratios(records, arm, to, metric, mode)).tolist())
 
 
 def seeds_needed(records: pd.DataFrame, arm: str, to: str, metric: str, mode: str, percent: float) -> int | None:
@@ -100,10 +98,25 @@ def seeds_needed(records: pd.DataFrame, arm: str, to: str, metric: str, mode: st
 
     The scatter is that of the log ratios in the records; None, too, when they have none, or less than two seeds.
     """
-    logs = np.log(_ratios(records, arm, to, metric, mode))
-    if len(logs) < 2 or not logs.std(ddof=1):
+    return sample_size(np.log(_ratios(records, arm, to, metric, mode)).tolist(), percent)
+
+
+def smallest_effect_percent(logs: Sequence[float]) -> float:
+    """Smallest decrease [%] that a two-sided paired t-test at 5 % would have seen in log ratios with 80 % power.
+
+    Not a number with fewer than two of them.
+    """
+    if len(logs) < 2:
+        return float("nan")
+    shift = optimize.brentq(lambda shift: _power(shift, len(logs)) - POWER, 0.0, 100.0)
+    return float(100 * np.expm1(-shift * np.std(logs, ddof=1) / np.sqrt(len(logs))))
+
+
+def sample_size(logs: Sequence[float], percent: float) -> int | None:
+    """How many log ratios of such scatter show a change by so many percent with 80 % power; None: over a thousand."""
+    if len(logs) < 2 or not np.std(logs, ddof=1):
         return None
-    size = abs(np.log1p(percent / 100)) / logs.std(ddof=1)
+    size = abs(np.log1p(percent / 100)) / np.std(logs, ddof=1)
     enough = (seeds for seeds in range(2, MOST_SEEDS + 1) if _power(size * np.sqrt(seeds), seeds) >= POWER)
     return next(enough, None)
 

@@ -17,6 +17,7 @@ from cgal.errors import BadParams, BadTrajectory, EmptyTrajectory
 from cgal.files import write_json
 from cgal.frames import CGTrajectory, ReplicaFate
 from cgal.params import BenchmarkParams
+from flows.campaign.records import differing_halves
 from flows.terminal import campaign_table
 
 SEQUENCE = "YYDPETGTWY"
@@ -258,6 +259,21 @@ def test_a_simulation_that_still_leaves_its_start_is_said_to(reference):
     found = [run(trajectory, reference).metrics["halves"] for trajectory in (leaving, settled)]
     assert [halves["agree"] for halves in found] == [False, True]
     assert abs(found[0]["drift"]) > 1.0
+
+
+def test_rounds_whose_simulation_drifts_are_named():
+    """Of a round of two proteins each is told of alone."""
+    still = {"drift": 0.1, "drift_error": 0.1, "agree": True}
+    drifts = {"drift": -0.5, "drift_error": 0.1, "agree": False}
+    rounds = [
+        {"round": 0, "halves": drifts},
+        {"round": 1, "halves": still},
+        {"round": 2, "halves": None},
+        {"round": 3, "halves": None, "proteins": {"a": {"halves": still}, "b": {"halves": drifts}}},
+    ]
+    note = differing_halves(rounds)
+    assert ": round 0 differ by -0.50 +- 0.10, round 3 (b) differ by -0.50 +- 0.10; " in note
+    assert differing_halves(rounds[1:3]) == ""
 
 
 def test_folded_fraction_is_the_share_near_the_native_frame():

@@ -30,6 +30,20 @@ def test_without_a_budget_all_picks_are_affordable() -> None:
     assert affordable_picks(unlimited, 20, spent_steps=10**9, steps_per_pick=10**6) == 20
 
 
+@given(spent=st.integers(0, 20_000), wanted=st.integers(1, 50), cost=st.integers(1, 5_000))
+def test_a_round_does_not_pass_a_cut_that_it_has_not_nearly_reached(spent: int, wanted: int, cost: int) -> None:
+    cuts = PARAMS.model_copy(update={"cut_steps": (2_000, 6_000)})
+    picks = affordable_picks(cuts, wanted, spent_steps=spent, steps_per_pick=cost)
+    free = affordable_picks(PARAMS, wanted, spent_steps=spent, steps_per_pick=cost)
+    assert picks <= free
+    for cut in cuts.cut_steps:
+        if spent < 0.9 * cut and spent + cost <= cut:
+            assert picks > 0
+            assert spent + picks * cost <= cut
+    if spent < 0.9 * PARAMS.budget_steps:
+        assert bool(picks) == bool(free), "a cut never ends a campaign"
+
+
 def test_a_campaign_goes_on_while_rounds_budget_and_uncovered_frames_are_left() -> None:
     assert closing_reason(PARAMS, 3, affordable=1, outcomes=[outcome()] * 4) == ""
 

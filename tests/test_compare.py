@@ -12,9 +12,16 @@ import pandas as pd
 import pytest
 import yaml
 
+from cgal.benchmark.lag import frame_spacing_ps
 from cgal.errors import BadFile, BadParams
+from cgal.frames import AtomFrames, CGTrajectory
+from cgal.params import check_params, merged
 from flows.versioning import Repository
-from study.design import Design, load_design
+from study import twins
+from study.bed_data import bed_of, require_physics
+from study.compare import Comparison, make_data
+from study.design import CampaignPlan, Design, load_design
+from tests.conftest import REPOSITORY
 
 DESIGN = {
     "common": {"campaign": {"rounds": 6}, "selection": {"frames": 3}},
@@ -41,13 +48,15 @@ def compare(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 def project(make_project: Callable[..., Path]) -> Path:
     root = make_project()
     (root / "docs" / "results").mkdir(parents=True)
-    (root / "docs" / "results" / "arms.yaml").write_text(yaml.safe_dump(DESIGN))
+    (root / "docs" / "results" / "small.yaml").write_text(yaml.safe_dump(DESIGN))
     return root
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_arms_spend_the_same_budget_and_leave_the_project_as_it_was(project: Path) -> None:
+def test_arms_spend_the_same_budget_and_leave_the_project_as_it_was(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = subprocess.run(["git", "status", "--porcelain"], cwd=project, capture_output=True, text=True).stdout
     wanted = ("--arms", ",".join(DESIGN["arms"]), "--seeds", "1", "--budget", str(BUDGET), "--name", "small")
     done = compare(project, *wanted)
@@ -77,11 +86,23 @@ def test_arms_spend_the_same_budget_and_leave_the_project_as_it_was(project: Pat
     assert again.returncode == 0, again.stdout + again.stderr
     assert pd.read_csv(project / "docs" / "results" / "small.csv").equals(records), "complete campaigns ran again"
 
+    monkeypatch.setattr(twins, "LENGTH_ps", 0.6)
+    monkeypatch.setattr(twins, "REPLICAS", 2)
+    rounds = {(entry.arm, entry.number): entry for entry in twins.rounds_of(project, "small")}
+    assert len(rounds) == len(set(records["tag"]))
+    for key in (("random", 1), ("continued_md", 1)):
+        found = pd.DataFrame(twins.measure(rounds[key]))
+        assert len(found) == 3 * 5 * 2
+        assert np.isfinite(found["w1"]).all()
+        by_kind = found.iloc[0][["label_steps", "failed_steps", "minimisation_steps", "steering_steps"]]
+        assert by_kind.sum() == found["oracle_steps"].iloc[0] > 0
+        assert by_kind.min() >= 0
+
 
 @pytest.mark.slow
 def test_a_campaign_that_fails_is_told_and_harms_no_other(project: Path) -> None:
     design = DESIGN | {"arms": DESIGN["arms"] | {"broken": {"selection": {"minimum_bond_nm": 0.46}}}}
-    (project / "docs" / "results" / "arms.yaml").write_text(yaml.safe_dump(design))
+    (project / "docs" / "results" / "small.yaml").write_text(yaml.safe_dump(design))
     done = compare(project, "--arms", "broken,base", "--seeds", "1", "--budget", str(BUDGET), "--name", "small")
     assert done.returncode == 1
     assert "1 campaigns failed" in done.stderr
@@ -92,11 +113,31 @@ def test_a_campaign_that_fails_is_told_and_harms_no_other(project: Path) -> None
 
 def test_a_design_merges_common_and_own_settings_and_gives_each_arm_its_budget() -> None:
     design = Design.model_validate(DESIGN)
-    random = design.of("random", BUDGET, 7, "x-random-s7")
+    (plan,) = design.campaigns(["random"], 1, [BUDGET])
+    random = design.of(plan._replace(seed=7), "x-random-s7")
     assert random["selection"] == {"frames": 3, "strategy": "random"}
-    assert random["campaign"] == {"rounds": 6, "name": "x-random-s7", "budget_steps": BUDGET}
+    assert random["campaign"] == {"rounds": 6, "name": "x-random-s7", "budget_steps": BUDGET, "cut_steps": []}
     assert random["seed"] == 7
-    assert design.of("continued_md", BUDGET, 7, "x")["campaign"]["continued_md_steps"] == BUDGET
+    assert design.of(CampaignPlan("continued_md", 7, BUDGET), "x")["campaign"]["continued_md_steps"] == BUDGET
+
+
+def test_plain_dynamics_has_a_campaign_for_each_budget_and_the_others_a_cut() -> None:
+    design = Design.model_validate(DESIGN | {"budgets": {0.1: 100, 1: 1000, 0.3: 300}})
+    plans = design.campaigns(["random", "continued_md"], 2, design.steps())
+    assert [plan.name for plan in plans[:4]] == ["random-s1", *(f"continued_md-b{b}-s1" for b in (100, 300, 1000))]
+    assert plans[0].cut_steps == (100, 300)
+    assert {plan.seed for plan in plans[4:]} == {2}
+    assert design.steps(300) == (100, 300)
+    with pytest.raises(BadParams, match="--budget"):
+        Design.model_validate(DESIGN).steps()
+
+
+def test_contrasts_are_of_arms_and_budgets_that_the_design_has() -> None:
+    wanted = {"primary": {"arm": "random", "control": "base", "budget": 0.3}, "budgets": {0.3: 300}}
+    assert Design.model_validate(DESIGN | wanted).primary is not None
+    for wrong, match in (({"arm": "best"}, "best"), ({"budget": 1.0}, "no budget")):
+        with pytest.raises(ValueError, match=match):
+            Design.model_validate(DESIGN | wanted | {"primary": wanted["primary"] | wrong})
 
 
 def test_what_is_wrong_with_a_design_is_said(tmp_path: Path) -> None:
@@ -106,10 +147,45 @@ def test_what_is_wrong_with_a_design_is_said(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="arms"):
         load_design(tmp_path / "arms.yaml")
     with pytest.raises(BadParams, match="best"):
-        Design.model_validate(DESIGN).require(["base", "best"])
+        Design.model_validate(DESIGN).campaigns(["base", "best"], 1, [1])
 
 
 def test_seeds_differ_between_campaigns_of_an_arm_and_agree_between_arms() -> None:
     design = Design.model_validate(DESIGN)
-    seeds = np.array([[design.of(arm, 1, seed, "x")["seed"] for arm in DESIGN["arms"]] for seed in (1, 2)])
+    plans = design.campaigns(list(DESIGN["arms"]), 2, [1])
+    seeds = np.array([design.of(plan, "x")["seed"] for plan in plans]).reshape(2, -1)
     assert (seeds == [[1], [2]]).all()
+
+
+def test_seed_sets_of_a_test_bed_are_drawn_in_its_physics(tmp_path: Path) -> None:
+    content = {
+        "system": "chignolin, ff96 + OBC2, 350 K",
+        "seed_sets": {"count": 2, "runs": 2, "length_ps": 0.2, "equilibration_ps": 0.0, "spacing_ps": 0.04},
+        "common": {"protein": "bed", "temperature_K": 350.0},
+        "arms": {"base": {}},
+    }
+    design, comparison = Design.model_validate(content), Comparison(tmp_path, "one")
+    comparison.code.mkdir(parents=True)
+    (comparison.code / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
+    plans = design.campaigns(["base"], 3, [1])
+    assert make_data(comparison, design, plans) == ("bed",)
+    first, second = (AtomFrames.load(comparison.data(number) / "seed.h5") for number in (1, 2))
+    assert len(first) == len(second) == 2 * 5
+    assert not np.array_equal(first.positions, second.positions)
+    assert first.provenance["run_steps"] == 2 * 50
+    assert first.provenance["temperature_K"] == 350.0
+    assert not comparison.data(3).exists(), "the third seed takes the first set again"
+    reference = CGTrajectory.load(comparison.data(1) / "reference.h5")
+    assert frame_spacing_ps(reference) == 50.0
+    hot = design.model_copy(update={"common": {"protein": "bed", "temperature_K": 450.0}})
+    with pytest.raises(BadParams, match="temperature_K 350"):
+        make_data(comparison, hot, plans)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "docs" / "results").rglob("a*.yaml")), ids=lambda path: path.stem)
+def test_every_committed_design_gives_params_that_are_right(path: Path) -> None:
+    design, params = load_design(path), REPOSITORY / "params.yaml"
+    for plan in design.campaigns(list(design.arms), 1, design.steps(None if design.budgets else 1000)):
+        found = check_params(merged(yaml.safe_load(params.read_text()), design.of(plan, "x")), params)
+        if design.system:
+            require_physics(found, bed_of(design.system))

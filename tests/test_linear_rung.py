@@ -13,7 +13,7 @@ from cgal.potential.pair_splines import COEFFICIENTS, FREE, INTERVALS, SPACING_n
 from cgal.potential.potential import Potential
 from cgal.potential.prior import fit_prior
 from cgal.schnet.evaluator import Evaluator
-from cgal.training.linear import fit_rung
+from cgal.training.linear import Basis, design, fit_rung
 from cgal.training.train import train
 from tests.beads import SEQUENCE, SMALL_NETWORK, labelled, real_prior, shaken_beads
 
@@ -24,7 +24,14 @@ PARAMS = TrainingParams(linear_rung=True, epochs=2, validation_block_frames=10, 
 def splined(scale_kJ_per_mol: float = 3.0) -> Potential:
     coefficients = torch.zeros(PAIRS, COEFFICIENTS, dtype=torch.float64)
     coefficients[:, :FREE].normal_(std=scale_kJ_per_mol, generator=torch.Generator().manual_seed(0))
-    return initial_potential(real_prior().with_pair_splines(coefficients), SEQUENCE, SMALL_NETWORK, 0)
+    generator = torch.Generator().manual_seed(1)
+    dihedrals = len(SEQUENCE) - 3
+    rung = {
+        "pair_splines_kJ_per_mol": coefficients,
+        "dihedral_series_kJ_per_mol": scale_kJ_per_mol * torch.randn(dihedrals, 3, 2, generator=generator),
+        "dihedral_couplings_kJ_per_mol": scale_kJ_per_mol * torch.randn(dihedrals - 1, 2, 2, 2, 2, generator=generator),
+    }
+    return initial_potential(real_prior().with_rung(rung), SEQUENCE, SMALL_NETWORK, 0)
 
 
 def test_a_spline_is_smooth_flat_below_and_zero_beyond():
@@ -96,6 +103,21 @@ def test_the_fit_is_the_same_to_the_bit_with_any_number_of_threads():
     one, two = (fit.prior.pair_splines_kJ_per_mol for fit in fits)
     assert one is not None
     assert torch.equal(one, two)
+
+
+def test_every_column_of_the_fit_is_the_force_of_its_coefficient():
+    """A fit to noise-free forces of a rung finds that rung, whatever its coefficients."""
+    true = splined(2.0).prior
+    frames = labelled(shaken_beads(300, sigma_nm=0.03), true, noise_kJ_per_mol_nm=0.0)
+    basis = Basis.of(true)
+    positions = torch.from_numpy(frames.positions[:20]).double()
+    bare = true.with_rung({})
+    for column in np.random.default_rng(0).choice(sum(basis.sizes), 40, replace=False):
+        unit = np.zeros(sum(basis.sizes))
+        unit[column] = 1.0
+        forces = bare.with_rung(basis.parts(unit)).forces(positions) - bare.forces(positions)
+        found = design(positions, basis)[..., column].view(forces.shape)
+        assert (found - forces).abs().max() < 1e-8 * (1.0 + forces.abs().max())
 
 
 def pulled(frames: LabelledFrames) -> LabelledFrames:

@@ -1,8 +1,5 @@
-"""Relative entropy learns an ensemble, knows how well, and a killed training ends with the same bytes."""
+"""Relative entropy learns an ensemble, and knows how well."""
 
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,34 +103,6 @@ def test_same_seed_same_bytes_with_any_number_of_threads(result, tmp_path):
         torch.set_num_threads(before)
     assert content(again, tmp_path) == content(result, tmp_path)
     assert content(train([shard(shaken_beads(180))], fresh(), PARAMS, seed=12), tmp_path) != content(result, tmp_path)
-
-
-def train_until_killed(scratch: str) -> None:
-    """Run in a process of its own, which kills itself the hard way in update 8 (its last look is of 6)."""
-
-    def kill(done: int, total: int, note: str = "") -> None:
-        if done == 8:
-            signal.raise_signal(signal.SIGKILL)
-
-    train([shard(shaken_beads(180))], fresh(), PARAMS, seed=11, scratch=Path(scratch), progress=kill)
-
-
-def test_killed_training_ends_with_the_same_bytes(result, tmp_path):
-    scratch = tmp_path / "scratch"
-    command = f"from tests.test_relative_entropy import train_until_killed; train_until_killed({str(scratch)!r})"
-    process = subprocess.run([sys.executable, "-W", "ignore", "-c", command], cwd=Path(__file__).parents[1])
-    assert process.returncode == -signal.SIGKILL
-    updates = []
-    continued = train(
-        [shard(shaken_beads(180))],
-        fresh(),
-        PARAMS,
-        seed=11,
-        scratch=scratch,
-        progress=lambda done, total, note="": updates.append(done),
-    )
-    assert updates[0] == 7
-    assert content(continued, tmp_path) == content(result, tmp_path)
 
 
 def test_history_starts_at_the_potential_as_given_and_is_drawn(result, tmp_path):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
-from cgal.dataset import prepare
+from cgal.dataset import load_shards, prepare
+from cgal.errors import BadFile, BadParams, BadTrajectory
 from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.params import Params, check_params, load_params
 from cgal.progress import silent
@@ -78,6 +79,35 @@ def test_replicas_may_all_begin_at_the_structure(make_project: Callable[..., Pat
     native = read_pdb_text(Workspace(root).structure)
     beads = native.xyz[0, alpha_carbons(native.topology)]
     assert np.abs(CGTrajectory.load(root / "round" / "trajectory.h5").positions - beads).max() < 0.02
+
+
+def test_replicas_may_begin_at_given_frames(make_project: Callable[..., Path]) -> None:
+    """One step and a save: no bead has gone far from one of the two frames, and both were drawn."""
+    starts = {"starts": "given", "starts_file": "mine.h5", "replicas": 6, "steps": 1, "stride": 1}
+    root = make_project(simulation=starts)
+    data = Workspace(root).data
+    prepare(data, Workspace(root).params)
+    run_stage("train", Workspace(root), silent)
+    (shard,) = load_shards(data)
+    two = CGTrajectory.from_positions(shard.sequence, shard.positions[[0, -1]], np.arange(2), np.arange(2))
+    with pytest.raises(BadFile, match=r"mine\.h5: no frames to start from .*simulation\.starts_file"):
+        run_stage("simulate", Workspace(root), silent)
+    two.save(data / "mine.h5")
+    run_stage("simulate", Workspace(root), silent)
+    found = CGTrajectory.load(root / "round" / "trajectory.h5").positions
+    away = np.abs(found[:, None] - two.positions[None]).max(axis=(2, 3))
+    assert away.min(axis=1).max() < 0.02
+    assert set(away.argmin(axis=1)) == {0, 1}
+    fragment = CGTrajectory.from_positions(shard.sequence[:7], two.positions[:, :7], np.arange(2), np.arange(2))
+    fragment.save(data / "mine.h5")
+    with pytest.raises(BadTrajectory, match="the model is of"):
+        run_stage("simulate", Workspace(root), silent)
+
+
+@pytest.mark.parametrize("section", [{"starts": "given"}, {"starts_file": "a.h5"}, {"starts_file": "../a.h5"}])
+def test_a_file_of_starts_goes_with_given_and_lies_in_the_folder_of_the_protein(section: dict[str, str]) -> None:
+    with pytest.raises(BadParams, match="starts"):
+        check_params({"simulation": section}, Path("params.yaml"))
 
 
 def test_a_device_where_earlier_versions_had_it_is_taken() -> None:

@@ -137,7 +137,7 @@ def test_an_arm_of_one_seed_is_shown_without_an_interval(tmp_path: Path) -> None
     found = records(noise=0.05)
     found[(found["arm"] != "coverage") | (found["seed"] == 1)].to_csv(tmp_path / "arms.csv", index=False)
     (tmp_path / "preface.md").write_text("# Results\n")
-    write_results(tmp_path, tmp_path / "results.md", tmp_path / "preface.md")
+    write_results(tmp_path)
     assert "(one seed)" in (tmp_path / "results.md").read_text()
     entries = [entry for entry in json.loads((tmp_path / "summary.json").read_text()) if entry["arm"] == "coverage"]
     assert {(entry["seeds"], entry["low"], entry["high"]) for entry in entries} == {(1, None, None)}
@@ -161,7 +161,7 @@ def test_the_summary_has_an_entry_for_each_arm_metric_and_mode() -> None:
 def test_the_page_tells_the_losing_arms_too(tmp_path: Path) -> None:
     records(noise=0.05).to_csv(tmp_path / "arms.csv", index=False)
     (tmp_path / "preface.md").write_text("# Title\n")
-    write_results(tmp_path, tmp_path / "results.md", tmp_path / "preface.md")
+    write_results(tmp_path)
     page = (tmp_path / "results.md").read_text()
     for arm in FACTORS:
         assert f"`{arm}`" in page
@@ -183,7 +183,7 @@ def test_ablations_and_burn_in_have_their_sections(tmp_path: Path) -> None:
         {"start": start, "burn_in_steps": steps, "average_steps": 600, "steps": 600 + steps, "frames": 20, "failed": 0,
          "signal": 150.0} | errors for start, steps in product((OWN, *ANNEAL_STEPS), (0, 150))
     ).to_csv(tmp_path / "burn_in.csv", index=False)  # fmt: skip
-    write_results(tmp_path, tmp_path / "results.md", tmp_path / "preface.md")
+    write_results(tmp_path)
     page = (tmp_path / "results.md").read_text()
     assert "| `slice` | 5 | 3000 | 370 | -30 (-30 to -30)" in page
     assert "| own atoms | 150 | 30 (27 to 34) | 30 (27 to 34) | 750 | 0 |" in page
@@ -192,11 +192,11 @@ def test_ablations_and_burn_in_have_their_sections(tmp_path: Path) -> None:
 
 def test_missing_records_and_a_missing_base_are_said(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="cgal compare"):
-        write_results(tmp_path, tmp_path / "results.md", tmp_path / "preface.md")
+        write_results(tmp_path)
     table = records()
     table[table["arm"] != "base"].to_csv(tmp_path / "arms.csv", index=False)
     with pytest.raises(BadFile, match="'base'"):
-        write_results(tmp_path, tmp_path / "results.md", tmp_path / "preface.md")
+        write_results(tmp_path)
 
 
 def test_figures_are_in_the_units_of_their_headings() -> None:
@@ -217,7 +217,7 @@ def test_arms_from_before_a_metric_show_a_dash_for_it(tmp_path: Path) -> None:
     found = found[~(found["arm"].isin(["base", "paper"]) & (found["metric"] == newest))]
     found.to_csv(tmp_path / "arms.csv", index=False)
     (tmp_path / "preface.md").write_text("# Results\n")
-    write_results(tmp_path, tmp_path / "results.md", tmp_path / "preface.md")
+    write_results(tmp_path)
     page = (tmp_path / "results.md").read_text()
     (line, _) = [line for line in page.splitlines() if line.startswith("| `coverage` | 5 |")]
     assert line.endswith("| – |")

@@ -1,8 +1,5 @@
-"""Training learns a known force, holds out blocks, and a killed one ends with the same bytes."""
+"""Training learns a known force, holds out blocks, and does not go on with what is of another training."""
 
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +14,7 @@ from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import save_checkpoint
 from cgal.potential.prior import fit_prior
 from cgal.training.figures import plot_training
-from cgal.training.force_matching import Run, _prepare, train
+from cgal.training.force_matching import Run, prepare, train
 from cgal.training.held_out import held_out_masks
 from cgal.training.runs import write_history_csv
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, labelled, real_beads, real_prior, shaken_beads
@@ -45,7 +42,7 @@ def shrunk(frames: int) -> float:
     forces = initial.prior.forces(torch.from_numpy(beads).double()).float().numpy()
     params = PARAMS.model_copy(update={"epochs": 4, "weight_decay": 0.5})
     shards = [replace(labelled(beads, real_prior()), forces=forces)]
-    run = Run(initial.network, *_prepare(shards, {SEQUENCE: initial.prior}, params), params, 0, map)
+    run = Run(initial.network, *prepare(shards, {SEQUENCE: initial.prior}, params), params, 0, map)
     before = run.weights.clone()
     while not run.finished:
         run.epoch()
@@ -113,30 +110,6 @@ def test_any_number_of_threads_ends_with_the_same_bytes(result, tmp_path):
     finally:
         torch.set_num_threads(1)
     assert checkpoint_bytes(again, tmp_path) == checkpoint_bytes(result, tmp_path)
-
-
-def train_until_killed(scratch: str) -> None:
-    """Run in a process of its own, which kills itself the hard way after epoch 8 (its last checkpoint is of 5)."""
-
-    def kill(done: int, total: int, note: str = "") -> None:
-        if done == 8:
-            signal.raise_signal(signal.SIGKILL)
-
-    torch.set_num_threads(1)
-    train([data()], fresh(), PARAMS, seed=11, scratch=Path(scratch), progress=kill)
-
-
-def test_killed_training_ends_with_the_same_bytes(result, tmp_path):
-    scratch = tmp_path / "scratch"
-    command = f"from tests.test_training import train_until_killed; train_until_killed({str(scratch)!r})"
-    process = subprocess.run([sys.executable, "-W", "ignore", "-c", command], cwd=Path(__file__).parents[1])
-    assert process.returncode == -signal.SIGKILL
-    epochs = []
-    continued = train(
-        [data()], fresh(), PARAMS, seed=11, scratch=scratch, progress=lambda done, total, note="": epochs.append(done)
-    )
-    assert epochs[0] == 6
-    assert checkpoint_bytes(continued, tmp_path) == checkpoint_bytes(result, tmp_path)
 
 
 @pytest.mark.parametrize("change", ["seed", "data", "params", "damaged"])

@@ -1,11 +1,12 @@
 """Do the two halves of a simulation agree? If not, it still forgets its starts, and no W1 measures its model."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-__all__ = ["compare_halves"]
+__all__ = ["compare_halves", "verdict"]
 
 ERRORS = 2.0
 """Standard errors that the halves may differ by."""
@@ -29,3 +30,14 @@ def compare_halves(
         return {"drift": None, "drift_error": None, "agree": None}
     drift, error = float(np.mean(changes)) / unit, float(np.std(changes, ddof=1) / np.sqrt(len(changes))) / unit
     return {"drift": drift, "drift_error": error, "agree": abs(drift) <= ERRORS * error}
+
+
+def verdict(halves: Mapping[str, Any]) -> str:
+    """What `compare_halves` found, in words.
+
+    >>> verdict({"drift": 0.314, "drift_error": 0.1, "agree": False})
+    'differ by 0.31 +- 0.10'
+    """
+    if halves["agree"] is None:
+        return "too few replicas to tell"
+    return "agree" if halves["agree"] else f"differ by {halves['drift']:.2f} +- {halves['drift_error']:.2f}"

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Complex64, Float32
 from torch import Tensor, nn
 
+from cgal.potential.dihedral_couplings import coupling_energies
 from cgal.potential.geometry import COLLINEAR_nm2, pairs
 from cgal.potential.pair_splines import spline_energies
 from cgal.potential.prior import Prior
@@ -72,19 +73,24 @@ class BendTerms(nn.Module):
     """Terms of the prior that depend on the directions of bonds: angles and dihedrals.
 
     The coordinates are those of `internal_coordinates`, rounded off near collinear bonds in the same way. A dihedral
-    series is the real part of sum_n (a_n - i b_n) z^n with z = cos phi + i sin phi.
+    series is the real part of sum_n (a_n - i b_n) z^n with z = cos phi + i sin phi; neighbouring dihedrals may be
+    coupled (`cgal.potential.dihedral_couplings`).
     """
 
     angle_rad: Tensor
     angle_stiffness_kJ_per_mol_rad2: Tensor
     series_kJ_per_mol: Tensor
+    couplings_kJ_per_mol: Tensor | None
 
     def __init__(self, prior: Prior) -> None:
         super().__init__()
-        series = torch.complex(prior.dihedral_cosine_kJ_per_mol.float(), -prior.dihedral_sine_kJ_per_mol.float())
+        cosine, sine = prior.dihedral_series()
+        series = torch.complex(cosine.float(), -sine.float())
+        couplings = prior.dihedral_couplings_kJ_per_mol
         self.register_buffer("angle_rad", prior.angle_rad.float().clone())
         self.register_buffer("angle_stiffness_kJ_per_mol_rad2", prior.angle_stiffness_kJ_per_mol_rad2.float().clone())
         self.register_buffer("series_kJ_per_mol", series)
+        self.register_buffer("couplings_kJ_per_mol", None if couplings is None else couplings.float().clone())
 
     def forward(
         self, bonds: Float32[Tensor, "frames 3 bonds"], lengths: Float32[Tensor, "frames bonds"]
@@ -116,6 +122,9 @@ class BendTerms(nn.Module):
         triple_product = (start * right).sum(1)
         z = torch.complex((left * right).sum(1) / norm, triple_product * middle_length / norm)
         energies, slopes = self._series(z)
+        if self.couplings_kJ_per_mol is not None:
+            coupled, along = coupling_energies(z, self.couplings_kJ_per_mol)
+            energies, slopes = energies + coupled, slopes + along
 
         radial_slope = (slopes * z).real
         along_real, along_imaginary = slopes.real / norm, -slopes.imag / norm

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from cgal.errors import BadCheckpoint, EmptyTrajectory
 from cgal.frames import check_sequence
 from cgal.params import PriorParams
+from cgal.potential.dihedral_couplings import coupling_energies
 from cgal.potential.geometry import dihedral_angles, internal_coordinates, pair_distances
 from cgal.potential.pair_splines import spline_energies
 from cgal.units import thermal_energy_kJ_per_mol
 
-__all__ = ["Prior", "fit_prior", "inverted_dihedrals"]
+__all__ = ["RUNG", "Prior", "fit_prior", "inverted_dihedrals"]
 
 TERMS = (
     "bond_length_nm",
@@ -39,16 +40,17 @@ TERMS = (
 )
 """Buffers of a `Prior`, in the order of its energy expression."""
 
-PAIR_SPLINES = "pair_splines_kJ_per_mol"
-"""One more, of a prior with a linear rung (`cgal.training.linear`)."""
+RUNG = ("pair_splines_kJ_per_mol", "dihedral_series_kJ_per_mol", "dihedral_couplings_kJ_per_mol")
+"""Those of a linear rung (`cgal.training.linear`), which a prior may have: all or none of them."""
 
 
 class Prior(nn.Module):
     """U = sum k/2 (r - r0)^2 + sum k/2 (theta - theta0)^2 + sum_n (a_n cos n phi + b_n sin n phi) + sum e (s/r)^6.
 
-    The last sum runs over the pairs |i-j| >= 3, and so do the splines of `cgal.potential.pair_splines` that a prior may
-    have on top. Terms are buffers, one entry per term (dihedrals: terms x order), in
-    float64 as fitted; `Potential` casts a copy to float32. `temperature_K` is that of the fit.
+    The last sum runs over the pairs |i-j| >= 3. A linear rung on top has the splines of `cgal.potential.pair_splines`
+    for the same pairs, further coefficients of the dihedral series (dihedrals x order x cosine or sine) and the
+    couplings of `cgal.potential.dihedral_couplings`. Terms are buffers, one entry per term (dihedrals: terms x order),
+    in float64 as fitted; `Potential` casts a copy to float32. `temperature_K` is that of the fit.
     """
 
     bond_length_nm: Tensor
@@ -60,6 +62,8 @@ class Prior(nn.Module):
     repulsion_radius_nm: Tensor
     repulsion_kJ_per_mol: Tensor
     pair_splines_kJ_per_mol: Tensor | None
+    dihedral_series_kJ_per_mol: Tensor | None
+    dihedral_couplings_kJ_per_mol: Tensor | None
 
     def __init__(self, sequence: str, temperature_K: float, terms: Mapping[str, Any]) -> None:
         super().__init__()
@@ -67,8 +71,9 @@ class Prior(nn.Module):
         self.temperature_K = temperature_K
         for name in TERMS:
             self.register_buffer(name, torch.as_tensor(terms[name], dtype=torch.float64))
-        splines = terms.get(PAIR_SPLINES)
-        self.register_buffer(PAIR_SPLINES, None if splines is None else torch.as_tensor(splines, dtype=torch.float64))
+        for name in RUNG:
+            part = terms.get(name)
+            self.register_buffer(name, None if part is None else torch.as_tensor(part, dtype=torch.float64))
         if len(self.bond_length_nm) != len(sequence) - 1:
             raise BadCheckpoint(f"prior of {len(self.bond_length_nm)} bonds does not fit the sequence {sequence}")
 
@@ -81,14 +86,24 @@ class Prior(nn.Module):
             + self._dihedral_energies(coordinates.dihedral_cosines, coordinates.dihedral_sines).sum(1)
             + self._repulsion_energies(distances).sum(1)
         )
-        if self.pair_splines_kJ_per_mol is None:
-            return energies
-        return energies + spline_energies(distances, self.pair_splines_kJ_per_mol)[0].sum(1)
+        if self.pair_splines_kJ_per_mol is not None:
+            energies = energies + spline_energies(distances, self.pair_splines_kJ_per_mol)[0].sum(1)
+        if self.dihedral_couplings_kJ_per_mol is not None:
+            turns = torch.complex(coordinates.dihedral_cosines, coordinates.dihedral_sines)
+            energies = energies + coupling_energies(turns, self.dihedral_couplings_kJ_per_mol)[0]
+        return energies
 
-    def with_pair_splines(self, coefficients_kJ_per_mol: Float[Tensor, "pairs coefficients"] | None) -> "Prior":
-        """Give the same prior with other splines, or none."""
-        terms = {name: getattr(self, name) for name in TERMS} | {PAIR_SPLINES: coefficients_kJ_per_mol}
-        return Prior(self.sequence, self.temperature_K, terms)
+    def with_rung(self, parts_kJ_per_mol: Mapping[str, Tensor]) -> "Prior":
+        """Give the same prior with another linear rung (parts by the names in `RUNG`), or with none of it."""
+        terms = {name: getattr(self, name) for name in TERMS}
+        return Prior(self.sequence, self.temperature_K, terms | dict(parts_kJ_per_mol))
+
+    def dihedral_series(self) -> tuple[Float[Tensor, "dihedrals order"], Float[Tensor, "dihedrals order"]]:
+        """Cosine and sine coefficients [kJ/mol] of the dihedrals, those of the linear rung included."""
+        cosine, sine = self.dihedral_cosine_kJ_per_mol, self.dihedral_sine_kJ_per_mol
+        if self.dihedral_series_kJ_per_mol is None:
+            return cosine, sine
+        return cosine + self.dihedral_series_kJ_per_mol[..., 0], sine + self.dihedral_series_kJ_per_mol[..., 1]
 
     def forces(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, "frames beads 3"]:
         """Give the forces [kJ/mol/nm], minus the gradient of the energy."""
@@ -101,14 +116,11 @@ class Prior(nn.Module):
         """Fourier series by repeated complex multiplication: no inverse trigonometry, hence no singular gradient."""
         real, imaginary = cosines, sines
         energies = torch.zeros_like(cosines)
-        for order in range(self.dihedral_cosine_kJ_per_mol.shape[1]):
+        even, odd = self.dihedral_series()
+        for order in range(even.shape[1]):
             if order:
                 real, imaginary = real * cosines - imaginary * sines, real * sines + imaginary * cosines
-            energies = (
-                energies
-                + self.dihedral_cosine_kJ_per_mol[:, order] * real
-                + self.dihedral_sine_kJ_per_mol[:, order] * imaginary
-            )
+            energies = energies + even[:, order] * real + odd[:, order] * imaginary
         return energies
 
     def _repulsion_energies(self, distances_nm: Tensor) -> Tensor:

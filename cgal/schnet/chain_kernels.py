@@ -1,9 +1,12 @@
 """Energies and gradients of the prior, written out for the compiled loops of `kernels`; `Prior` is the definition."""
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float32
 
 from cgal.compiled import inlined
+from cgal.potential.dihedral_couplings import ORDER
 from cgal.potential.pair_splines import INTERVALS, SPACING_nm, START_nm
 from cgal.schnet.kernel_types import HALF, ONE, SHORTEST, SIX, THREE, TWO, ZERO, Chain, Near, Network
 
@@ -175,15 +178,41 @@ def bend_terms(
         _pull(gradients, i, _sum(_cross(after, along_normal), _scaled(along_product, after)))
         _pull(gradients, i + 1, _sum(_cross(along_normal, before), _scaled(along_product, before)))
     for i in range(len(positions) - 3):
-        energy += _dihedral(positions, i, chain, gradients)
+        turn = _turn(positions, i)
+        value, slope = _series(turn.z, i, chain)
+        energy += value
+        _pull_turn(gradients, i, turn, slope)
+    for i in range(len(chain.dihedral_couplings_kJ_per_mol)):
+        turn, neighbour = _turn(positions, i), _turn(positions, i + 1)
+        value, slope, slope_of_neighbour = _coupling(turn.z, neighbour.z, chain.dihedral_couplings_kJ_per_mol[i])
+        energy += value
+        _pull_turn(gradients, i, turn, slope)
+        _pull_turn(gradients, i + 1, neighbour, slope_of_neighbour)
     return energy
 
 
+type Vector = tuple[np.float32, np.float32, np.float32]
+
+
+class Turn(NamedTuple):
+    """A dihedral as z = cos phi + i sin phi, its three bonds, and what the gradient along them needs."""
+
+    start: Vector
+    middle: Vector
+    end: Vector
+    left: Vector
+    right: Vector
+    left_square: np.float32
+    right_square: np.float32
+    length: np.float32
+    triple_product: np.float32
+    norm: np.float32
+    z: np.complex64
+
+
 @inlined
-def _dihedral(
-    positions: Float32[np.ndarray, "beads 3"], i: int, chain: Chain, gradients: Float32[np.ndarray, "beads 3"]
-) -> np.float32:
-    """One series sum_n (a_n cos n phi + b_n sin n phi), a polynomial of z = cos phi + i sin phi (see `analytic`)."""
+def _turn(positions: Float32[np.ndarray, "beads 3"], i: int) -> Turn:
+    """The dihedral of four beads from bead i on."""
     start, middle, end = _difference(positions, i), _difference(positions, i + 1), _difference(positions, i + 2)
     left, right = _cross(start, middle), _cross(middle, end)
     left_square, right_square = _dot(left, left) + COLLINEAR_nm4, _dot(right, right) + COLLINEAR_nm4
@@ -191,34 +220,67 @@ def _dihedral(
     length = max(np.sqrt(_dot(middle, middle)), SHORTEST)
     triple_product = _dot(start, right)
     z = np.complex64(complex(_dot(left, right) / norm, triple_product * length / norm))
+    return Turn(start, middle, end, left, right, left_square, right_square, length, triple_product, norm, z)
+
+
+@inlined
+def _series(z: np.complex64, i: int, chain: Chain) -> tuple[np.float32, np.complex64]:
+    """Energy sum_n (a_n cos n phi + b_n sin n phi), a polynomial of z (see `analytic`), and its slope."""
     value, slope = np.complex64(0), np.complex64(0)
     for order in range(chain.dihedral_cosine_kJ_per_mol.shape[1] - 1, -1, -1):
         term = complex(chain.dihedral_cosine_kJ_per_mol[i, order], -chain.dihedral_sine_kJ_per_mol[i, order])
         value = value + np.complex64(term)
         slope = slope * z + value
         value = value * z
-    along_real, along_imaginary = slope.real / norm, -slope.imag / norm
-    along_triple_product = along_imaginary * length
-    radial_slope = (slope * z).real
-    along_left = _sum(_scaled(along_real, right), _scaled(-radial_slope / left_square, left))
+    return value.real, slope
+
+
+@inlined
+def _coupling(
+    z: np.complex64, w: np.complex64, coefficients: Float32[np.ndarray, "2 order order 2"]
+) -> tuple[np.float32, np.complex64, np.complex64]:
+    """Energy of two neighbours together (see `dihedral_couplings`), and its slopes along z and w."""
+    energy, along_z, along_w = ZERO, np.complex64(0), np.complex64(0)
+    for sign in range(2):
+        partner = w if sign == 0 else np.complex64(complex(w.real, -w.imag))
+        raised, lowered = z, np.complex64(1)
+        along_partner = np.complex64(0)
+        for m in range(ORDER):
+            value, slope = np.complex64(0), np.complex64(0)
+            for n in range(ORDER - 1, -1, -1):
+                term = complex(coefficients[sign, m, n, 0], -coefficients[sign, m, n, 1])
+                value = value + np.complex64(term)
+                slope = slope * partner + value
+                value = value * partner
+            energy += (raised * value).real
+            along_z += np.float32(m + 1) * lowered * value
+            along_partner += raised * slope
+            lowered, raised = raised, raised * z
+        along_w += along_partner if sign == 0 else np.complex64(complex(along_partner.real, -along_partner.imag))
+    return energy, along_z, along_w
+
+
+@inlined
+def _pull_turn(gradients: Float32[np.ndarray, "beads 3"], i: int, turn: Turn, slope: np.complex64) -> None:
+    """Add the gradient of an energy whose slope along z is given."""
+    along_real, along_imaginary = slope.real / turn.norm, -slope.imag / turn.norm
+    along_triple_product = along_imaginary * turn.length
+    radial_slope = (slope * turn.z).real
+    along_left = _sum(_scaled(along_real, turn.right), _scaled(-radial_slope / turn.left_square, turn.left))
     along_right = _sum(
-        _sum(_scaled(along_real, left), _scaled(-radial_slope / right_square, right)),
-        _scaled(along_triple_product, start),
+        _sum(_scaled(along_real, turn.left), _scaled(-radial_slope / turn.right_square, turn.right)),
+        _scaled(along_triple_product, turn.start),
     )
-    _pull(gradients, i, _sum(_cross(middle, along_left), _scaled(along_triple_product, right)))
+    _pull(gradients, i, _sum(_cross(turn.middle, along_left), _scaled(along_triple_product, turn.right)))
     _pull(
         gradients,
         i + 1,
         _sum(
-            _sum(_cross(along_left, start), _cross(end, along_right)),
-            _scaled(along_imaginary * triple_product / length, middle),
+            _sum(_cross(along_left, turn.start), _cross(turn.end, along_right)),
+            _scaled(along_imaginary * turn.triple_product / turn.length, turn.middle),
         ),
     )
-    _pull(gradients, i + 2, _cross(along_right, middle))
-    return value.real
-
-
-type Vector = tuple[np.float32, np.float32, np.float32]
+    _pull(gradients, i + 2, _cross(along_right, turn.middle))
 
 
 @inlined

@@ -12,7 +12,8 @@ from jaxtyping import Float32
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from cgal.potential.analytic import PairTerms
+from cgal.potential.analytic import BendTerms, PairTerms
+from cgal.potential.dihedral_couplings import ORDER
 from cgal.potential.potential import Potential
 from cgal.schnet import kernels
 from cgal.schnet.evaluator import Evaluator
@@ -94,6 +95,7 @@ def _chain(evaluator: Evaluator) -> kernels.Chain:
         dihedral_sine_kJ_per_mol=_array(-bend_terms.series_kJ_per_mol.imag),
         repulsion_kJ_nm6_per_mol=np.float32(pair_terms.repulsion_kJ_nm6_per_mol.max()),
         pair_splines_kJ_per_mol=_splines(pair_terms),
+        dihedral_couplings_kJ_per_mol=_couplings(bend_terms),
     )
 
 
@@ -101,6 +103,12 @@ def _splines(terms: PairTerms) -> Float32[np.ndarray, "pairs coefficients"]:
     if terms.splines_kJ_per_mol is None:
         return np.zeros((0, 0), np.float32)
     return _array(terms.splines_kJ_per_mol[terms.repulsion_kJ_nm6_per_mol > 0])
+
+
+def _couplings(terms: BendTerms) -> Float32[np.ndarray, "neighbours 2 order order 2"]:
+    if terms.couplings_kJ_per_mol is None:
+        return np.zeros((0, 2, ORDER, ORDER, 2), np.float32)
+    return _array(terms.couplings_kJ_per_mol)
 
 
 def _committee(evaluator: Evaluator) -> kernels.Committee:

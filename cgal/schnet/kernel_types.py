@@ -26,6 +26,8 @@ class Chain(NamedTuple):
     repulsion_kJ_nm6_per_mol: np.float32
     pair_splines_kJ_per_mol: Float32[np.ndarray, "pairs coefficients"]
     """Of the pairs |i-j| >= 3, row by row; no row where the prior has none."""
+    dihedral_couplings_kJ_per_mol: Float32[np.ndarray, "neighbours 2 order order 2"]
+    """As in `cgal.potential.dihedral_couplings`; no row where the prior has none."""
 
 
 class Network(NamedTuple):

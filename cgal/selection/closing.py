@@ -9,11 +9,21 @@ from cgal.params import CampaignParams
 __all__ = ["affordable_picks", "closing_reason", "joint_reason", "shares", "w1_change"]
 
 
+PASSED = 0.1
+"""A cut of which no larger share is left is passed: what it would still pay for is not worth a round."""
+
+
 def affordable_picks(params: CampaignParams, wanted: int, *, spent_steps: int, steps_per_pick: int) -> int:
-    """How many of the wanted picks the rest of the budget pays for (all of them without a budget)."""
-    if not params.budget_steps:
+    """How many of the wanted picks the rest of the budget pays for, and what is left to the next cut.
+
+    All of them without a budget and a cut ahead. With cuts the budget is the last of them.
+    """
+    limits = [*params.cut_steps, *([params.budget_steps] if params.budget_steps else [])]
+    if not limits:
         return wanted
-    return max(0, min(wanted, (params.budget_steps - spent_steps) // steps_per_pick))
+    passed = PASSED if params.cut_steps else 0.0
+    left = [limit - spent_steps for limit in limits if limit - spent_steps >= max(steps_per_pick, passed * limit)]
+    return min(wanted, min(left, default=0) // steps_per_pick)
 
 
 def closing_reason(

@@ -41,7 +41,7 @@ from cgal.training.runs import annealed, deterministic_algorithms, fingerprint, 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["EpochRecord", "ForceMatchingResult", "Validation", "train"]
+__all__ = ["EpochRecord", "ForceMatchingResult", "Validation", "mean_square", "prepare", "train"]
 
 AVERAGE_START = 10
 """The average of the weights begins as one over a tenth of the steps that have been."""
@@ -52,6 +52,7 @@ EVALUATION_BATCH = 256
 NOT_IN_FINGERPRINT = {
     "checkpoint_epochs",
     "forces_and_noise",
+    "forces_and_populations",
     "members",
     "objective",
     "preflight",
@@ -149,7 +150,7 @@ def train(
     to hold out), PreflightFailed (held-out error not below the prior's, unless `params.preflight` is false).
     """
     with deterministic_algorithms(), worker_threads() as parallel_map:
-        training, held_out = _prepare(shards, _as_in_potentials(priors or {}, initial), params)
+        training, held_out = prepare(shards, _as_in_potentials(priors or {}, initial), params)
         run = Run(initial.network, training, held_out, params, seed, parallel_map)
         run.resume(scratch)
         while not run.finished:
@@ -189,7 +190,7 @@ class Frames(NamedTuple):
             yield self._replace(positions=positions, residuals=residuals)
 
 
-def _prepare(
+def prepare(
     shards: Sequence[LabelledFrames], priors: Mapping[str, Prior], params: TrainingParams
 ) -> tuple[list[Frames], list[Frames]]:
     """Frames to train on and frames held out, one entry per protein, in order of sequence."""
@@ -239,7 +240,7 @@ def _components(proteins: Sequence[Frames]) -> int:
     return sum(frames.residuals.numel() for frames in proteins)
 
 
-def _mean_square(proteins: Sequence[Frames], bond_weight: float, matching: ForceMatching | None = None) -> float:
+def mean_square(proteins: Sequence[Frames], bond_weight: float, matching: ForceMatching | None = None) -> float:
     """Mean squared weighted force error [(kJ/mol/nm)^2] over all frames: of the prior alone, or with the network."""
     total, components = 0.0, 0
     for frames in proteins:
@@ -279,11 +280,11 @@ class Run:
         self.optimiser = torch.optim.AdamW(
             [self.weights], lr=params.learning_rate, weight_decay=self._decay(), fused=True
         )
-        self.scale = max(_mean_square(training, params.bond_weight), 1e-12)
-        self.prior_rmse = math.sqrt(_mean_square(held_out, params.bond_weight))
+        self.scale = max(mean_square(training, params.bond_weight), 1e-12)
+        self.prior_rmse = math.sqrt(mean_square(held_out, params.bond_weight))
         self.history: list[EpochRecord] = []
         self.best_epoch, self.best_rmse, self.best_weights = 0, math.inf, self.weights.clone()
-        self._record(math.sqrt(_mean_square(training, params.bond_weight, self.matching)), 0.0)
+        self._record(math.sqrt(mean_square(training, params.bond_weight, self.matching)), 0.0)
 
     @property
     def epochs_done(self) -> int:
@@ -364,7 +365,7 @@ class Run:
     def _record(self, train_rmse: float, rate: float) -> None:
         """Note the epoch, and keep its weights if no held-out error was lower."""
         with self._averaged():
-            validation_rmse = math.sqrt(_mean_square(self.held_out, self.params.bond_weight, self.matching))
+            validation_rmse = math.sqrt(mean_square(self.held_out, self.params.bond_weight, self.matching))
         self.history.append(EpochRecord(len(self.history), train_rmse, validation_rmse, rate))
         if validation_rmse < self.best_rmse:
             self.best_epoch, self.best_rmse = self.epochs_done, validation_rmse
@@ -380,8 +381,8 @@ class Run:
             held_out.sequence: Validation(
                 len(training.positions),
                 len(held_out.positions),
-                math.sqrt(_mean_square([held_out], weight)),
-                math.sqrt(_mean_square([held_out], weight, self.matching)),
+                math.sqrt(mean_square([held_out], weight)),
+                math.sqrt(mean_square([held_out], weight, self.matching)),
             )
             for training, held_out in zip(self.training, self.held_out, strict=True)
         }

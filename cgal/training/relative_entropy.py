@@ -7,8 +7,8 @@ The relative entropy of the data's distribution p to the model's, exp(-U / k_B T
 
 The second average is over replicas that are kept from one update of the weights to the next and run on by the engine
 that simulates (persistent contrastive divergence: Tieleman, ICML 2008; Thaler et al., J. Chem. Phys. 157, 244103
-(2022)); a few begin anew from training frames each time, and so does one that is lost. The model is the running average
-of the weights. The training frames must be an equilibrium ensemble: their populations are learned as they are.
+(2022)); one that is lost begins anew from a training frame. The model is the running average of the weights. The
+training frames must be an equilibrium ensemble: their populations are learned as they are.
 
 Which weights are best is said by frames that were held out. S is known up to a constant alone, so it is told as the
 difference to the initial model,
@@ -21,15 +21,15 @@ them S comes out too low.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 from cgal.errors import BadParams, BadTrajectory, Diverged, PreflightFailed
@@ -48,7 +48,7 @@ from cgal.units import thermal_energy_kJ_per_mol
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["LookRecord", "RelativeEntropyResult", "train"]
+__all__ = ["LookRecord", "RelativeEntropyResult", "Term", "train"]
 
 AVERAGE_START = 10
 """The average of the weights begins as one over a tenth of the updates that have been; zeroth weights soon fade."""
@@ -62,6 +62,7 @@ class LookRecord(NamedTuple):
     `energy_gap_kT` is <U>_data - <U>_model of the network over the updates since the last look, which the gradient
     brings to zero or below it; `held_out_change_kT` is S - S_initial of the averaged weights, with its standard error;
     `effective_replicas` those that tell ln Z; `lost` the replicas, of those behind the gradient, that began anew since.
+    `of_term` is what a further term (see `Term`) has in the held-out change; zero where there is none.
     """
 
     update: int
@@ -71,6 +72,24 @@ class LookRecord(NamedTuple):
     effective_replicas: float
     lost: int
     learning_rate: float
+    of_term: float = 0.0
+
+
+@runtime_checkable
+class Term(Protocol):
+    """What is minimised beside S, in the same unit. `words` tell all that it depends on, but for the weights."""
+
+    words: str
+
+    def gradient(self, weights: Float[Tensor, " weights"], generator: np.random.Generator) -> Float[Tensor, " weights"]:
+        """Gradient along the weights, estimated from some training frames."""
+
+    def held_out(self, weights: Float[Tensor, " weights"]) -> Float64[np.ndarray, " held_out"]:
+        """Its value on each held-out frame that is looked at."""
+
+
+type MakeTerm = Callable[[Sequence[LabelledFrames], Potential, TrainingParams, Int64[np.ndarray, " looked_at"]], Term]
+"""Of shards, initial potential, params, and which of the held-out frames, in order of the shards, are looked at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +120,7 @@ class RelativeEntropyResult:
 
     def draw(self, figure: "Figure") -> None:
         """Draw the held-out change of S with its standard error, and the learning rate, by update."""
-        updates, _, change, error, _, _, rates = np.array(self.history, dtype=float).T
+        updates, _, change, error, _, _, rates, _ = np.array(self.history, dtype=float).T
         entropy, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         entropy.plot(updates, change, color="#d1495b", label="held out")
         entropy.fill_between(updates, change - error, change + error, color="#d1495b", alpha=0.25, linewidth=0)
@@ -122,12 +141,14 @@ def train(
     scratch: Path | None = None,
     priors: Mapping[str, Prior] | None = None,
     progress: Progress = silent,
+    make_term: MakeTerm | None = None,
 ) -> RelativeEntropyResult:
     """Train the network of `initial` (which stays as it was) on the frames of all shards, at its prior's temperature.
 
     Blocks of consecutive frames are held out (see `held_out_masks`); training stops when S on them has not fallen for
     `patience_updates`, and the weights of the best look are kept. Runs on the device of `initial`. With a `scratch`
     folder a killed training continues from its last look there and ends with the same weights, to the bit.
+    With `make_term` the sum of S and that term is minimised, and looked at.
 
     Raises BadParams (`priors` are of several proteins: replicas are of one),
     BadTrajectory (a position is not finite, or a shard is of another protein), EmptyTrajectory (nothing to train
@@ -136,12 +157,13 @@ def train(
     """
     if others := set(priors or ()) - {initial.sequence}:
         raise BadParams(
-            f"training.objective: relative_entropy trains on one protein, but {', '.join(sorted(others))} came beside "
-            f"{initial.sequence}; set training.objective: force_matching, or give one protein"
+            f"training.objective: {params.objective} trains on one protein, but {', '.join(sorted(others))} came "
+            f"beside {initial.sequence}; set training.objective: force_matching, or give one protein"
         )
-    training, held_out, blocks = _prepare(shards, initial, params)
+    training, held_out, blocks, looked_at = _prepare(shards, initial, params)
     with deterministic_algorithms():
-        run = Run(initial, training, held_out, blocks, params, seed)
+        term = make_term(shards, initial, params, looked_at) if make_term else None
+        run = Run(initial, training, held_out, blocks, params, seed, term)
         run.resume(scratch)
         while not run.finished:
             run.update()
@@ -153,14 +175,14 @@ def train(
     torch.nn.utils.vector_to_parameters(run.best_weights.clone(), potential.network.parameters())
     result = RelativeEntropyResult(potential, tuple(run.history), len(training), len(held_out))
     if params.preflight and not params.warm_start:
-        _preflight(result)
+        _preflight(result, params.objective)
     return result
 
 
 def _prepare(
     shards: Sequence[LabelledFrames], initial: Potential, params: TrainingParams
-) -> tuple[Positions, Positions, Int64[np.ndarray, " held_out"]]:
-    """Positions to train on, positions held out, and the block that each of these is of."""
+) -> tuple[Positions, Positions, Int64[np.ndarray, " held_out"], Int64[np.ndarray, " held_out"]]:
+    """Positions to train on, positions held out, the block that each of these is of, and its number among all."""
     for number, shard in enumerate(shards):
         _check_shard(number, shard, initial.sequence)
     masks = held_out_masks(shards, params)
@@ -169,7 +191,7 @@ def _prepare(
     blocks = np.cumsum(np.concatenate([_block_starts(mask) for mask in masks]))
     require_both(len(training), len(held_out), params)
     kept = np.unique(np.linspace(0, len(held_out) - 1, params.relative_entropy.held_out_frames).round().astype(int))
-    return training, held_out[kept], blocks[kept]
+    return training, held_out[kept], blocks[kept], kept
 
 
 def _check_shard(number: int, shard: LabelledFrames, sequence: str) -> None:
@@ -210,8 +232,9 @@ class Run:
         blocks: Int64[np.ndarray, " held_out"],
         params: TrainingParams,
         seed: int,
+        term: Term | None = None,
     ) -> None:
-        self.training, self.blocks = training, blocks
+        self.training, self.blocks, self.term = training, blocks, term
         self.params, self.entropy, self.seed = params, params.relative_entropy, seed
         self.device = initial.types.device
         self.held_out = torch.from_numpy(held_out).to(self.device)
@@ -225,6 +248,7 @@ class Run:
         self.weights, self.best_weights = self.now.weights, self.average.weights.clone()
         self.optimiser = torch.optim.Adam([self.weights], lr=self.entropy.learning_rate)
         self.initial_energies = self._energies(self.held_out)
+        self.initial_term = self._term()
         generator = np.random.default_rng([seed, 0])
         self.replicas = self._draw(generator, self.entropy.dynamics.replicas)
         self.population = Population.begin(self._draw(generator, self.entropy.look_replicas))
@@ -238,7 +262,10 @@ class Run:
         words = params.relative_entropy, params.validation_fraction, params.validation_block_frames
         fraction = params.final_learning_rate_fraction
         return fingerprint(
-            [repr(words), repr(fraction), repr(initial.network.params), str(self.seed), str(self.temperature_K)],
+            [
+                *(repr(words), repr(fraction), repr(initial.network.params), str(self.seed), str(self.temperature_K)),
+                self.term.words if self.term else "",
+            ],
             [*initial.state_dict().values(), torch.from_numpy(self.training), self.held_out],
         )
 
@@ -288,6 +315,8 @@ class Run:
         quadratic = torch.full_like(linear, 2 * self.entropy.energy_penalty * share / self.kT)
         energies, gradient = self.now.gradient(self.fast.types, positions, linear, quadratic)
         self.gaps.append(float((linear * energies).double().sum()))
+        if self.term:
+            gradient += self.term.gradient(self.weights, np.random.default_rng([self.seed, self.updates_done, 2]))
         self.rate = annealed(
             self.entropy.learning_rate,
             self.params.final_learning_rate_fraction,
@@ -334,16 +363,20 @@ class Run:
 
     def look(self) -> None:
         """See what the averaged weights are worth on the held-out frames; keep them if none had a lower S."""
-        changes = self._energies(self.held_out) - self.initial_energies
+        of_term = self._term() - self.initial_term
+        changes = self._energies(self.held_out) - self.initial_energies + of_term
         change = float(changes.mean()) + self.population.log_ratio
         error = math.sqrt(_variance_of_mean(changes, self.blocks) + self.population.variance)
         gap = float(np.mean(self.gaps)) if self.gaps else 0.0
-        self.history.append(
-            LookRecord(self.updates_done, gap, change, error, self.population.effective, self.lost, self.rate)
-        )
+        effective, share = self.population.effective, float(of_term.mean())
+        self.history.append(LookRecord(self.updates_done, gap, change, error, effective, self.lost, self.rate, share))
         self.gaps, self.lost = [], 0
         if _best(self.history) is self.history[-1]:
             self.best_weights = self.average.weights.clone()
+
+    def _term(self) -> Float64[np.ndarray, " held_out"]:
+        """The further term of the averaged weights on each held-out frame; zero where there is none."""
+        return self.term.held_out(self.average.weights) if self.term else np.zeros(len(self.blocks))
 
     def _energies(self, positions: Tensor) -> Float64[np.ndarray, " frames"]:
         """Energies of the averaged weights [k_B T]."""
@@ -415,12 +448,12 @@ def _variance_of_mean(values: Float64[np.ndarray, " frames"], blocks: Int64[np.n
     return float((excess**2).sum() / len(values) ** 2 * len(counts) / (len(counts) - 1))
 
 
-def _preflight(result: RelativeEntropyResult) -> None:
+def _preflight(result: RelativeEntropyResult, objective: str) -> None:
     """Stop a round whose model has learned nothing before its simulation, labels and time are spent on it."""
     if result.best.update:
         return
     raise PreflightFailed(
-        "relative entropy to the held-out frames never fell below that of the prior alone "
+        f"{objective.replace('_', ' ')}: on the held-out frames it never fell below that of the prior alone "
         f"({result.train_frames} frames trained on, {result.held_out_frames} held out): too few frames, or no "
         "equilibrium of them; use more seed frames, lower training.relative_entropy.learning_rate, or set "
         "training.preflight: false to go on all the same"

@@ -25,6 +25,7 @@ __all__ = ["OBJECTIVES", "train"]
 OBJECTIVES = {
     "force_matching": "cgal.training.force_matching",
     "forces_and_noise": "cgal.training.forces_and_noise",
+    "forces_and_populations": "cgal.training.forces_and_populations",
     "relative_entropy": "cgal.training.relative_entropy",
 }
 """Module of each `training.objective`, imported when it is asked for; its `train` has the signature of the one here."""

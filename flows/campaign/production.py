@@ -32,7 +32,7 @@ FRAMES = 100_000
 """Frames of all replicas that a production saves by default, at most: more make a benchmark slow, not better."""
 
 INPUTS = ("manifest.json", "reference.h5", "shards", "structure.pdb")
-"""What of a protein's data the stages `simulate` and `benchmark` read (see `dvc.yaml`)."""
+"""What of a protein's data the stages `simulate` and `benchmark` read (`dvc.yaml`), beside `simulation.starts_file`."""
 
 PS_PER_NS = 1000.0
 
@@ -94,10 +94,11 @@ def open_production(repository: Repository, tag: str, wish: Wish, folder: Path) 
         params = _plan(check_params(numbered, Path(f"params.yaml of {tag}")), wish, folder)
         write_json(note, source)
         write_text(folder / "params.yaml", yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False))
-        bring_files(repository, tag, folder, lambda path: path == MODEL or _is_input(path, protein))
+        inputs = tuple(filter(None, (*INPUTS, params.simulation.starts_file)))
+        bring_files(repository, tag, folder, lambda path: path == MODEL or _is_input(path, protein, inputs))
         workspace = Workspace(folder)
         if protein not in published.proteins:
-            _transfer(Workspace(repository.root, protein), workspace)
+            _transfer(Workspace(repository.root, protein), workspace, inputs)
         if wish.prior_alone:
             _take_network_away(workspace)
         yield workspace
@@ -109,7 +110,7 @@ def _said(source: Mapping[str, Any]) -> str:
     return f"{source.get('round')}{f' for {protein}' if protein else ''}{' without its network' if alone else ''}"
 
 
-def _transfer(source: Workspace, workspace: Workspace) -> None:
+def _transfer(source: Workspace, workspace: Workspace, inputs: tuple[str, ...]) -> None:
     """Bring a protein of the project that the round was not trained on, and fit its prior to the frames of its seed.
 
     Raises BadFile when its seed or its reference is missing, BadParams when its seed is of another temperature.
@@ -117,7 +118,7 @@ def _transfer(source: Workspace, workspace: Workspace) -> None:
     from cgal.interfaces.model import load
     from cgal.training.proteins import load_training_set
 
-    for name in INPUTS:
+    for name in inputs:
         _copy(source.data / name, workspace.data / name)
     params = workspace.params
     manifest, training_set = load_manifest(workspace.data), load_training_set([workspace.data], params.prior)
@@ -165,9 +166,9 @@ def _held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _is_input(path: str, protein: str) -> bool:
+def _is_input(path: str, protein: str, inputs: tuple[str, ...]) -> bool:
     parts = PurePosixPath(path).parts
-    return parts[:2] == ("data", protein) and parts[2:3] != () and parts[2] in INPUTS
+    return parts[:2] == ("data", protein) and parts[2:3] != () and parts[2] in inputs
 
 
 def _plan(params: Params, wish: Wish, folder: Path) -> Params:

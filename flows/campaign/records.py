@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from cgal import __version__
+from cgal.benchmark.halves import verdict
 from cgal.benchmark.together import together
 from cgal.files import read_json
 from flows.tracking.runs import RoundRecord, flatten
 from flows.versioning import PublishedRound, Repository
 from flows.workspace import Workspace
 
-__all__ = ["campaign_rounds", "draw_campaign", "made_by_others", "round_record"]
+__all__ = ["campaign_rounds", "differing_halves", "draw_campaign", "made_by_others", "round_record"]
 
 
 def campaign_rounds(repository: Repository, campaign: str, *, but: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -55,7 +56,8 @@ def _all_proteins(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         return dict(*metrics.values())
     physics = {protein: each["reference_physics"] for protein, each in metrics.items() if "reference_physics" in each}
     said = {"reference_physics": ", ".join(f"{made} ({name})" for name, made in physics.items())} if physics else {}
-    return together(metrics) | {"round": next(iter(metrics.values()))["round"]} | said
+    joined = together({protein: {k: v for k, v in each.items() if k != "halves"} for protein, each in metrics.items()})
+    return joined | {"round": next(iter(metrics.values()))["round"]} | said
 
 
 def _scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,6 +70,7 @@ def _scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "floor_exact": metrics["floor_exact"],
         "floor_paper": metrics["floor_paper"],
         "tica_lag_ps": metrics.get("tica_lag_ps"),
+        "halves": metrics.get("halves"),
         "reference_physics": metrics.get("reference_physics"),
         "frames": metrics["dataset"]["frames"],
         "oracle_steps": metrics["dataset"]["oracle_steps"],
@@ -79,6 +82,23 @@ def _scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "replicas": simulation["replicas"],
         "lost_replicas": simulation["exploded"] + simulation["imploded"] + simulation["not_finite"],
     }
+
+
+def differing_halves(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """What to say of rounds (`campaign_rounds`) whose simulation drifts from one half to the other; "" if none does."""
+    found = {
+        f"round {entry['round']}{f' ({protein})' if protein else ''}": scores["halves"]
+        for entry in rounds
+        for protein, scores in (entry.get("proteins") or {"": entry}).items()
+        if scores.get("halves") and scores["halves"]["agree"] is False
+    }
+    if not found:
+        return ""
+    listed = ", ".join(f"{name} {verdict(halves)}" for name, halves in found.items())
+    return (
+        f"the two halves of a simulation differ along the slowest coordinate, in the reference's standard deviations: "
+        f"{listed}; it still forgets its starts, which W1 measures too: raise simulation.steps, or 'cgal production'"
+    )
 
 
 def made_by_others(versions: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ import mdtraj
 import numpy as np
 import torch
 
+from cgal.benchmark.halves import verdict
 from cgal.benchmark.observables import HEADLINE
 from cgal.dataset import Manifest, load_atoms, load_manifest, load_shards, round_index
 from cgal.errors import BadParams, DatasetChanged
@@ -24,6 +25,7 @@ from cgal.potential.potential import Potential
 from cgal.progress import Progress
 from cgal.randomness import derive_seed
 from cgal.simulation import simulate as run_simulation
+from cgal.simulation.starts import read_starts
 from cgal.training.held_out import held_out_masks
 from cgal.training.proteins import TrainingSet, load_training_set
 from cgal.training.runs import write_history_csv
@@ -140,7 +142,7 @@ def benchmark(workspace: Workspace, progress: Progress) -> Summary:
     write_json(workspace.round / "histograms.json", result.histograms | {"round": k})
     plot_benchmark(result, workspace.round / "plots" / "benchmark")
     values: Summary = {f"w1_{name}": score["value"] for name, score in result.metrics["w1"].items()}
-    return values | {"halves_agree": result.metrics["halves"]["agree"]}
+    return values | {"halves": verdict(result.metrics["halves"])}
 
 
 def _known_steps(manifest: Manifest) -> dict[str, int]:
@@ -393,8 +395,11 @@ def _training_positions(workspace: Workspace) -> np.ndarray[Any, np.dtype[np.flo
 
 def _starts(workspace: Workspace) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Frames that replicas are drawn from."""
-    if workspace.params.simulation.starts == "native":
+    params = workspace.params.simulation
+    if params.starts == "native":
         return _native(workspace)[np.newaxis]
+    if params.starts == "given":
+        return read_starts(workspace.data / params.starts_file, load_manifest(workspace.data).sequence)
     return _training_positions(workspace)
 
 

@@ -60,7 +60,7 @@ def init(
 
 def print_rounds(root: Path, campaign: str, *, but: Collection[str] = ()) -> None:
     """Print the table of a campaign's published rounds but some, by their tags, and what a person would type next."""
-    from flows.campaign.records import campaign_rounds, made_by_others
+    from flows.campaign.records import campaign_rounds, differing_halves, made_by_others
     from flows.terminal import campaign_table, console, next_lines
     from flows.versioning import Repository
 
@@ -71,6 +71,7 @@ def print_rounds(root: Path, campaign: str, *, but: Collection[str] = ()) -> Non
             f"campaign {campaign} has no published round yet; 'cgal run' makes the first{repository.shallow}"
         )
     console.print(campaign_table(campaign, rounds))
-    if note := made_by_others({entry["tag"]: entry["version"] for entry in rounds}):
+    others = made_by_others({entry["tag"]: entry["version"] for entry in rounds})
+    for note in filter(None, (others, differing_halves(rounds))):
         console.print(f"[yellow]![/yellow] {note}")
     console.print(next_lines(campaign, rounds))

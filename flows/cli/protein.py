@@ -138,6 +138,7 @@ def doctor(
     from flows.protein.doctor import costs, costs_table, look, measure_speed, pieces_table
     from flows.terminal import console
     from flows.workspace import Workspace
+    from study.advice import advice
 
     parts, missing = Workspace(root, protein).parts, []
     for workspace in parts:
@@ -152,6 +153,8 @@ def doctor(
     others = sorted(folder.name for folder in (root / "data").glob("[!.]*/") if folder not in shown)
     if others:
         console.print(f"other proteins in data/: {', '.join(others)}")
+    if said := advice():
+        console.print(said)
     console.print(f"next: {[*missing, 'cgal run'][0]}")
 
 

@@ -16,13 +16,18 @@ __all__ = ["burn_in", "compare"]
 
 
 def compare(
-    arms: Annotated[str, typer.Option(help="Arms of the design, separated by commas.")],
-    budget: Annotated[int, typer.Option(min=1, help="All-atom steps that each campaign may spend on labels.")],
     root: Root = HERE,
-    seeds: Annotated[int, typer.Option(min=1, help="Each arm runs with the seeds 1 to this.")] = 5,
+    arms: Annotated[str | None, typer.Option(help="Arms of the design, separated by commas; else all of them.")] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(min=1, help="All-atom steps that each campaign may spend on labels; else the design's."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Each arm runs with the seeds 1 to this; else the design's.")
+    ] = None,
     name: Annotated[str, typer.Option(help="Of the comparison; the same name goes on with it.")] = "arms",
     design: Annotated[
-        Path | None, typer.Option(help="What each arm changes in params.yaml; else docs/results/arms.yaml.")
+        Path | None, typer.Option(help="What each arm changes in params.yaml; else docs/results/NAME.yaml.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Campaigns at a time, one core each.")] = 2,
 ) -> None:
@@ -37,13 +42,13 @@ def compare(
         from study.design import load_design
 
         server.wait()
-    comparison, chosen = Comparison(root, name), arms.split(",")
-    for line in forecast(root, name, chosen, seeds):
+    comparison, plan = Comparison(root, name), load_design(design or root / "docs" / "results" / f"{name}.yaml")
+    chosen = arms.split(",") if arms else list(plan.arms)
+    plans = plan.campaigns(chosen, seeds or plan.seeds, plan.steps(budget))
+    for line in forecast(root, name, plan, chosen, seeds or plan.seeds):
         console.print(line)
-    failed = run_compare(
-        comparison, load_design(design or root / "docs/results/arms.yaml"), chosen, seeds, budget, workers
-    )
-    console.print(f"records: {write_records(comparison, chosen, seeds)}")
+    failed = run_compare(comparison, plan, plans, workers)
+    console.print(f"records: {write_records(comparison, plan, plans)}")
     if failed:
         raise CgalError(f"{failed} campaigns failed, see above; the same command tries them again")
 

@@ -134,7 +134,8 @@ def send_inputs(workspace: Workspace, stage: str) -> dict[str, str]:
     Raises VersioningError when it is not clear which remote, RemoteUnreachable when it does not answer.
     """
     deps = _paths(workspace, _stage(workspace, stage)["deps"])
-    files = _files([*deps, *(workspace.root / name for name in SETTINGS), *_stored_atoms(workspace, stage)])
+    settings = [workspace.root / name for name in SETTINGS]
+    files = _files([*deps, *settings, *_stored_atoms(workspace, stage), *_given_starts(workspace, stage)])
     return _send(Exchange(workspace.root), workspace.root, files)
 
 
@@ -143,6 +144,12 @@ def _stored_atoms(workspace: Workspace, stage: str) -> list[Path]:
     if stage != "label" or not workspace.params.backmapping.steer_within_nm:
         return []
     return [workspace.data / "seed.h5", *sorted((workspace.data / "shards").glob("*.atoms.h5"))]
+
+
+def _given_starts(workspace: Workspace, stage: str) -> list[Path]:
+    """The file of frames that a simulation begins at, if params.yaml names one."""
+    name = workspace.params.simulation.starts_file
+    return [workspace.data / name] if stage == "simulate" and name else []
 
 
 def take_outputs(workspace: Workspace, stage: str, outputs: Mapping[str, Output]) -> None:

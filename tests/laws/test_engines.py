@@ -196,7 +196,8 @@ def normal(*shape):
     return noise.normal(scale=0.1, size=shape).astype(np.float32)
 
 chain = kernels.Chain(
-    1 + normal(9), normal(9), 2 + normal(8), normal(8), normal(7, 3), normal(7, 3), np.float32(1), normal(28, 15)
+    1 + normal(9), normal(9), 2 + normal(8), normal(8), normal(7, 3), normal(7, 3), np.float32(1), normal(28, 15),
+    normal(6, 2, 2, 2, 2),
 )
 matrices, rows = normal(1, 2, 64, 64), normal(1, 2, 64)
 committee = kernels.Committee(

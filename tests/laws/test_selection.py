@@ -141,7 +141,10 @@ def test_picks_come_from_the_largest_gap_then_from_the_next():
     assert ranked[:2] == pytest.approx([0.3, 0.2])
 
 
-DRAWN, RANKED = ["rmsd_histogram", "random"], ["coverage", "k_centre", "committee", "committee_coverage"]
+DRAWN, RANKED = (
+    ["rmsd_histogram", "rmsd_proportional", "random"],
+    ["coverage", "k_centre", "committee", "committee_coverage"],
+)
 """Strategies with and without chance in them."""
 
 
@@ -156,6 +159,19 @@ def test_no_frame_is_picked_twice_and_same_seed_picks_the_same(strategy):
     assert first.frame.tolist() == again.frame.tolist()
     assert (first.frame.tolist() == other.frame.tolist()) == (strategy in RANKED)
     assert first.positions.tobytes() == simulated[first.frame].tobytes()
+
+
+def test_proportional_picks_share_the_labels_as_the_gaps_share_the_frames():
+    """400 single draws: the share of a bin is binomial, standard deviation at most 0.025."""
+    simulated, training = hairpins(np.linspace(0.0, 1.5, 200)), hairpins([0.1] * 20, seed=3)
+    pool = pick(simulated, training, strategy="rmsd_proportional", count=0).coverage
+    gaps = np.maximum(pool.gap, 0.0) / np.maximum(pool.gap, 0.0).sum()
+    drawn = np.zeros(len(gaps))
+    for seed in range(400):
+        picked = pick(simulated, training, seed=seed, strategy="rmsd_proportional", count=1)
+        drawn[pool.bin_of(picked.rmsd_nm)] += 1
+    np.testing.assert_allclose(drawn / 400, gaps, atol=4 * 0.025)
+    assert not drawn[gaps == 0].any()
 
 
 def test_random_picks_every_candidate_equally_often():

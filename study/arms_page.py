@@ -1,0 +1,155 @@
+"""`docs/results.md`, its figures and `summary.json`: comparisons on test beds, from their designs and twins alone.
+
+A comparison is there when its design (`docs/results/NAME.yaml`) names a test bed and `docs/results/NAME_twins.csv` has
+rows (`study.twins`). What was asked and done is told by hand in `docs/results/preface.md`.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cgal.benchmark.observables import HEADLINE, MISSING, OBSERVABLES
+from cgal.files import write_json, write_text
+from study.design import load_design
+from study.figures import COLOURS, save_figure
+from study.summary import contrasts, summarise_budgets
+
+__all__ = ["write_arms"]
+
+TITLE = OBSERVABLES[HEADLINE].title
+CHANGES = ("base", "prior", "raw", "continued")
+"""What a change is to, as `summarise_budgets` names them."""
+
+type Entries = Sequence[Mapping[str, Any]]
+
+
+def write_arms(folder: Path, page: Path) -> None:
+    """Write the page, a figure for each comparison, and `summary.json` with all entries and contrasts."""
+    parts = [(folder / "preface.md").read_text().rstrip()]
+    summary: dict[str, list[dict[str, Any]]] = {"budgets": [], "contrasts": []}
+    for path in sorted(folder.glob("*_twins.csv")):
+        name = path.stem.removesuffix("_twins")
+        if not (folder / f"{name}.yaml").is_file():
+            continue
+        design, twins = load_design(folder / f"{name}.yaml"), pd.read_csv(path)
+        entries, tested = summarise_budgets(twins, design), contrasts(twins, design)
+        save_figure(_draw(entries), folder / f"{name}.png")
+        parts += [
+            f"## {design.system}",
+            *_tables(entries, tested),
+            f"![W1 against the budget](results/{name}.png)",
+        ]
+        summary["budgets"] += entries
+        summary["contrasts"] += [{"system": design.system} | each for each in tested]
+    if summary["budgets"]:
+        write_json(folder / "summary.json", summary)
+    write_text(page, "\n\n".join(parts) + "\n")
+
+
+def _tables(entries: Entries, tested: Entries) -> Iterator[str]:
+    yield from _contrasts(tested)
+    headline = [each for each in entries if each["metric"] == HEADLINE and each["mode"] == "exact"]
+    yield _table(
+        ["arm", "budget", "seeds (sets)", "model", "prior alone", "raw frames", *(f"to {to}, %" for to in CHANGES)],
+        (
+            [f"`{e['arm']}`", f"{e['budget']:g}", f"{e['seeds']} ({e['seed_sets']})"]
+            + [_value(e, name) for name in ("w1", "w1_prior", "w1_raw")]
+            + [_change(e, f"change_to_{to}") for to in CHANGES]
+            for e in headline
+        ),
+        f"{TITLE} W1 (mode `exact`, 95 % intervals over seed sets) of models, of the prior of the same frames and of "
+        "the frames themselves, at budgets in multiples of the slowest process; changes of models are to the arm's "
+        "own round 0, to that prior, to those frames, and to continued dynamics at the same budget.",
+    )
+    yield _table(
+        ["arm", "budget", *(f"{o.heading}, to {to}" for o in OBSERVABLES.values() for to in ("base", "prior"))],
+        (
+            [f"`{arm}`", f"{budget:g}"]
+            + [_change(each, f"change_to_{to}") for each in found for to in ("base", "prior")]
+            for (arm, budget), found in _by_metric(entries)
+        ),
+        "All metrics, mode `exact`, in percent.",
+    )
+    kinds = ("label", "failed", "minimisation", "steering", "seed")
+    yield _table(
+        ["arm", "budget", "frames", *(f"{kind} steps" for kind in kinds), "exploded"],
+        (
+            [f"`{e['arm']}`", f"{e['budget']:g}", f"{e['frames']:.0f}"]
+            + [f"{e[f'{kind}_steps']:.0f}" for kind in kinds]
+            + [f"{e['exploded_fraction']:.2%}"]
+            for e in headline
+        ),
+        "What it cost, in all-atom steps by kind, means over campaigns; the seed's are the same for all.",
+    )
+
+
+def _contrasts(tested: Entries) -> Iterator[str]:
+    yield _table(
+        ["contrast", "budget", "sets", "change, %", "p", "could have been seen, %", "sets for -30 %"],
+        (
+            [
+                f"{'**primary** ' if e['primary'] else ''}`{e['arm']}` against `{e['control']}`",
+                f"{e['budget']:g}",
+                str(e["seed_sets"]),
+                _change(e, "change"),
+                MISSING if e["p"] is None else f"{e['p']:.3g}",
+                MISSING if e["detectable_percent"] is None else f"{e['detectable_percent']:.0f}",
+                str(e["sets_for_30"] or MISSING),
+            ]
+            for e in tested
+        ),
+        f"Contrasts that were declared before, in {TITLE} W1, mode `exact`; p of the secondary ones is corrected for "
+        "their number (Holm).",
+    )
+
+
+def _by_metric(entries: Entries) -> Iterator[tuple[tuple[str, float], list[Mapping[str, Any]]]]:
+    exact = [each for each in entries if each["mode"] == "exact"]
+    for key in dict.fromkeys((each["arm"], each["budget"]) for each in exact):
+        of = {each["metric"]: each for each in exact if (each["arm"], each["budget"]) == key}
+        yield key, [of[name] for name in OBSERVABLES if name in of]
+
+
+def _table(headings: Sequence[str], rows: Iterator[list[str]], said: str) -> str:
+    lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join([said, "", *lines])
+
+
+def _value(entry: Mapping[str, Any], name: str) -> str:
+    return _interval(entry, name, "{:.3g}")
+
+
+def _change(entry: Mapping[str, Any], name: str) -> str:
+    return _interval(entry, name, "{:+.0f}")
+
+
+def _interval(entry: Mapping[str, Any], name: str, form: str) -> str:
+    value, low, high = (entry.get(key) for key in (name, f"{name}_low", f"{name}_high"))
+    if value is None:
+        return MISSING
+    return form.format(value) if low is None else f"{form} ({form} to {form})".format(value, low, high)
+
+
+def _draw(entries: Entries) -> Figure:
+    """W1 of the models against the budget, an arm a line; beside it that of the prior alone and of the raw frames."""
+    kinds = {"w1": "model", "w1_prior": "prior alone", "w1_raw": "raw frames"}
+    figure = Figure(figsize=(4.2 * len(kinds), 4.6), layout="constrained")
+    found = [each for each in entries if each["metric"] == HEADLINE and each["mode"] == "exact"]
+    for panel, (name, title) in zip(figure.subplots(1, len(kinds), sharey=True), kinds.items(), strict=True):
+        for arm, colour in zip(dict.fromkeys(each["arm"] for each in found), cycle(COLOURS), strict=False):
+            line = [(e["budget"], e[name], e[f"{name}_low"], e[f"{name}_high"]) for e in found if e["arm"] == arm]
+            at, values, low, high = zip(*line, strict=True)
+            errors = [[v - (v if e is None else e) for v, e in zip(values, low, strict=True)],
+                      [(v if e is None else e) - v for v, e in zip(values, high, strict=True)]]  # fmt: skip
+            panel.errorbar(at, values, errors, color=colour, label=arm, marker="o", markersize=4, capsize=2)
+        floor = found[0]["floor"] if found else math.nan
+        panel.axhline(floor, color="0.6", linestyle=":", label="reference against itself")
+        panel.set(title=title, xscale="log", ylim=(0, None), xlabel="all-atom steps over the slowest process")
+    figure.axes[0].set_ylabel(f"{TITLE} W1, exact")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    return figure

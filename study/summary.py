@@ -1,0 +1,156 @@
+"""What a comparison on a test bed says: every arm at every budget against its twins and controls, and its contrasts.
+
+Rows are those of `study.twins`. An arm stands at a budget with the round that has spent most without exceeding it (by
+more than `TOLERANCE`). Campaigns are paired by seed set and seed. Those of one seed set share its frames, so that log
+ratios are averaged within a set first, and Student's intervals and tests are over sets.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from cgal.benchmark.observables import HEADLINE
+from study.design import Contrast, Design
+from study.statistics import BASE, Interval, mean_interval, sample_size, smallest_effect_percent
+
+__all__ = ["at_budget", "contrast_logs", "contrasts", "holm", "log_ratios", "summarise_budgets"]
+
+TOLERANCE = 0.1
+"""A label that had to be tried again may spend more than it should."""
+
+CONTINUED = "continued_md"
+PAIR = ["seed_set", "seed"]
+STEPS = ("label_steps", "failed_steps", "minimisation_steps", "steering_steps", "seed_steps")
+RESOLVED_percent = -30.0
+LARGEST_P = 1.0
+
+
+def at_budget(twins: pd.DataFrame, arm: str, steps: int) -> pd.DataFrame:
+    """Rows of an arm at a budget of so many all-atom steps; empty when no campaign of it went that far.
+
+    Where a campaign closed earlier, for want of a frame worth a label, its closing round stands.
+    """
+    rows = twins.query("arm == @arm and budget_steps >= @steps and oracle_steps <= @steps * (1 + @TOLERANCE)")
+    spent = rows.groupby(PAIR)["round"].transform("max")
+    return rows[rows["round"] == spent]
+
+
+def own_base(twins: pd.DataFrame, arm: str) -> pd.DataFrame:
+    """Round 0 of the arm's campaigns; of plain dynamics, which has none, the base of the same seed."""
+    first = twins[twins["round"] == 0]
+    own = first[first["arm"] == arm]
+    return own if len(own) else first[first["arm"] == BASE]
+
+
+def log_ratios(rows: pd.DataFrame, to: pd.DataFrame, metric: str, mode: str, kind: str = "model") -> list[float]:
+    """Logarithm of W1 of models over that of rows of a kind, paired by seed set and seed, its mean in each set."""
+    mine = rows.query("kind == 'model' and metric == @metric and mode == @mode").set_index(PAIR)["w1"]
+    theirs = to.query("kind == @kind and metric == @metric and mode == @mode").set_index(PAIR)["w1"]
+    logs = np.log((mine / theirs).dropna())
+    found: list[float] = logs.groupby("seed_set").mean().tolist()
+    return found
+
+
+def _percent(logs: Sequence[float]) -> Interval:
+    return Interval(*(float(100 * np.expm1(value)) for value in mean_interval(logs)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values corrected for their number (Holm, Scand. J. Stat. 6, 65, 1979): they hold for the family as a whole.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    values = np.asarray(p_values, dtype=float)
+    order = np.argsort(values)
+    stepped = np.maximum.accumulate(np.arange(len(values), 0, -1) * values[order])
+    corrected = np.empty_like(values)
+    corrected[order] = np.minimum(stepped, LARGEST_P)
+    return [float(value) for value in corrected]
+
+
+def contrasts(twins: pd.DataFrame, design: Design) -> list[dict[str, Any]]:
+    """Change of the headline W1 (mode exact) in each contrast that the design declares and the rows have.
+
+    The primary one keeps its p value, those of the secondary ones are corrected for the number that was declared.
+    `detectable_percent` is the smallest decrease that so many sets would have shown with 80 % power, `sets_for_30` how
+    many sets a decrease by 30 % takes.
+    """
+    entries = []
+    for contrast in design.contrasts:
+        logs = contrast_logs(twins, design, contrast)
+        p = float(stats.ttest_1samp(logs, 0.0).pvalue) if len(logs) > 1 else float("nan")
+        entries.append(
+            contrast.model_dump()
+            | {"primary": contrast == design.primary, "seed_sets": len(logs), "p": p}
+            | _named("change", _percent(logs))
+            | {"detectable_percent": smallest_effect_percent(logs), "sets_for_30": sample_size(logs, RESOLVED_percent)}
+        )
+    secondary = [entry for entry in entries if not entry["primary"]]
+    counted = [LARGEST_P if np.isnan(entry["p"]) else entry["p"] for entry in secondary]
+    for entry, corrected in zip(secondary, holm(counted), strict=True):
+        entry["p"] = corrected if not np.isnan(entry["p"]) else entry["p"]
+    return [_json(entry) for entry in entries]
+
+
+def contrast_logs(twins: pd.DataFrame, design: Design, contrast: Contrast) -> list[float]:
+    """Log ratios of a contrast, one a seed set."""
+    steps = design.budgets[contrast.budget]
+    one, other = (at_budget(twins, arm, steps) for arm in (contrast.arm, contrast.control))
+    return log_ratios(one, other, HEADLINE, "exact")
+
+
+def summarise_budgets(twins: pd.DataFrame, design: Design) -> list[dict[str, Any]]:
+    """An entry for each arm, budget, metric and mode: W1, its changes [%], what it cost; means over campaigns.
+
+    `change_to_base` is to the arm's own round 0, `change_to_prior` to the prior of the same frames, `change_to_raw` to
+    these frames, `change_to_continued` to continued dynamics at the same budget; each with `_low` and `_high`.
+    """
+    entries = []
+    for arm in dict.fromkeys(twins["arm"]):
+        base = own_base(twins, str(arm))
+        for budget, steps in sorted(design.budgets.items()):
+            rows, control = at_budget(twins, str(arm), steps), at_budget(twins, CONTINUED, steps)
+            for (metric, mode), found in rows.groupby(["metric", "mode"], sort=False):
+                entries.append(
+                    {"system": design.system, "arm": arm, "budget": budget, "metric": metric, "mode": mode}
+                    | _costs(found.query("kind == 'model'"))
+                    | _values(found)
+                    | _named("change_to_base", _percent(log_ratios(rows, base, str(metric), str(mode))))
+                    | _named("change_to_prior", _percent(log_ratios(rows, rows, str(metric), str(mode), "prior")))
+                    | _named("change_to_raw", _percent(log_ratios(rows, rows, str(metric), str(mode), "raw")))
+                    | _named("change_to_continued", _percent(log_ratios(rows, control, str(metric), str(mode))))
+                )
+    return [_json(entry) for entry in entries]
+
+
+def _costs(models: pd.DataFrame) -> dict[str, Any]:
+    counts = {"seeds": models["seed"].nunique(), "seed_sets": models["seed_set"].nunique()}
+    return counts | {
+        name: float(models[name].mean()) for name in (*STEPS, "oracle_steps", "frames", "exploded_fraction")
+    }
+
+
+def _values(rows: pd.DataFrame) -> dict[str, float]:
+    found: dict[str, float] = {"floor": float(rows["floor"].mean())}
+    for kind, values in rows.groupby("kind"):
+        found |= _named(
+            "w1" if kind == "model" else f"w1_{kind}", mean_interval(values.groupby("seed_set")["w1"].mean().tolist())
+        )
+    return found
+
+
+def _named(name: str, interval: Interval) -> dict[str, float]:
+    values = interval if len(interval) else (float("nan"),) * 3
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+
+
+def _json(entry: dict[str, Any]) -> dict[str, Any]:
+    """NaN, which JSON does not know, as null; other numbers with six digits."""
+    return {
+        key: (None if np.isnan(value) else float(f"{value:.6g}")) if isinstance(value, float) else value
+        for key, value in entry.items()
+    }

@@ -1,0 +1,202 @@
+"""What each arm asks the teacher for, and what models of the answers are worth.
+
+All arms of a seed share the frames of its seed set (`SEED_RUNS` runs of `RUN` from the native frame), the student's
+initial weights, and the starts and noise of its simulations, which begin half at frames of the seed and half at a
+stretched chain, as those of the learning curves. An arm spends the same teacher time up to each of `BUDGETS`; a label
+run takes `RUN` of the slowest time. `continued` is one run from the last frame of the seed, `parallel` ten runs from
+the ends of the seed's, `least_counts` ten runs at a time from the least visited cells (`cgal.reference.least_counts`);
+the others are strategies of `cgal.selection`, which pick from the simulation of the network trained on what there was
+at the last budget. Where fewer frames qualify than runs are paid for, those run longer; where none does, frames are
+picked at random.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from cgal.benchmark.observables import OBSERVABLES
+from cgal.benchmark.wasserstein import MODES
+from cgal.frames import CGTrajectory, LabelledFrames
+from cgal.params import DynamicsParams, SchNetParams, SelectionParams, TrainingParams, load_params
+from cgal.potential.architectures import initial_potential
+from cgal.potential.potential import Potential
+from cgal.potential.prior import fit_prior
+from cgal.randomness import derive_seed
+from cgal.reference.least_counts import least_counts
+from cgal.selection import measure_pool, select
+from cgal.simulation.run import draw_starts, run_from, to_trajectory
+from cgal.training.train import train
+from study.learning_curves import stretched
+from study.teacher.oracle import STRIDE, STEP_ps, Teacher
+
+__all__ = ["ARMS", "BUDGETS", "COLUMNS", "Task", "measure"]
+
+ARMS = ("seed", "continued", "coverage", "least_counts", "random", "parallel", "rmsd_histogram")
+"""The primary contrast first; `seed` buys nothing."""
+
+BUDGETS = (0.1, 0.3, 1.0, 3.0)
+RUN, RUNS, SEED_RUNS = 0.01, 10, 10
+NETWORK = SchNetParams(features=16, blocks=1)
+REPLICAS, SIMULATION_STEPS, SIMULATION_STRIDE, DISCARD = 16, 24000, 240, 0.5
+COLUMNS = (
+    "arm",
+    "seed_set",
+    "seed",
+    "budget_over_slowest",
+    "noise",
+    "model",
+    "metric",
+    "mode",
+    "value",
+    "floor",
+    "teacher_steps",
+    "failed",
+    "lost_replicas",
+)
+
+type Row = dict[str, str | int | float]
+type Positions = Float32[np.ndarray, "_ beads 3"]
+
+
+class Task(NamedTuple):
+    """One campaign: an arm from a seed set, with randomness of its own, at a noise in units of the measured one."""
+
+    arm: str
+    seed_set: int
+    seed: int
+    noise: float
+
+
+def measure(task: Task, teacher: Teacher, budgets: Sequence[float] = BUDGETS) -> list[Row]:
+    """Run one campaign; rows in the order of `COLUMNS`, from its seed alone for the arm `seed`."""
+    seed_frames, seen = opening(teacher, task.seed_set, task.seed, task.noise)
+    if task.arm == "seed":
+        return list(_rows(task, 0.0, teacher, seen, 0, 0))
+    rows: list[Row] = []
+    frames = [seed_frames]
+    spent = failed = 0
+    for number, budget in enumerate(budgets, start=1):
+        steps = teacher.steps(budget) - spent
+        for starts, length in _requests(task, teacher, frames, seen["network"], steps, number):
+            added, lost = teacher.label(
+                starts,
+                length,
+                noise=task.noise,
+                seed=derive_seed(task.seed, len(frames), "label"),
+                first=int(frames[-1].trajectory.max()) + 1,
+            )
+            frames.append(added)
+            spent, failed = spent + len(starts) * length, failed + lost
+        seen = students(teacher, frames, task.seed, number)
+        rows += _rows(task, budget, teacher, seen, spent, failed)
+    return rows
+
+
+@lru_cache(maxsize=1)
+def opening(teacher: Teacher, seed_set: int, seed: int, noise: float) -> tuple[LabelledFrames, dict[str, CGTrajectory]]:
+    """Frames of a seed set, and what is made of them: all arms of a seed begin with it."""
+    home = np.repeat(teacher.native[None], SEED_RUNS, axis=0)
+    length = teacher.steps(RUN)
+    frames, _ = teacher.label(home, length, noise=noise, seed=derive_seed(seed_set, 0, "seed set"), first=0)
+    return frames, students(teacher, [frames], seed, 0)
+
+
+def students(teacher: Teacher, shards: Sequence[LabelledFrames], seed: int, number: int) -> dict[str, CGTrajectory]:
+    """The labelled frames themselves (`raw`), and simulations of the prior and of the network that learns from them."""
+    demo = load_params(Path("params.yaml"))
+    positions, sequence = _joined(shards), shards[0].sequence
+    prior = fit_prior(positions, sequence, teacher.temperature_K, demo.prior)
+    silent = initial_potential(prior, sequence, SchNetParams(features=1, blocks=1, radial_functions=2), 0)
+    block = max(1, teacher.steps(RUN) // STRIDE)
+    training = TrainingParams.model_validate(
+        demo.training.model_dump() | {"validation_block_frames": block, "preflight": False}
+    )
+    initial = initial_potential(prior, sequence, NETWORK, derive_seed(seed, number, "network"))
+    network = train(shards, initial, training, seed=derive_seed(seed, number, "train")).potential
+    numbers = np.concatenate([shard.trajectory for shard in shards])
+    times = np.concatenate([shard.time_ps for shard in shards])
+    home = np.concatenate(
+        [
+            draw_starts(shards[0].positions, REPLICAS // 2, seed),
+            np.repeat(stretched(len(sequence))[None], REPLICAS // 2, 0),
+        ]
+    )
+    return {"raw": CGTrajectory.from_positions(sequence, positions, times, numbers)} | {
+        name: simulate(model, home, teacher.temperature_K, derive_seed(seed, number, "simulate"))
+        for name, model in (("prior", silent), ("network", network))
+    }
+
+
+def simulate(model: Potential, home: Positions, temperature_K: float, seed: int) -> CGTrajectory:
+    """Replicas from common starts."""
+    params = DynamicsParams(replicas=len(home), steps=SIMULATION_STEPS, stride=SIMULATION_STRIDE, timestep_ps=STEP_ps)
+    return to_trajectory(
+        model.sequence, run_from(model, home, params, temperature_K=temperature_K, seed=seed), params, "cpu"
+    )
+
+
+def _requests(
+    task: Task, teacher: Teacher, shards: list[LabelledFrames], simulated: CGTrajectory, steps: int, number: int
+) -> Iterator[tuple[Positions, int]]:
+    """Starts of label runs and their length, which together take these steps; `shards` has the answers so far."""
+    run = teacher.steps(RUN)
+    match task.arm:
+        case "continued":
+            yield shards[-1].positions[-1:], steps
+        case "parallel":
+            ends = np.flatnonzero(np.append(np.diff(shards[-1].trajectory) != 0, True))
+            yield shards[-1].positions[np.resize(ends, RUNS)], steps // RUNS
+        case "least_counts":
+            epochs = max(1, steps // (RUNS * run))
+            for epoch in range(epochs):
+                positions = _joined(shards)
+                chosen = least_counts(positions, RUNS, seed=derive_seed(task.seed, number, "least counts", epoch))
+                yield positions[chosen], steps // (RUNS * epochs)
+        case strategy:
+            picks = _picks(strategy, simulated, _joined(shards), teacher.native, steps // run, task.seed + number)
+            yield picks, steps // len(picks)
+
+
+def _picks(
+    strategy: str, simulated: CGTrajectory, training: Positions, native: Positions, count: int, seed: int
+) -> Positions:
+    for name in (strategy, "random"):
+        params = SelectionParams.model_validate({"strategy": name, "frames": count})
+        selection = select(measure_pool(simulated, training, native, params), count, derive_seed(seed, 0, "select"))
+        if len(selection):
+            break
+    return selection.positions
+
+
+def _joined(shards: Sequence[LabelledFrames]) -> Positions:
+    return np.concatenate([shard.positions for shard in shards])
+
+
+def _rows(
+    task: Task, budget: float, teacher: Teacher, seen: dict[str, CGTrajectory], spent: int, failed: int
+) -> Iterator[Row]:
+    for model, trajectory in seen.items():
+        lost = sum(fate.lost for fate in trajectory.fates)
+        late = np.flatnonzero(trajectory.time_ps > DISCARD * SIMULATION_STEPS * STEP_ps)
+        found = teacher.score(trajectory if model == "raw" else trajectory.take(late))
+        for mode, metric in product(MODES, OBSERVABLES):
+            yield {
+                "arm": task.arm,
+                "seed_set": task.seed_set,
+                "seed": task.seed,
+                "budget_over_slowest": budget,
+                "noise": task.noise,
+                "model": model,
+                "metric": metric,
+                "mode": mode,
+                "value": found[metric, mode],
+                "floor": teacher.facts["floor"][f"{metric} {mode}"],
+                "teacher_steps": spent,
+                "failed": failed,
+                "lost_replicas": lost,
+            }

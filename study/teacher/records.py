@@ -1,0 +1,92 @@
+"""Records of the teacher study: `python -m study.teacher [--processes N] [--until SECONDS] [--records FILE]`.
+
+Rows that are there are not made again; the arms of the primary contrast come first. `--pilot` runs that contrast
+alone, on seed sets of its own.
+"""
+
+import csv
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from cgal.files import write_text
+from study.teacher.arms import ARMS, BUDGETS, COLUMNS, Row, Task, measure
+from study.teacher.oracle import load_teacher
+
+__all__ = ["append", "done", "main", "tasks"]
+
+RECORDS = Path("docs", "results", "teacher.csv")
+PRIMARY, SEEDS, OTHER_SEEDS = 3, 14, 5
+"""The first three of `ARMS` have 14 seeds: by the pilot's scatter (0.44 in the log ratio) as many as show a change of
+30 % in the primary contrast with 80 % power. The others have five."""
+
+PILOT_ARMS, PILOT_BUDGETS, PILOT_SEEDS = ("continued", "coverage"), BUDGETS[:2], range(101, 106)
+
+teacher = cache(load_teacher)
+
+
+def tasks(seeds: int, noise: float, pilot: bool) -> Iterator[Task]:
+    """Seed by seed, each with a seed set of its own: the arms of the primary contrast, then the others."""
+    parts: list[tuple[range, tuple[str, ...]]] = [(PILOT_SEEDS, PILOT_ARMS)]
+    if not pilot:
+        others = range(1, min(seeds, OTHER_SEEDS) + 1)
+        parts = [(range(1, seeds + 1), ARMS[:PRIMARY]), (others, ARMS[PRIMARY:])]
+    yield from (Task(arm, seed, seed, noise) for part in parts for seed, arm in product(*part))
+
+
+def run(task: Task, budgets: Sequence[float]) -> list[Row]:
+    """One campaign on one thread."""
+    torch.set_num_threads(1)
+    return measure(task, teacher(), budgets)
+
+
+def done(path: Path) -> set[Task]:
+    """Campaigns whose rows are there."""
+    if not path.is_file():
+        return set()
+    with path.open(newline="") as stream:
+        rows = csv.DictReader(stream)
+        return {Task(row["arm"], int(row["seed_set"]), int(row["seed"]), float(row["noise"])) for row in rows}
+
+
+def append(path: Path, rows: list[Row]) -> None:
+    """Add the rows of one campaign, all or none."""
+    lines = [] if path.is_file() else [",".join(COLUMNS)]
+    lines += [",".join(f"{v:.5g}" if isinstance(v, float) else str(v) for v in row.values()) for row in rows]
+    write_text(path, (path.read_text() if path.is_file() else "") + "\n".join(lines) + "\n")
+
+
+def main(
+    seeds: Annotated[int, typer.Option(help="Seeds, each with a seed set of its own.")] = SEEDS,
+    noise: Annotated[float, typer.Option(help="Noise of labels, in units of the measured one.")] = 1.0,
+    pilot: Annotated[bool, typer.Option("--pilot", help="The primary contrast alone, on other seed sets.")] = False,
+    processes: Annotated[int, typer.Option(help="Campaigns at a time, of one thread each.")] = 1,
+    until: Annotated[float, typer.Option(help="Seconds after which nothing is waited for any more.")] = float("inf"),
+    records: Path = RECORDS,
+) -> None:
+    """Run all campaigns whose rows are not there."""
+    began, known = time.monotonic(), done(records)
+    waiting = [task for task in tasks(seeds, noise, pilot) if task not in known]
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    names = {pool.submit(run, task, PILOT_BUDGETS if pilot else BUDGETS): task for task in waiting}
+    left = set(names)
+    while left and time.monotonic() - began < until:
+        ready, left = wait(left, timeout=1.0, return_when=FIRST_COMPLETED)
+        for future in ready:
+            append(records, future.result())
+            print(f"{names[future]}, {len(left)} left, {time.monotonic() - began:.0f} s", flush=True)
+    if left:
+        print(f"{len(left)} campaigns are left; the same command goes on", flush=True)
+        for process in list(pool._processes.values()):
+            process.kill()
+        os._exit(0)
+    pool.shutdown()

@@ -1,0 +1,242 @@
+"""Each round of a comparison beside its twins, from common starts: rows of docs/results/NAME_twins.csv.
+
+    python -m study.twins NAME [--processes 2] [--until SECONDS]
+
+For every published round of every complete campaign: `model` is the round's model, `prior` the prior of the same frames
+without the network, `raw` the all-atom frames of its training set themselves, equally weighted. Model and prior are
+simulated from the folded structure and from a stretched chain as in `study.learning_curves`, whatever starts the
+campaign took, so that all arms are measured alike. Rows that are there are not made again; the command goes on after a
+kill.
+"""
+
+import csv
+import multiprocessing
+import os
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from jaxtyping import Float32
+from rich.progress import Progress, TimeElapsedColumn
+
+from cgal.benchmark.observables import OBSERVABLES
+from cgal.benchmark.suite import benchmark
+from cgal.benchmark.wasserstein import MODES
+from cgal.dataset import Manifest, load_manifest, load_shards
+from cgal.errors import BadFile
+from cgal.frames import CGTrajectory, LabelledFrames, alpha_carbons, read_pdb_text
+from cgal.params import DynamicsParams, Params, SchNetParams, load_params
+from cgal.potential.architectures import initial_potential
+from cgal.potential.checkpoint import load_checkpoint
+from cgal.potential.potential import Potential
+from cgal.randomness import derive_seed
+from cgal.simulation.run import run_from, to_trajectory
+from study.learning_curves import REPLICAS, LENGTH_ps, benchmark_params, stretched
+
+__all__ = ["KINDS", "Round", "measure", "rounds_of", "steps_by_kind"]
+
+KINDS = ("model", "prior", "raw")
+SAVES = 100
+LEFT = ("seed.h5", "seed_labels.h5", "force_map.h5", "warm_start.pt")
+"""Files of a protein's data that are not read."""
+
+type Row = dict[str, str | int | float]
+
+
+class Round(NamedTuple):
+    """A published round of a comparison's campaign; `budget_steps` are those that the campaign might spend."""
+
+    root: Path
+    arm: str
+    seed: int
+    seed_set: int
+    budget_steps: int
+    number: int
+    tag: str
+
+
+def measure(task: Round) -> list[Row]:
+    """W1 of all metrics in both modes of the round and its twins, and what its labels cost so far."""
+    from flows.versioning import Repository
+    from flows.versioning.published_files import bring_files
+
+    torch.set_num_threads(1)
+    repository = Repository(task.root)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "params.yaml").write_bytes(repository.read_round_file(task.tag, "params.yaml"))
+        params = load_params(folder / "params.yaml")
+        bring_files(repository, task.tag, folder, lambda path: Path(path).name not in LEFT)
+        data = folder / "data" / str(params.protein)
+        shards, manifest = load_shards(data), load_manifest(data)
+        model, _ = load_checkpoint(folder / "round" / "model.pt", sequence=manifest.sequence)
+        structure = read_pdb_text((data / "structure.pdb").read_text())
+        native = np.asarray(structure.xyz[0, alpha_carbons(structure.topology)], dtype=np.float32)
+        truth = CGTrajectory.load(data / "reference.h5")
+    common: Row = {
+        "arm": task.arm,
+        "seed": task.seed,
+        "seed_set": task.seed_set,
+        "budget_steps": task.budget_steps,
+        "round": task.number,
+        "frames": sum(map(len, shards)),
+        **steps_by_kind(manifest, params),
+        "tag": task.tag,
+    }
+    seed = derive_seed(task.seed, task.number, "twins")
+    return [row for kind in KINDS for row in _rows(kind, model, shards, truth, native, params, seed, common)]
+
+
+def steps_by_kind(manifest: Manifest, params: Params) -> dict[str, int]:
+    """All-atom steps of a dataset by what they were spent on; `oracle_steps` are all but the seed's.
+
+    A label's run has as many as `oracle` asks for; what its frame took before is minimisation (with warm-up and
+    annealing), or steering where `backmapping.steer_within_nm` asks for that.
+    """
+    seed, *added = manifest.shards
+    spent, failed = sum(shard.oracle_steps for shard in added), sum(shard.failed_steps or 0 for shard in added)
+    if params.campaign.continued_md_steps:
+        label = spent - failed
+    else:
+        label = params.oracle.steps * sum(shard.frames for shard in added) // _frames_of_a_label(params)
+    before = spent - failed - label
+    steered = params.backmapping.steer_within_nm > 0
+    return {
+        "oracle_steps": spent,
+        "label_steps": label,
+        "failed_steps": failed,
+        "minimisation_steps": 0 if steered else before,
+        "steering_steps": before if steered else 0,
+        "seed_steps": seed.oracle_steps,
+    }
+
+
+def _frames_of_a_label(params: Params) -> int:
+    return params.oracle.average_steps // params.oracle.free_stride if params.oracle.mode == "free" else 1
+
+
+def _rows(
+    kind: str,
+    model: Potential,
+    shards: tuple[LabelledFrames, ...],
+    truth: CGTrajectory,
+    native: Float32[np.ndarray, "beads 3"],
+    params: Params,
+    seed: int,
+    common: Row,
+) -> list[Row]:
+    began = time.monotonic()
+    positions = np.concatenate([shard.positions for shard in shards])
+    settings = benchmark_params().model_copy(update={"tica_lag_ps": params.benchmark.tica_lag_ps})
+    if kind == "raw":
+        settings = settings.model_copy(update={"discard_fraction": 0.0})
+        trajectory = _raw(shards)
+    else:
+        trajectory = _simulate(model if kind == "model" else _prior_alone(model), native, params, seed)
+    found = benchmark(trajectory, truth, settings, native=native, training_positions=positions, seed=seed).metrics
+    both: dict[str, Any] = {
+        "kind": kind,
+        "exploded_fraction": found["simulation"]["exploded_fraction"],
+        "wall_s": time.monotonic() - began,
+    }
+    return [
+        {
+            **common,
+            **both,
+            "metric": metric,
+            "mode": mode,
+            "w1": found[f"w1_{mode}"][metric]["value"],
+            "floor": found[f"floor_{mode}"][metric],
+        }
+        for mode, metric in product(MODES, OBSERVABLES)
+    ]
+
+
+def _raw(shards: tuple[LabelledFrames, ...]) -> CGTrajectory:
+    """All frames of all shards; trajectories of different shards are different ones."""
+    numbers = [(index, trajectory) for index, shard in enumerate(shards) for trajectory in shard.trajectory.tolist()]
+    replica = np.unique(np.array(numbers), axis=0, return_inverse=True)[1].reshape(-1)
+    positions = np.concatenate([shard.positions for shard in shards])
+    times = np.concatenate([shard.time_ps for shard in shards])
+    return CGTrajectory.from_positions(shards[0].sequence, positions, times, replica)
+
+
+def _prior_alone(model: Potential) -> Potential:
+    """The prior without linear rung and network."""
+    prior = model.prior.with_rung({})
+    return initial_potential(prior, model.sequence, SchNetParams(features=1, blocks=1), seed=0)
+
+
+def _simulate(model: Potential, native: Float32[np.ndarray, "beads 3"], params: Params, seed: int) -> CGTrajectory:
+    """Half of the replicas from the folded structure, half from a stretched chain."""
+    timestep_ps = params.simulation.timestep_ps
+    steps = round(LENGTH_ps / timestep_ps)
+    dynamics = DynamicsParams(replicas=2 * REPLICAS, steps=steps, stride=steps // SAVES, timestep_ps=timestep_ps)
+    home = np.repeat(np.stack([native, stretched(len(model.sequence))]), REPLICAS, axis=0)
+    record = run_from(model, home, dynamics, temperature_K=params.temperature_K, seed=seed)
+    return to_trajectory(model.sequence, record, dynamics, "cpu")
+
+
+def rounds_of(root: Path, name: str) -> list[Round]:
+    """Published rounds of a comparison's complete campaigns, by its records; raises BadFile when there are none."""
+    path = root / "docs" / "results" / f"{name}.csv"
+    if not path.is_file():
+        raise BadFile(f"{path}: no such file; 'cgal compare --name {name}' makes it")
+    columns = ["arm", "seed", "seed_set", "budget_steps", "round", "tag"]
+    found = pd.read_csv(path)[columns].drop_duplicates()
+    return [Round(root, *row) for row in found.itertuples(index=False)]
+
+
+def _done(path: Path) -> set[str]:
+    """Tags of the rounds whose rows are there."""
+    if not path.is_file():
+        return set()
+    with path.open(newline="") as stream:
+        return {row["tag"] for row in csv.DictReader(stream)}
+
+
+def _append(path: Path, rows: list[Row]) -> None:
+    """Add the rows of one round in one write."""
+    new = not path.is_file()
+    with path.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows({key: f"{v:.5g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
+
+
+def main(
+    name: Annotated[str, typer.Argument(help="Of the comparison.")],
+    root: Annotated[Path, typer.Option(help="The project's folder.")] = Path(),
+    processes: Annotated[int, typer.Option(help="Rounds at a time, of one thread each.")] = 1,
+    until: Annotated[float, typer.Option(help="Seconds after which nothing is waited for any more.")] = float("inf"),
+) -> None:
+    """Measure all rounds of complete campaigns whose rows are not there."""
+    began, path = time.monotonic(), root.resolve() / "docs" / "results" / f"{name}_twins.csv"
+    known = _done(path)
+    every = rounds_of(root.resolve(), name)
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    waiting = {pool.submit(measure, task) for task in every if task.tag not in known}
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn()) as bar:
+        shown = bar.add_task("twins", total=len(waiting))
+        while waiting and time.monotonic() - began < until:
+            ready, waiting = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in ready:
+                _append(path, future.result())
+                bar.advance(shown)
+    if waiting:
+        print(f"{len(waiting)} rounds are left; the same command goes on", flush=True)
+        for process in list(pool._processes.values()):
+            process.kill()
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

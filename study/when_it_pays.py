@@ -1,0 +1,258 @@
+"""`docs/results/when-it-pays.md`, its map and its advice, from the records of `study.teacher`; nothing is run.
+
+Changes are of the TICA W1 (mode exact) at equal teacher time, paired by seed. Every seed has a seed set of its own.
+"""
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from cgal.benchmark.observables import HEADLINE, OBSERVABLES
+from cgal.files import read_json, write_text
+from study.advice import ADVICE
+from study.figures import COLOURS, save_figure
+from study.statistics import Interval, change, mean_interval, sample_size, smallest_effect_percent
+from study.summary import holm
+
+__all__ = ["contrasts", "logs", "write_when_it_pays"]
+
+CONTROL = "continued"
+PRIMARY = ("coverage", CONTROL, 0.3)
+"""Arm, control and budget over the slowest time."""
+
+OTHERS = ("random", "least_counts")
+"""Controls that `coverage` is set against, beside plain dynamics."""
+
+FIRST_STUDY, FIRST_BUDGET = Path("450K", "arms.csv"), 255_000 * 0.004 / 136.9
+"""Records of all-atom arms at 450 K, and their steps of 4 fs over the slowest process, 137 ps."""
+
+ENDS = ("", "_low", "_high")
+COLOUR_OF = dict(zip(("coverage", "least_counts", "random", "parallel", "rmsd_histogram"), COLOURS[1:], strict=False))
+MARKERS = (("*", 1.0), ("P", 1.04), ("s", 1.08))
+"""Of all-atom systems, and what sets them apart along the budget."""
+
+RESOLVED_percent, LEVEL = -30.0, 0.05
+PREFACE = """# When does acquisition pay? A teacher in place of all atoms
+
+Written by `make results` from [teacher.csv](teacher.csv) and [teacher_pilot.csv](teacher_pilot.csv), which `python -m
+study.teacher` and `python -m study.teacher --pilot` make. **None of these figures is of all-atom simulations.** The
+oracle is a fixed coarse-grained potential of chignolin at 350 K: prior, linear rung and a network by relative entropy
+(32 features, two blocks) on all of [a test bed](../decisions/19-test-beds.md), `python -m study.teacher.make`. Its
+equilibrium is known from 64 runs of 600 ps, 0.13 of it folded, with 319 unfoldings; a Markov model gives its slowest
+process 155 ps (121 to 198) at a lag of 20 ps, and 143 to 160 ps at lags of 8 to 200 ps. A label run is a run of the
+teacher, a frame every 0.25 ps, its forces with white noise of 241 kJ/mol/nm (`local_frames`, [noise of
+labels](label-noise.md)) times a factor. So backmapping, its failures and its cost are left out, and so is what atoms
+that are not yet at rest do to a label.
+
+All arms share, seed by seed, ten runs of 0.01 of the slowest time from the folded structure, the student's first
+weights, and the starts of its simulations: half at frames of the seed, half at a stretched chain (16 times 120 ps,
+the first half left out, as in the [learning curves](learning-curves.md)). The student is smaller than the teacher (16
+features, one block), its prior has no rung, and it is trained by force matching with the settings of `params.yaml`.
+Every arm spends the same teacher time; a label run takes 0.01 of the slowest. `continued` is one run from the last
+frame of the seed, `parallel` ten from the ends of the seed's, `least_counts` restarts ten at a time from the cells
+visited least; the others pick frames of the network's simulation at 0, 0.1, 0.3 and 1 of the slowest time, `novel_nm`
+0.1. Where fewer frames qualify than runs are paid for, those run longer.
+
+`committee` and frames weighted by a Markov model are not in this study."""
+
+
+def write_when_it_pays(folder: Path, told: Path = ADVICE) -> None:
+    """Write page and map into a folder that has `teacher.csv` and `teacher_pilot.csv`, and the advice to `told`."""
+    if not (folder / "teacher.csv").is_file():
+        return
+    records, pilot = (pd.read_csv(folder / f"{name}.csv") for name in ("teacher", "teacher_pilot"))
+    found = contrasts(records[records["noise"] == 1.0])
+    sentence = _advise(found)
+    save_figure(_draw(records, all_atom(folder)), folder / "when_it_pays.png")
+    parts = [PREFACE, _power(pilot, found), "![when it pays](when_it_pays.png)", f"## Advice\n\n{sentence}"]
+    parts += [_contrast_table(found), *(_table(records, noise) for noise in sorted(records["noise"].unique()))]
+    write_text(folder / "when-it-pays.md", "\n\n".join(parts) + "\n")
+    write_text(told, sentence + "\n")
+
+
+def logs(
+    records: pd.DataFrame, arm: str, to: str, budget: float, models: tuple[str, str] = ("network", "network")
+) -> list[float]:
+    """Log ratios of W1 of an arm's model to that of another at a budget, a seed each."""
+    rows = records.query("metric == @HEADLINE and mode == 'exact' and budget_over_slowest == @budget")
+    one, other = (
+        rows.query("arm == @name and model == @model").set_index("seed")["value"]
+        for name, model in zip((arm, to), models, strict=True)
+    )
+    found: list[float] = np.log((one / other).dropna()).tolist()
+    return found
+
+
+def contrasts(records: pd.DataFrame) -> pd.DataFrame:
+    """Every arm against continued dynamics, and `coverage` against `OTHERS`, at every budget.
+
+    `p` of the primary contrast is that of a paired t-test; of the others it is corrected for their number.
+    """
+    arms = [arm for arm in records["arm"].unique() if arm not in ("seed", CONTROL)]
+    budgets = sorted(budget for budget in records["budget_over_slowest"].unique() if budget)
+    pairs = [(arm, CONTROL) for arm in arms] + [(PRIMARY[0], to) for to in OTHERS if to in arms]
+    rows = []
+    for (arm, to), budget in product(pairs, budgets):
+        values = logs(records, arm, to, budget)
+        if len(values) > 1:
+            test = float(stats.ttest_1samp(values, 0.0).pvalue)
+            percent = Interval(*(float(100 * np.expm1(value)) for value in mean_interval(values)))
+            rows.append((arm, to, budget, len(values), *percent, test, smallest_effect_percent(values)))
+    table = pd.DataFrame(
+        rows, columns=["arm", "control", "budget", "seeds", "change", "low", "high", "p", "detectable"]
+    )
+    primary = (table[["arm", "control", "budget"]] == PRIMARY).all(axis=1)
+    table.loc[~primary, "p"] = holm(table.loc[~primary, "p"].tolist())
+    return table.assign(primary=primary)
+
+
+def all_atom(folder: Path) -> pd.DataFrame:
+    """Change of the TICA W1 [%] of all-atom arms to continued dynamics, by system, arm and budget, as far as known."""
+    rows = []
+    if (folder / FIRST_STUDY).is_file():
+        first = pd.read_csv(folder / FIRST_STUDY)
+        rows += [
+            ("chignolin, 450 K", arm, FIRST_BUDGET, *change(first, arm, "continued_md", HEADLINE, "exact"))
+            for arm in (PRIMARY[0], "random")
+        ]
+    if (folder / "summary.json").is_file():
+        rows += [
+            (each["system"], each["arm"], each["budget"], *(each[f"change_to_continued{end}"] for end in ENDS))
+            for each in read_json(folder / "summary.json")["budgets"]
+            if each["metric"] == HEADLINE and each["mode"] == "exact" and each["arm"] in COLOUR_OF
+        ]
+    return pd.DataFrame(rows, columns=["system", "arm", "budget", "change", "low", "high"]).dropna()
+
+
+def _advise(found: pd.DataFrame) -> str:
+    """For each budget the arm with the largest gain over plain dynamics that is sure, if there is one."""
+    plain = found[found["control"] == CONTROL]
+    said = []
+    for budget, rows in plain.groupby("budget"):
+        sure = rows[(rows["change"] < 0) & (rows["p"] < LEVEL)].sort_values("change")
+        if len(sure):
+            best = sure.iloc[0]
+            said.append(f"{budget:g}: {best['arm']} ({_percent(best)})")
+        else:
+            first = rows.sort_values("change").iloc[0]
+            said.append(f"{budget:g}: no arm is surely better than one long run (nearest {_percent(first, True)})")
+    return (
+        f"Which strategy, by the budget over the slowest process of your protein (measured with a coarse-grained "
+        f"teacher in place of all atoms, {plain['seeds'].max()} seeds; change of the model's TICA W1 to one continued "
+        f"run of the same length): {'; '.join(said)}."
+    )
+
+
+def _percent(row: pd.Series, named: bool = False) -> str:
+    name = f"{row['arm']}, " if named else ""
+    return f"{name}{row['change']:+.0f} %, {row['low']:+.0f} to {row['high']:+.0f}"
+
+
+def _power(pilot: pd.DataFrame, found: pd.DataFrame) -> str:
+    arm, to, budget = PRIMARY
+    values = logs(pilot, arm, to, budget)
+    scatter, needed = float(np.std(values, ddof=1)), sample_size(values, RESOLVED_percent)
+    lines = [
+        "## The primary contrast",
+        "",
+        f"`{arm}` against `{to}` at {budget:g} of the slowest time, TICA W1 of the network, mode exact. The pilot "
+        f"({len(values)} seeds on other seed sets) has a scatter of {scatter:.2f} in the log ratio: a change by "
+        f"{RESOLVED_percent:.0f} % takes {needed or 'more than a thousand'} seeds for 80 % power.",
+    ]
+    for _, row in found[found["primary"]].iterrows():
+        lines[-1] += (
+            f" The records have {row['seeds']}: {_percent(row)} (95 %), p = {row['p']:.3f}; the smallest decrease that "
+            f"they would have shown with 80 % power is {row['detectable']:.0f} %."
+        )
+    return "\n".join(lines)
+
+
+def _contrast_table(found: pd.DataFrame) -> str:
+    lines = [
+        "## All contrasts, noise as measured",
+        "",
+        "Change of the network's TICA W1 in percent with 95 % intervals over seeds; p of the secondary ones is "
+        f"corrected for their number (Holm, {len(found) - int(found['primary'].sum())}); in the last column the "
+        "smallest decrease that would have been seen with 80 % power.",
+        "",
+        "| arm | against | budget | seeds | change | p | smallest seen |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for _, row in found.sort_values(["control", "budget", "arm"]).iterrows():
+        name = f"**`{row['arm']}`**" if row["primary"] else f"`{row['arm']}`"
+        change = f"{row['change']:+.0f} ({row['low']:+.0f} to {row['high']:+.0f})"
+        lines.append(
+            f"| {name} | `{row['control']}` | {row['budget']:g} | {row['seeds']} | {change} | {row['p']:.3f} "
+            f"| {row['detectable']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _table(records: pd.DataFrame, noise: float) -> str:
+    rows = records.query("noise == @noise and mode == 'exact'")
+    metrics = list(OBSERVABLES.values())
+    lines = [
+        f"## W1 of every arm, noise {noise:g} times the measured one",
+        "",
+        "Mode exact, means over seeds, TICA with its 95 % interval; of the raw labelled frames, of the prior fitted to "
+        "them, and of the network on top of it. Failed are label runs that were lost, lost are simulated replicas.",
+        "",
+        f"| budget | arm | model | seeds | {' | '.join(each.heading for each in metrics)} | failed | lost |",
+        f"|---|---|---|---|{'---|' * len(metrics)}---|---|",
+    ]
+    for (budget, arm, model), part in rows.groupby(["budget_over_slowest", "arm", "model"], sort=False):
+        one = part[part["metric"] == HEADLINE]
+        cells = []
+        for each in metrics:
+            values = (part.loc[part["metric"] == each.name, "value"] * each.scale).tolist()
+            mean = mean_interval(values)
+            spread = f" ({mean.low:.3g} to {mean.high:.3g})" if each.name == HEADLINE and len(values) > 1 else ""
+            cells.append(f"{mean.value:.3g}{spread}")
+        lines.append(
+            f"| {budget:g} | `{arm}` | {model} | {len(one)} | {' | '.join(cells)} | {one['failed'].mean():.1f} "
+            f"| {one['lost_replicas'].mean():.1f} |"
+        )
+    floors = rows.groupby("metric")["floor"].first()
+    return "\n".join(
+        [*lines, f"| | floor | | | {' | '.join(f'{floors[e.name] * e.scale:.3g}' for e in metrics)} | | |"]
+    )
+
+
+def _draw(records: pd.DataFrame, atoms: pd.DataFrame) -> Figure:
+    """Change to continued dynamics against the budget: networks at each noise, beside all-atom ones, and raw frames."""
+    panels_of = [("network", noise) for noise in sorted(records["noise"].unique())] + [("raw", 1.0)]
+    figure = Figure(figsize=(4.8 * len(panels_of), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(panels_of), squeeze=False, sharey=True)[0]
+    for panel, (model, noise) in zip(panels, panels_of, strict=True):
+        rows = records[records["noise"] == noise]
+        budgets = np.array(sorted(budget for budget in rows["budget_over_slowest"].unique() if budget))
+        for number, (arm, colour) in enumerate(COLOUR_OF.items()):
+            found = [mean_interval(logs(rows, arm, CONTROL, budget, (model, model))) for budget in budgets]
+            value, low, high = 100 * np.expm1(np.array(found)).T
+            at = budgets * 1.07 ** (number - 2)
+            panel.errorbar(at, value, [value - low, high - value], color=colour, label=arm, marker="o", capsize=2)
+        panel.axhline(0.0, color="0.4", linewidth=0.8)
+        title = "raw frames of the teacher" if model == "raw" else f"networks, teacher's noise x {noise:g}"
+        panel.set(xscale="log", xlabel="budget over slowest time", title=title, ylim=(-100, 150))
+        panel.set_xticks(budgets, [f"{budget:g}" for budget in budgets], minor=False)
+        panel.minorticks_off()
+    _add_all_atom(panels[panels_of.index(("network", 1.0))], atoms)
+    panels[0].set_ylabel("change of TICA W1 to continued dynamics [%]")
+    handles = {label: h for panel in panels for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _add_all_atom(panel: Axes, atoms: pd.DataFrame) -> None:
+    for system, (marker, shift) in zip(dict.fromkeys(atoms["system"]), MARKERS, strict=False):
+        for number, (_, row) in enumerate(atoms[atoms["system"] == system].iterrows()):
+            panel.errorbar(
+                row["budget"] * shift * 1.07**number, row["change"],
+                [[row["change"] - row["low"]], [row["high"] - row["change"]]], color=COLOUR_OF[row["arm"]],
+                label=f"{row['arm']}, all atoms: {system}", marker=marker, markersize=10, linestyle="", capsize=2,
+            )  # fmt: skip
