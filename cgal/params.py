@@ -354,7 +354,7 @@ class TrainingParams(Section):
     linear_rung: bool = Field(
         False,
         description="first fit pair splines and dihedral couplings to the forces by least squares, where frames left "
-        "out say that they help",
+        "out say that they help; with several proteins there are none",
     )
     epochs: Count = 50
     batch_size: Count = Field(16, description="frames per batch; with few labels many small steps train best")
@@ -636,8 +636,6 @@ class Params(Section):
                 f"training.objective {self.training.objective} is for one protein, as its replicas are: set it to "
                 "force_matching, or let protein name one"
             )
-        if len(protein_names(self.protein)) > 1 and self.training.linear_rung:
-            raise ValueError("training.linear_rung is of one protein: set it to false, or let protein name one")
         return self
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from cgal.errors import BadParams
 from cgal.frames import LabelledFrames
 from cgal.params import PriorParams, TrainingParams
 from cgal.potential.architectures import freeze, initial_potential
@@ -130,7 +129,7 @@ def pulled(frames: LabelledFrames) -> LabelledFrames:
     return LabelledFrames(frames.sequence, frames.positions, forces, frames.trajectory, frames.time_ps, {})
 
 
-def test_a_long_chain_shares_splines_and_other_proteins_are_refused():
+def test_a_long_chain_shares_splines():
     sequence = "ACDEFGHIKLMNPQRSTV"
     generator = np.random.default_rng(0)
     straight = np.arange(18)[:, None] * np.array([0.38, 0.0, 0.0])
@@ -147,6 +146,3 @@ def test_a_long_chain_shares_splines_and_other_proteins_are_refused():
     design_forces = fit_rung([pulled(frames)], prior, PARAMS).prior.pair_splines_kJ_per_mol
     assert design_forces is not None
     assert torch.equal(design_forces[0], design_forces[17 - 2])  # both of separation 3: pairs 0-3 and 1-4
-    initial = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 0)
-    with pytest.raises(BadParams, match="linear_rung is of one protein"):
-        train([frames], initial, PARAMS, seed=1)

@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cgal.errors import BadParams
 from cgal.frames import LabelledFrames
 from cgal.params import TrainingParams
 from cgal.potential.potential import Potential
@@ -50,17 +49,13 @@ def train(
 
     With `params.members` more than one, the model is the mean of so many networks (`cgal.training.members`).
     With `params.linear_rung` the prior of the potential has a linear rung (`cgal.training.linear`) if frames left out
-    say that it helps, and the network learns what that leaves over. Raises BadParams when there are several proteins.
+    say that it helps, and the network learns what that leaves over. A network of several proteins has none below it,
+    as what it knows is to hold for others.
     """
     objective = import_module(OBJECTIVES[params.objective]).train
     run = partial(train_members, objective, seed=seed, scratch=scratch, progress=progress)
-    if not params.linear_rung:
+    if not params.linear_rung or {shard.sequence for shard in shards} != {initial.sequence}:
         return run(shards, initial, params, priors=priors)
-    if others := {shard.sequence for shard in shards} - {initial.sequence}:
-        raise BadParams(
-            f"training.linear_rung is of one protein, but frames of {', '.join(sorted(others))} came beside "
-            f"{initial.sequence}; set it to false, or give one protein"
-        )
     rung = fit_rung(shards, initial.prior, params)
     checks = params.model_copy(update={"preflight": params.preflight and not rung.weight})
     return OnRung(run(shards, initial.with_prior(rung.prior), checks), rung)
