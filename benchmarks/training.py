@@ -74,14 +74,10 @@ def _entropy_seconds(beads: int) -> tuple[float, float]:
     entropy = params.relative_entropy
     few = entropy.dynamics.model_copy(update={"replicas": 16, "steps": 40, "stride": 10})
     frames = simulate(initial, shaken(chain, 16), few, temperature_K=TEMPERATURE_K, seed=1).positions
-    run = relative_entropy.Run(
-        initial,
-        frames,
-        np.resize(frames, (entropy.held_out_frames, beads, 3)),
-        np.arange(entropy.held_out_frames) // 100,
-        params,
-        0,
-    )
+    numbers = np.arange(entropy.held_out_frames)
+    held_out = np.resize(frames, (len(numbers), beads, 3))
+    data = relative_entropy.Data(frames, None, held_out, np.ones(len(numbers)), numbers // 100, numbers)
+    run = relative_entropy.Run(initial, data, params, 0)
     settling = _both_clocks(lambda: run.resume(None))
     run.update()
     updates = _both_clocks(partial(_repeat, run.update, ENTROPY_UPDATES))

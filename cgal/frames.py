@@ -161,7 +161,8 @@ class LabelledFrames(Hdf5Record):
     """Bead positions with their projected forces: what a shard holds and what a network is trained on.
 
     `trajectory` numbers the source trajectory of each frame, so that validation can hold out whole blocks of one.
-    `provenance` says where the frames come from (JSON-able).
+    `provenance` says where the frames come from (JSON-able). `weights` are statistical weights, if there are any
+    (`cgal.training.frame_weights`); only their ratios count.
     """
 
     KIND = "labelled-frames"
@@ -172,6 +173,7 @@ class LabelledFrames(Hdf5Record):
     trajectory: Int32[np.ndarray, " frames"]
     time_ps: Float64[np.ndarray, " frames"]
     provenance: dict[str, Any]
+    weights: Float64[np.ndarray, " frames"] | None = None
 
     def __len__(self) -> int:
         """Give the number of frames."""
@@ -185,6 +187,7 @@ class LabelledFrames(Hdf5Record):
             forces=self.forces[indices],
             trajectory=self.trajectory[indices],
             time_ps=self.time_ps[indices],
+            weights=None if self.weights is None else self.weights[indices],
         )
 
 

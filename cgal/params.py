@@ -35,6 +35,7 @@ __all__ = [
     "ForcesAndNoiseParams",
     "ForcesAndPopulationsParams",
     "MappingParams",
+    "MarkovParams",
     "NetworkParams",
     "OracleParams",
     "PaiNNParams",
@@ -342,6 +343,13 @@ class ForcesAndPopulationsParams(Section):
     frames: Count = Field(128, description="frames drawn at each update, whose forces are matched")
 
 
+class MarkovParams(Section):
+    """The Markov model that weighs frames."""
+
+    lag_ps: Positive = Field(10.0, description="its lag time; runs of labels must be longer")
+    states: int = Field(300, ge=2, description="k-means clusters, in ten components of TICA")
+
+
 class TrainingParams(Section):
     """How the network is trained; what has no section of its own is of force matching, or of every objective."""
 
@@ -355,6 +363,11 @@ class TrainingParams(Section):
         False,
         description="first fit pair splines and dihedral couplings to the forces by least squares, where frames left "
         "out say that they help; with several proteins there are none",
+    )
+    frame_weights: Literal["none", "markov"] = Field(
+        "none",
+        description="of frames in the prior's fit and in relative entropy; markov: by a reversible Markov model of all "
+        "runs, which did not begin in equilibrium",
     )
     epochs: Count = 50
     batch_size: Count = Field(16, description="frames per batch; with few labels many small steps train best")
@@ -387,6 +400,7 @@ class TrainingParams(Section):
     )
     forces_and_noise: ForcesAndNoiseParams = ForcesAndNoiseParams()
     forces_and_populations: ForcesAndPopulationsParams = ForcesAndPopulationsParams()
+    markov: MarkovParams = Field(MarkovParams(), description="of frame_weights: markov")
     relative_entropy: RelativeEntropyParams = RelativeEntropyParams()
 
     @property

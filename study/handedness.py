@@ -3,7 +3,7 @@
     python -m study.handedness [--ns 64] [--model prior] [--seeds 3]
 
 Networks here are blind to mirror images, so that only the prior's dihedrals tell a left-handed turn from a right-handed
-one. Models are trained and simulated as in `study.learning_curves`.
+one. Models are trained and simulated as in `study.learning_curves`; `raw` are the frames that each seed trains on.
 """
 
 from typing import Annotated
@@ -12,10 +12,10 @@ import numpy as np
 import typer
 from jaxtyping import Float32, Int32
 
-from study.beds import GROUND_TRUTHS, HELIX_degrees, SETTLE_ns, dihedrals_degrees
+from study.beds import GROUND_TRUTHS, GroundTruth, HELIX_degrees, SETTLE_ns, dihedrals_degrees
 from study.learning_curves import Halves, Task, as_trajectory, draw, model_of, simulate, system_of
 
-__all__ = ["left_share"]
+__all__ = ["left_share", "parted"]
 
 SYSTEM = "a10"
 
@@ -30,9 +30,8 @@ def left_share(
     return float(left.mean()), float(np.std(each, ddof=1) / np.sqrt(len(each)))
 
 
-def parted() -> Halves:
-    """The bed as `study.learning_curves` parts it, without floors."""
-    bed = next(bed for bed in GROUND_TRUTHS if system_of(bed).startswith(SYSTEM))
+def parted(bed: GroundTruth) -> Halves:
+    """A bed as `study.learning_curves` parts it, without floors."""
     swarm = bed.load()
     settled = swarm.frames.take(np.flatnonzero(swarm.frames.time_ps > 1000 * SETTLE_ns))
     for_truth = settled.trajectory % 2 == 0
@@ -46,16 +45,20 @@ def main(
     seeds: int = 3,
 ) -> None:
     """Print a table."""
-    parts = parted()
+    parts = parted(next(bed for bed in GROUND_TRUTHS if system_of(bed).startswith(SYSTEM)))
     structure = parts.swarm.structure
     share, error = left_share(parts.truth.positions, structure, parts.truth.replica)
     print("| | seed | left-handed share | standard error |\n|---|---|---|---|")
     print(f"| reference | | {share:.4f} | {error:.4f} |", flush=True)
-    for name in model or ["prior"]:
+    for name in ["raw", *(model or ["prior"])]:
         for seed in range(seeds):
             task = Task(system_of(parts.bed), ns, name, seed)
-            simulated, _ = simulate(parts, model_of(parts, draw(parts, task), task), seed)
-            late = simulated.take(np.flatnonzero(simulated.time_ps > simulated.time_ps.max() / 2))
+            frames = draw(parts, task)
+            if name == "raw":
+                late = as_trajectory(frames)
+            else:
+                simulated, _ = simulate(parts, model_of(parts, frames, task), seed)
+                late = simulated.take(np.flatnonzero(simulated.time_ps > simulated.time_ps.max() / 2))
             share, error = left_share(late.positions, structure, late.replica)
             print(f"| `{name}` | {seed} | {share:.4f} | {error:.4f} |", flush=True)
 

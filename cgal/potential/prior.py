@@ -128,7 +128,12 @@ class Prior(nn.Module):
 
 
 def fit_prior(
-    positions: Float32[np.ndarray, "frames beads 3"], sequence: str, temperature_K: float, params: PriorParams
+    positions: Float32[np.ndarray, "frames beads 3"],
+    sequence: str,
+    temperature_K: float,
+    params: PriorParams,
+    *,
+    weights: Float64[np.ndarray, " frames"] | None = None,
 ) -> Prior:
     """Fit every term of the prior to training frames by Boltzmann inversion, term by term.
 
@@ -136,7 +141,8 @@ def fit_prior(
     Fourier series, up to `params.dihedral_order`, of -k_B T ln p of a histogram with `params.dihedral_floor` added to
     each bin (so that an unseen angle is unlikely, not forbidden, and no more so for more frames), times
     `params.dihedral_scale`. Repulsion: the radius is a low quantile of all distances |i-j| >= 3, pooled since a pair
-    that never met in training may well meet elsewhere, and never above `params.maximum_repulsion_radius_nm`.
+    that never met in training may well meet elsewhere, and never above `params.maximum_repulsion_radius_nm`. With
+    `weights` each frame counts by its own; but not in the radius, where it is enough that it was seen.
 
     Raises EmptyTrajectory for fewer than two frames.
     """
@@ -147,9 +153,10 @@ def fit_prior(
     energy_kJ_per_mol = thermal_energy_kJ_per_mol(temperature_K)
     coordinates = internal_coordinates(torch.from_numpy(positions.astype(np.float64)))
     bonds, angles = coordinates.bonds_nm.numpy(), coordinates.angles_rad.numpy()
-    bond_mean, bond_variance = _moments(bonds, 1.0 / bonds**2)
-    angle_mean, angle_variance = _moments(angles, 1.0 / np.maximum(np.sin(angles), 1e-3))
-    cosine, sine = _fit_dihedrals(dihedral_angles(coordinates), energy_kJ_per_mol, params)
+    weights = np.ones(len(positions)) if weights is None else weights / weights.mean()
+    bond_mean, bond_variance = _moments(bonds, weights[:, None] / bonds**2)
+    angle_mean, angle_variance = _moments(angles, weights[:, None] / np.maximum(np.sin(angles), 1e-3))
+    cosine, sine = _fit_dihedrals(dihedral_angles(coordinates), weights, energy_kJ_per_mol, params)
     return Prior(
         sequence,
         temperature_K,
@@ -177,20 +184,32 @@ def _moments(
 
 
 def _fit_dihedrals(
-    dihedrals_rad: Float64[np.ndarray, "frames dihedrals"], energy_kJ_per_mol: float, params: PriorParams
+    dihedrals_rad: Float64[np.ndarray, "frames dihedrals"],
+    weights: Float64[np.ndarray, " frames"],
+    energy_kJ_per_mol: float,
+    params: PriorParams,
 ) -> tuple[Float64[np.ndarray, "dihedrals order"], Float64[np.ndarray, "dihedrals order"]]:
     """Cosine and sine coefficients [kJ/mol]; on evenly spaced bins least squares is the discrete Fourier transform."""
-    centres, inverted = inverted_dihedrals(dihedrals_rad, energy_kJ_per_mol, params.bins, params.dihedral_floor)
+    centres, inverted = inverted_dihedrals(
+        dihedrals_rad, energy_kJ_per_mol, params.bins, params.dihedral_floor, weights
+    )
     phases = centres[:, None] * np.arange(1, params.dihedral_order + 1)
     return 2 / params.bins * inverted @ np.cos(phases), 2 / params.bins * inverted @ np.sin(phases)
 
 
 def inverted_dihedrals(
-    dihedrals_rad: Float64[np.ndarray, "frames dihedrals"], energy_kJ_per_mol: float, bins: int, floor: float
+    dihedrals_rad: Float64[np.ndarray, "frames dihedrals"],
+    energy_kJ_per_mol: float,
+    bins: int,
+    floor: float,
+    weights: Float64[np.ndarray, " frames"] | None = None,
 ) -> tuple[Float64[np.ndarray, " bins"], Float64[np.ndarray, "dihedrals bins"]]:
-    """Bin centres [rad] and -k_B T ln p [kJ/mol] of each dihedral, `floor` added to the probability of each bin."""
+    """Bin centres [rad] and -k_B T ln p [kJ/mol] of each dihedral, `floor` added to the probability of each bin.
+
+    `weights`, if there are any, have a mean of one.
+    """
     edges = np.linspace(-np.pi, np.pi, bins + 1)
-    counts = np.stack([np.histogram(column, edges)[0] for column in dihedrals_rad.T])
+    counts = np.stack([np.histogram(column, edges, weights=weights)[0] for column in dihedrals_rad.T])
     inverted = -energy_kJ_per_mol * np.log((counts / len(dihedrals_rad) + floor) / (1.0 + bins * floor))
     return (edges[1:] + edges[:-1]) / 2, inverted
 

@@ -53,6 +53,8 @@ NOT_IN_FINGERPRINT = {
     "checkpoint_epochs",
     "forces_and_noise",
     "forces_and_populations",
+    "frame_weights",
+    "markov",
     "members",
     "objective",
     "preflight",

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from cgal.dataset import load_manifest, load_shards
 from cgal.errors import BadParams
 from cgal.frames import LabelledFrames
-from cgal.params import PriorParams
+from cgal.params import PriorParams, TrainingParams
 from cgal.potential.prior import Prior, fit_prior
+from cgal.training.frame_weights import effective_frames, weigh_shards
 
 __all__ = ["TrainingSet", "load_training_set"]
 
@@ -32,11 +33,19 @@ class TrainingSet:
         """Positions [nm] of all frames of one protein, in order of its shards."""
         return np.concatenate([shard.positions for shard in self.shards if shard.sequence == sequence])
 
+    def summary(self) -> dict[str, float]:
+        """Effective number of frames, where they have weights."""
+        weights = [shard.weights for shard in self.shards if shard.weights is not None]
+        return {"effective_frames": effective_frames(np.concatenate(weights))} if weights else {}
 
-def load_training_set(folders: Sequence[Path], params: PriorParams) -> TrainingSet:
+
+def load_training_set(
+    folders: Sequence[Path], params: PriorParams, training: TrainingParams | None = None
+) -> TrainingSet:
     """Read the datasets in these folders (see `cgal.dataset`), and fit to the frames of each protein its prior.
 
-    Raises BadParams when two are of the same sequence or of different temperatures, and what `load_shards` does.
+    Frames are weighted as `training` says, if it is given. Raises BadParams when two are of the same sequence or of
+    different temperatures, SamplingError when frames cannot be weighted, and what `load_shards` does.
     """
     manifests = {folder: load_manifest(folder) for folder in folders}
     owners: dict[str, Path] = {}
@@ -51,14 +60,22 @@ def load_training_set(folders: Sequence[Path], params: PriorParams) -> TrainingS
         raise BadParams(
             f"{', '.join(map(str, folders))}: datasets of {', '.join(temperatures_K)} K; a network is for one"
         )
-    shards = {manifests[folder].sequence: load_shards(folder) for folder in folders}
+    training = training or TrainingParams()
+    shards = {manifests[folder].sequence: weigh_shards(load_shards(folder), training) for folder in folders}
     priors = {
         manifest.sequence: fit_prior(
             np.concatenate([shard.positions for shard in shards[manifest.sequence]]),
             manifest.sequence,
             manifest.temperature_K,
             params,
+            weights=_weights(shards[manifest.sequence]),
         )
         for manifest in manifests.values()
     }
     return TrainingSet(tuple(shard for each in shards.values() for shard in each), priors)
+
+
+def _weights(shards: Sequence[LabelledFrames]) -> Float64[np.ndarray, " frames"] | None:
+    """Weights of all frames, if they have any."""
+    weights = [shard.weights for shard in shards if shard.weights is not None]
+    return np.concatenate(weights) if weights else None

@@ -8,7 +8,8 @@ The relative entropy of the data's distribution p to the model's, exp(-U / k_B T
 The second average is over replicas that are kept from one update of the weights to the next and run on by the engine
 that simulates (persistent contrastive divergence: Tieleman, ICML 2008; Thaler et al., J. Chem. Phys. 157, 244103
 (2022)); one that is lost begins anew from a training frame. The model is the running average of the weights. The
-training frames must be an equilibrium ensemble: their populations are learned as they are.
+training frames must be an equilibrium ensemble, or carry the weights of one: their populations are learned as they are.
+Frames are drawn in proportion to their weights, and held-out ones count by theirs.
 
 Which weights are best is said by frames that were held out. S is known up to a constant alone, so it is told as the
 difference to the initial model,
@@ -29,10 +30,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
 from torch import Tensor
 
-from cgal.errors import BadParams, BadTrajectory, Diverged, PreflightFailed
+from cgal.errors import BadParams, BadTrajectory, Diverged, EmptyTrajectory, PreflightFailed
 from cgal.frames import LabelledFrames
 from cgal.params import DynamicsParams, SchNetParams, TrainingParams
 from cgal.potential.architectures import architecture_of, new_network
@@ -160,10 +161,10 @@ def train(
             f"training.objective: {params.objective} trains on one protein, but {', '.join(sorted(others))} came "
             f"beside {initial.sequence}; set training.objective: force_matching, or give one protein"
         )
-    training, held_out, blocks, looked_at = _prepare(shards, initial, params)
+    data = _prepare(shards, initial, params)
     with deterministic_algorithms():
-        term = make_term(shards, initial, params, looked_at) if make_term else None
-        run = Run(initial, training, held_out, blocks, params, seed, term)
+        term = make_term(shards, initial, params, data.looked_at) if make_term else None
+        run = Run(initial, data, params, seed, term)
         run.resume(scratch)
         while not run.finished:
             run.update()
@@ -173,25 +174,53 @@ def train(
                 run.save(scratch)
     potential = deepcopy(initial)
     torch.nn.utils.vector_to_parameters(run.best_weights.clone(), potential.network.parameters())
-    result = RelativeEntropyResult(potential, tuple(run.history), len(training), len(held_out))
+    result = RelativeEntropyResult(potential, tuple(run.history), len(data.training), len(data.held_out))
     if params.preflight and not params.warm_start:
         _preflight(result, params.objective)
     return result
 
 
-def _prepare(
-    shards: Sequence[LabelledFrames], initial: Potential, params: TrainingParams
-) -> tuple[Positions, Positions, Int64[np.ndarray, " held_out"], Int64[np.ndarray, " held_out"]]:
-    """Positions to train on, positions held out, the block that each of these is of, and its number among all."""
+class Data(NamedTuple):
+    """Positions to train on with the chance to be drawn, if it is not the same for all; and those held out.
+
+    Of these, `weights` have a mean of one, `blocks` numbers the block of each, `looked_at` is its number among all.
+    """
+
+    training: Positions
+    chances: Float64[np.ndarray, " training"] | None
+    held_out: Positions
+    weights: Float64[np.ndarray, " held_out"]
+    blocks: Int64[np.ndarray, " held_out"]
+    looked_at: Int64[np.ndarray, " held_out"]
+
+
+def _prepare(shards: Sequence[LabelledFrames], initial: Potential, params: TrainingParams) -> Data:
+    """Part the frames of all shards."""
     for number, shard in enumerate(shards):
         _check_shard(number, shard, initial.sequence)
     masks = held_out_masks(shards, params)
-    training = np.concatenate([shard.positions[~mask] for shard, mask in zip(shards, masks, strict=True)])
-    held_out = np.concatenate([shard.positions[mask] for shard, mask in zip(shards, masks, strict=True)])
+    mask = np.concatenate(masks)
+    positions = np.concatenate([shard.positions for shard in shards])
+    training, held_out = positions[~mask], positions[mask]
     blocks = np.cumsum(np.concatenate([_block_starts(mask) for mask in masks]))
     require_both(len(training), len(held_out), params)
     kept = np.unique(np.linspace(0, len(held_out) - 1, params.relative_entropy.held_out_frames).round().astype(int))
-    return training, held_out[kept], blocks[kept], kept
+    weighted = any(shard.weights is not None for shard in shards)
+    weights = np.concatenate([np.ones(len(shard)) if shard.weights is None else shard.weights for shard in shards])
+    chances, weights = weights[~mask], weights[mask][kept]
+    if not chances.any() or not weights.any():
+        raise EmptyTrajectory(
+            "no frame that is trained on, or none that is held out, has any weight: set training.frame_weights: none, "
+            "or lower training.validation_block_frames"
+        )
+    return Data(
+        training,
+        chances / chances.sum() if weighted else None,
+        held_out[kept],
+        weights / weights.mean(),
+        blocks[kept],
+        kept,
+    )
 
 
 def _check_shard(number: int, shard: LabelledFrames, sequence: str) -> None:
@@ -227,17 +256,15 @@ class Run:
     def __init__(
         self,
         initial: Potential,
-        training: Positions,
-        held_out: Positions,
-        blocks: Int64[np.ndarray, " held_out"],
+        data: Data,
         params: TrainingParams,
         seed: int,
         term: Term | None = None,
     ) -> None:
-        self.training, self.blocks, self.term = training, blocks, term
+        self.data, self.term = data, term
         self.params, self.entropy, self.seed = params, params.relative_entropy, seed
         self.device = initial.types.device
-        self.held_out = torch.from_numpy(held_out).to(self.device)
+        self.held_out = torch.from_numpy(data.held_out).to(self.device)
         self.temperature_K = initial.prior.temperature_K
         self.kT = thermal_energy_kJ_per_mol(self.temperature_K)
         self.fingerprint = self._fingerprint(initial)
@@ -266,8 +293,13 @@ class Run:
                 *(repr(words), repr(fraction), repr(initial.network.params), str(self.seed), str(self.temperature_K)),
                 self.term.words if self.term else "",
             ],
-            [*initial.state_dict().values(), torch.from_numpy(self.training), self.held_out],
+            [*initial.state_dict().values(), *map(torch.from_numpy, self._weighted())],
         )
+
+    def _weighted(self) -> list[Shaped[np.ndarray, "..."]]:
+        """All of the data that decides the course of a training."""
+        data = self.data
+        return [data.training, data.held_out, *(() if data.chances is None else (data.chances, data.weights))]
 
     @property
     def finished(self) -> bool:
@@ -365,10 +397,10 @@ class Run:
         """See what the averaged weights are worth on the held-out frames; keep them if none had a lower S."""
         of_term = self._term() - self.initial_term
         changes = self._energies(self.held_out) - self.initial_energies + of_term
-        change = float(changes.mean()) + self.population.log_ratio
-        error = math.sqrt(_variance_of_mean(changes, self.blocks) + self.population.variance)
+        change = float(np.average(changes, weights=self.data.weights)) + self.population.log_ratio
+        error = math.sqrt(_variance_of_mean(changes, self.data.weights, self.data.blocks) + self.population.variance)
         gap = float(np.mean(self.gaps)) if self.gaps else 0.0
-        effective, share = self.population.effective, float(of_term.mean())
+        effective, share = self.population.effective, float(np.average(of_term, weights=self.data.weights))
         self.history.append(LookRecord(self.updates_done, gap, change, error, effective, self.lost, self.rate, share))
         self.gaps, self.lost = [], 0
         if _best(self.history) is self.history[-1]:
@@ -376,7 +408,7 @@ class Run:
 
     def _term(self) -> Float64[np.ndarray, " held_out"]:
         """The further term of the averaged weights on each held-out frame; zero where there is none."""
-        return self.term.held_out(self.average.weights) if self.term else np.zeros(len(self.blocks))
+        return self.term.held_out(self.average.weights) if self.term else np.zeros(len(self.data.blocks))
 
     def _energies(self, positions: Tensor) -> Float64[np.ndarray, " frames"]:
         """Energies of the averaged weights [k_B T]."""
@@ -386,8 +418,10 @@ class Run:
         return energies
 
     def _draw(self, generator: np.random.Generator, count: int) -> Positions:
-        """Training frames, none twice while there are enough."""
-        return self.training[generator.choice(len(self.training), count, replace=len(self.training) < count)]
+        """Training frames, by their weights; without any, none twice while there are enough."""
+        frames, chances = self.data.training, self.data.chances
+        twice = len(frames) < count or chances is not None
+        return frames[generator.choice(len(frames), count, replace=twice, p=chances)]
 
     def _run(
         self, model: Potential, home: Positions, section: DynamicsParams, generator: np.random.Generator
@@ -439,13 +473,17 @@ class Run:
         self.last_energies = self._energies(self._here())
 
 
-def _variance_of_mean(values: Float64[np.ndarray, " frames"], blocks: Int64[np.ndarray, " frames"]) -> float:
-    """Variance of the mean of values that come in independent blocks; nothing is known of a single one: zero."""
+def _variance_of_mean(
+    values: Float64[np.ndarray, " frames"],
+    weights: Float64[np.ndarray, " frames"],
+    blocks: Int64[np.ndarray, " frames"],
+) -> float:
+    """Variance of the weighted mean of values that come in independent blocks; nothing is known of one alone: zero."""
     _, block, counts = np.unique(blocks, return_inverse=True, return_counts=True)
     if len(counts) < 2:
         return 0.0
-    excess = np.bincount(block, values - values.mean())
-    return float((excess**2).sum() / len(values) ** 2 * len(counts) / (len(counts) - 1))
+    excess = np.bincount(block, weights * (values - np.average(values, weights=weights)))
+    return float((excess**2).sum() / weights.sum() ** 2 * len(counts) / (len(counts) - 1))
 
 
 def _preflight(result: RelativeEntropyResult, objective: str) -> None:

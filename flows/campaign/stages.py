@@ -55,7 +55,7 @@ def train(workspace: Workspace, progress: Progress) -> Summary:
         priors=training_set.priors,
         progress=progress,
     )
-    summary: Summary = dict(result.summary())
+    summary: Summary = dict(result.summary() | training_set.summary())
     shards = {
         part.named(shard.name, "/"): shard.sha256 for part, manifest in manifests.items() for shard in manifest.shards
     }
@@ -257,7 +257,7 @@ def _calibrated(workspace: Workspace, manifest: Manifest, members: "Sequence[Pot
     """The committee for one protein, calibrated on what was held out of its frames."""
     from cgal.selection import Committee
 
-    own = load_training_set([workspace.data], workspace.params.prior)
+    own = load_training_set([workspace.data], workspace.params.prior, workspace.params.training)
     prior = own.priors[manifest.sequence]
     potentials = [each if each.sequence == prior.sequence else each.with_prior(prior) for each in members]
     masks = held_out_masks(own.shards, workspace.params.training)
@@ -368,7 +368,7 @@ def _manifests(workspace: Workspace) -> dict[Workspace, Manifest]:
 def _training_set(workspace: Workspace) -> TrainingSet:
     """The datasets of all proteins; raises BadParams when they were prepared at another temperature."""
     params = workspace.params
-    training_set = load_training_set([part.data for part in workspace.parts], params.prior)
+    training_set = load_training_set([part.data for part in workspace.parts], params.prior, params.training)
     prepared_K = next(iter(training_set.priors.values())).temperature_K
     if prepared_K != params.temperature_K:
         raise BadParams(
