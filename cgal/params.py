@@ -347,6 +347,11 @@ class MarkovParams(Section):
     """The Markov model that weighs frames."""
 
     lag_ps: Positive = Field(10.0, description="its lag time; runs of labels must be longer")
+    memory_ps: Positive = Field(
+        1000.0,
+        description="mean time for which the distribution of the frames is propagated; longer: nearer equilibrium if "
+        "there are enough runs, and more scatter if not",
+    )
     states: int = Field(300, ge=2, description="k-means clusters, in ten components of TICA")
 
 

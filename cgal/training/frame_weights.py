@@ -2,10 +2,16 @@
 
 Runs of labels begin where a model went wrong. Within their few picoseconds they come to equilibrium in a small state,
 not among states, where the choice of their starts decides; but how often they go from state to state does not depend on
-it. So a reversible Markov model over the runs of all shards gives each state its stationary share (Prinz et al.,
-J. Chem. Phys. 134, 174105 (2011)), and the frames in it divide that. States are clusters in the space of the slowest
-components of TICA. With few runs one partition scatters, so weights are means over several. Forces need no weights:
-their mean at a frame is the same wherever its run began.
+it. So a reversible Markov model is fitted to the runs of all shards (Prinz et al., J. Chem. Phys. 134, 174105 (2011)),
+with transition matrix T, and the distribution p of the frames is propagated by it for a time that is exponentially
+distributed:
+
+    p e (1 - (1 - e) T)^-1,    e = lag / memory.
+
+A long memory gives the stationary distribution, a short one leaves all frames equal. What few runs tell of slow
+transitions is mostly chance, and the memory bounds how far it is believed. The frames of a state divide its share.
+States are clusters in the space of the slowest components of TICA; weights are means over several partitions. Forces
+need no weights: their mean at a frame is the same wherever its run began.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +36,7 @@ TOLERANCE = 0.1
 """Share of the lag by which a pair of frames may miss it."""
 
 DIMENSIONS = 10
-PARTITIONS = 8
+PARTITIONS = 4
 CLUSTERED_FRAMES = 10_000
 """Frames that clusters are found with, at most."""
 
@@ -38,7 +44,7 @@ CLUSTERED_FRAMES = 10_000
 def weigh_shards(shards: Sequence[LabelledFrames], params: TrainingParams) -> tuple[LabelledFrames, ...]:
     """Shards of one protein with the weights that `params.frame_weights` asks for; their mean over all frames is one.
 
-    Raises SamplingError when no two frames of a run lie `params.markov.lag_ps` apart, or no two states are connected.
+    Raises SamplingError when no two frames of a run lie `params.markov.lag_ps` apart.
     """
     if params.frame_weights == "none":
         return tuple(shards)
@@ -65,17 +71,12 @@ def _markov(shards: Sequence[LabelledFrames], params: MarkovParams) -> Float64[n
     tica = TICA(lagtime=1, dim=DIMENSIONS).fit((distances[first], distances[second])).fetch_model()
     slow = np.asarray(tica.transform(distances), dtype=np.float64)
     thinned = slow[:: -(-len(slow) // CLUSTERED_FRAMES)]
-    count = min(params.states, len(thinned))
+    count, forgotten = min(params.states, len(thinned)), min(params.lag_ps / params.memory_ps, 1.0)
     weights = np.zeros(len(slow))
     for partition in range(PARTITIONS):
         clusters = KMeans(count, max_iter=100, fixed_seed=partition, n_jobs=1).fit(thinned).fetch_model()
         states = np.asarray(clusters.transform(slow, n_jobs=1), dtype=np.int64)
-        weights += _shares(states, states[first] * count + states[second], count)[states]
-    if not weights.any():
-        raise SamplingError(
-            f"training.frame_weights: runs connect no two of {count} states; give more or longer runs, lower "
-            "training.markov.states, or set frame_weights: none"
-        )
+        weights += _shares(states, states[first] * count + states[second], count, forgotten)[states]
     return weights / weights.mean()
 
 
@@ -94,12 +95,14 @@ def _pairs(shards: Sequence[LabelledFrames], lag_ps: float) -> Iterator[Int64[np
 
 
 def _shares(
-    states: Int64[np.ndarray, " frames"], transitions: Int64[np.ndarray, " pairs"], count: int
+    states: Int64[np.ndarray, " frames"], transitions: Int64[np.ndarray, " pairs"], count: int, forgotten: float
 ) -> Float64[np.ndarray, " states"]:
-    """Weight of a frame in each state: its stationary probability by its visits; zero where nothing is connected."""
+    """Weight of a frame in each state; states that are not connected to most others keep what they have."""
     counts = np.bincount(transitions, minlength=count**2).reshape(count, count).astype(np.float64)
-    connected, share = TransitionCountModel(counts).submodel_largest(), np.zeros(count)
+    connected, matrix = TransitionCountModel(counts).submodel_largest(), np.eye(count)
     if connected.n_states > 1:
         model = MaximumLikelihoodMSM(reversible=True).fit(connected).fetch_model()
-        share[connected.state_symbols] = model.stationary_distribution
-    return share / np.maximum(np.bincount(states, minlength=count), 1)
+        matrix[np.ix_(connected.state_symbols, connected.state_symbols)] = model.transition_matrix
+    visits = np.bincount(states, minlength=count)
+    propagated = np.linalg.solve((np.eye(count) - (1.0 - forgotten) * matrix).T, forgotten * visits)
+    return np.asarray(propagated / np.maximum(visits, 1))

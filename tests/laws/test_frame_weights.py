@@ -20,7 +20,7 @@ from tests.laws.test_msm import MATRIX, STATES, TRUTH, walk
 from tests.test_relative_entropy import PARAMS, shard
 
 STEP_ps = 0.1
-MARKOV = TrainingParams(frame_weights="markov", markov=MarkovParams(lag_ps=1.0, states=12))
+MARKOV = TrainingParams(frame_weights="markov", markov=MarkovParams(lag_ps=1.0, memory_ps=1e4, states=12))
 LEFT = TRUTH[: STATES // 2].sum()
 
 
@@ -51,6 +51,12 @@ def test_weights_undo_the_choice_of_starts_of_short_runs():
         assert effective_frames(weights) < len(frames)
         found.append(weights[left].sum() / weights.sum())
     assert abs(np.mean(found) - LEFT) < 0.1
+
+
+def test_without_memory_all_frames_are_equal():
+    frames, _ = runs(12, 50, 0)
+    forgetful = MARKOV.model_copy(update={"markov": MarkovParams(lag_ps=1.0, memory_ps=1.0, states=12)})
+    np.testing.assert_allclose(weigh_shards([frames], forgetful)[0].weights, 1.0)
 
 
 def test_frames_without_runs_cannot_be_weighted():
