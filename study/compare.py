@@ -152,7 +152,7 @@ def forecast(root: Path, name: str, design: Design, arms: Sequence[str], seeds: 
     folder = root / "docs" / "results"
     path = _first(folder / f"{name}.csv", folder / f"{name}_pilot.csv")
     if path is None:
-        yield f"power and cost: not known without records; a pilot of a few seeds, --name {name}_pilot, makes them"
+        yield "power and cost: not known without records; a pilot of a few seeds (NAME_pilot) makes them"
         return
     found = pd.read_csv(path)
     known = [arm for arm in arms if arm in set(found["arm"])]

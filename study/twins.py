@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -62,12 +62,39 @@ class Round(NamedTuple):
     tag: str
 
 
+class _Found(NamedTuple):
+    """What DVC holds of a round, and the seed of its simulations."""
+
+    params: Params
+    manifest: Manifest
+    shards: tuple[LabelledFrames, ...]
+    model: Potential
+    native: Float32[np.ndarray, "beads 3"]
+    truth: CGTrajectory
+    seed: int
+
+
 def measure(task: Round) -> list[Row]:
     """W1 of all metrics in both modes of the round and its twins, and what its labels cost so far."""
+    torch.set_num_threads(1)
+    found = _read(task)
+    common: Row = {
+        "arm": task.arm,
+        "seed": task.seed,
+        "seed_set": task.seed_set,
+        "budget_steps": task.budget_steps,
+        "round": task.number,
+        "frames": sum(map(len, found.shards)),
+        **steps_by_kind(found.manifest, found.params),
+        "tag": task.tag,
+    }
+    return [common | row for kind in KINDS for row in _rows(kind, found)]
+
+
+def _read(task: Round) -> _Found:
     from flows.versioning import Repository
     from flows.versioning.published_files import bring_files
 
-    torch.set_num_threads(1)
     repository = Repository(task.root)
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -75,23 +102,17 @@ def measure(task: Round) -> list[Row]:
         params = load_params(folder / "params.yaml")
         bring_files(repository, task.tag, folder, lambda path: Path(path).name not in LEFT)
         data = folder / "data" / str(params.protein)
-        shards, manifest = load_shards(data), load_manifest(data)
-        model, _ = load_checkpoint(folder / "round" / "model.pt", sequence=manifest.sequence)
+        manifest = load_manifest(data)
         structure = read_pdb_text((data / "structure.pdb").read_text())
-        native = np.asarray(structure.xyz[0, alpha_carbons(structure.topology)], dtype=np.float32)
-        truth = CGTrajectory.load(data / "reference.h5")
-    common: Row = {
-        "arm": task.arm,
-        "seed": task.seed,
-        "seed_set": task.seed_set,
-        "budget_steps": task.budget_steps,
-        "round": task.number,
-        "frames": sum(map(len, shards)),
-        **steps_by_kind(manifest, params),
-        "tag": task.tag,
-    }
-    seed = derive_seed(task.seed, task.number, "twins")
-    return [row for kind in KINDS for row in _rows(kind, model, shards, truth, native, params, seed, common)]
+        return _Found(
+            params,
+            manifest,
+            load_shards(data),
+            load_checkpoint(folder / "round" / "model.pt", sequence=manifest.sequence)[0],
+            np.asarray(structure.xyz[0, alpha_carbons(structure.topology)], dtype=np.float32),
+            CGTrajectory.load(data / "reference.h5"),
+            derive_seed(task.seed, task.number, "twins"),
+        )
 
 
 def steps_by_kind(manifest: Manifest, params: Params) -> dict[str, int]:
@@ -122,38 +143,30 @@ def _frames_of_a_label(params: Params) -> int:
     return params.oracle.average_steps // params.oracle.free_stride if params.oracle.mode == "free" else 1
 
 
-def _rows(
-    kind: str,
-    model: Potential,
-    shards: tuple[LabelledFrames, ...],
-    truth: CGTrajectory,
-    native: Float32[np.ndarray, "beads 3"],
-    params: Params,
-    seed: int,
-    common: Row,
-) -> list[Row]:
+def _rows(kind: str, found: _Found) -> list[Row]:
     began = time.monotonic()
-    positions = np.concatenate([shard.positions for shard in shards])
-    settings = benchmark_params().model_copy(update={"tica_lag_ps": params.benchmark.tica_lag_ps})
+    settings = benchmark_params().model_copy(update={"tica_lag_ps": found.params.benchmark.tica_lag_ps})
     if kind == "raw":
         settings = settings.model_copy(update={"discard_fraction": 0.0})
-        trajectory = _raw(shards)
+        trajectory = _raw(found.shards)
     else:
-        trajectory = _simulate(model if kind == "model" else _prior_alone(model), native, params, seed)
-    found = benchmark(trajectory, truth, settings, native=native, training_positions=positions, seed=seed).metrics
-    both: dict[str, Any] = {
+        trajectory = _simulate(found.model if kind == "model" else _prior_alone(found.model), found)
+    positions = np.concatenate([shard.positions for shard in found.shards])
+    metrics = benchmark(
+        trajectory, found.truth, settings, native=found.native, training_positions=positions, seed=found.seed
+    ).metrics
+    both: Row = {
         "kind": kind,
-        "exploded_fraction": found["simulation"]["exploded_fraction"],
+        "exploded_fraction": metrics["simulation"]["exploded_fraction"],
         "wall_s": time.monotonic() - began,
     }
     return [
         {
-            **common,
             **both,
             "metric": metric,
             "mode": mode,
-            "w1": found[f"w1_{mode}"][metric]["value"],
-            "floor": found[f"floor_{mode}"][metric],
+            "w1": metrics[f"w1_{mode}"][metric]["value"],
+            "floor": metrics[f"floor_{mode}"][metric],
         }
         for mode, metric in product(MODES, OBSERVABLES)
     ]
@@ -174,13 +187,13 @@ def _prior_alone(model: Potential) -> Potential:
     return initial_potential(prior, model.sequence, SchNetParams(features=1, blocks=1), seed=0)
 
 
-def _simulate(model: Potential, native: Float32[np.ndarray, "beads 3"], params: Params, seed: int) -> CGTrajectory:
+def _simulate(model: Potential, found: _Found) -> CGTrajectory:
     """Half of the replicas from the folded structure, half from a stretched chain."""
-    timestep_ps = params.simulation.timestep_ps
+    timestep_ps = found.params.simulation.timestep_ps
     steps = round(LENGTH_ps / timestep_ps)
     dynamics = DynamicsParams(replicas=2 * REPLICAS, steps=steps, stride=steps // SAVES, timestep_ps=timestep_ps)
-    home = np.repeat(np.stack([native, stretched(len(model.sequence))]), REPLICAS, axis=0)
-    record = run_from(model, home, dynamics, temperature_K=params.temperature_K, seed=seed)
+    home = np.repeat(np.stack([found.native, stretched(len(model.sequence))]), REPLICAS, axis=0)
+    record = run_from(model, home, dynamics, temperature_K=found.params.temperature_K, seed=found.seed)
     return to_trajectory(model.sequence, record, dynamics, "cpu")
 
 
