@@ -17,7 +17,7 @@ from cgal.errors import BadFile, BadParams
 from cgal.frames import AtomFrames, CGTrajectory
 from cgal.params import check_params, merged
 from flows.versioning import Repository
-from study import twins
+from study import cost, twins
 from study.bed_data import bed_of, require_physics
 from study.compare import Comparison, make_data
 from study.design import CampaignPlan, Design, load_design
@@ -185,7 +185,22 @@ def test_seed_sets_of_a_test_bed_are_drawn_in_its_physics(tmp_path: Path) -> Non
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "docs" / "results").rglob("a*.yaml")), ids=lambda path: path.stem)
 def test_every_committed_design_gives_params_that_are_right(path: Path) -> None:
     design, params = load_design(path), REPOSITORY / "params.yaml"
-    for plan in design.campaigns(list(design.arms), 1, design.steps(None if design.budgets else 1000)):
-        found = check_params(merged(yaml.safe_load(params.read_text()), design.of(plan, "x")), params)
-        if design.system:
-            require_physics(found, bed_of(design.system))
+    content = yaml.safe_load(params.read_text())
+    plans = design.campaigns(list(design.arms), 1, design.steps(None if design.budgets else 1000))
+    found = [check_params(merged(content, design.of(plan, "x")), params) for plan in plans]
+    assert len({(each.temperature_K, each.force_field.model_dump_json()) for each in found}) == 1
+    if design.system:
+        require_physics(found[0], bed_of(design.system))
+
+
+@pytest.mark.parametrize("name", ["arms_350K", "arms_a10"])
+def test_a_campaign_has_a_round_at_every_budget_and_costs_what_its_steps_do(name: str) -> None:
+    """A label takes as many steps as it may; one all-atom step is said to take a second, all else nothing."""
+    design, path = load_design(REPOSITORY / "docs" / "results" / f"{name}.yaml"), REPOSITORY / "params.yaml"
+    (plan,) = design.campaigns(["coverage"], 1, design.steps())
+    params = check_params(merged(yaml.safe_load(path.read_text()), design.of(plan, "x")), path)
+    spent = list(cost._spent(params))
+    for steps in design.budgets.values():
+        assert any(0.9 * steps < each <= steps for each in spent)
+    hours = cost.core_hours(design, plan, params, cost.Speeds(1.0, 0.0, 0.0, 0.0))
+    assert hours == spent[-1] / 3600
