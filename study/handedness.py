@@ -3,8 +3,7 @@
     python -m study.handedness [--ns 64] [--model prior] [--seeds 3]
 
 Networks here are blind to mirror images: the prior's dihedrals tell a left-handed turn from a right-handed one, and the
-linear rung's. Models are trained and simulated as in `study.learning_curves`; `raw` are the frames that each seed trains
-on.
+linear rung's. Models are trained and simulated as in `study.learning_curves`; `raw` are the training frames.
 """
 
 from typing import Annotated
