@@ -11,12 +11,12 @@ from scipy.spatial import KDTree
 
 from cgal.all_atom.dynamics import AtomRun
 from cgal.all_atom.force_field import build_system, forces_of, make_context, read_structure, with_solvent
-from cgal.all_atom.oracle import run_md
+from cgal.all_atom.oracle import relabel, run_md
 from cgal.all_atom.solvation import solvated
 from cgal.all_atom.water import fill, require_room
 from cgal.errors import BadStructure
 from cgal.frames import AtomFrames, alpha_carbons
-from cgal.params import ForceFieldParams, MappingParams, WaterParams
+from cgal.params import ForceFieldParams, MappingParams, OracleParams, WaterParams
 from cgal.projection.local_frames import rigid_groups
 from cgal.projection.mapping import ForceMap, constrained_clusters, fit_force_map
 from tests.laws.test_local_frames import localised, placement
@@ -147,7 +147,7 @@ def test_all_maps_have_one_mean_force_in_water() -> None:
     run.place(start, constrain=True)
     run.draw_velocities()
     run.advance(300)
-    moments = list(run.moments(400, 5))
+    moments = list(run.moments(400, 8))
     label = frames(*(np.array([getattr(each, what) for each in moments]) for what in ("positions", "forces")))
     found = {kind: force_map(kind)(label).astype(np.float64) for kind in KINDS}
     for kind in KINDS[:-1]:
@@ -169,3 +169,19 @@ def test_c_alpha_stay_while_water_settles_and_runs_show_the_protein_alone(tmp_pa
     assert result.labelled.positions.shape == result.labelled.forces.shape == (2, ATOMS, 3)
     assert spent > 100 + 10, "minimisation and settling; the minimiser looks once more than it may"
     assert result.steps == spent + 20, "and the run"
+
+
+@pytest.mark.slow
+def test_mean_forces_in_water_are_of_the_protein_alone_at_held_c_alpha(tmp_path: Path) -> None:
+    oracle = OracleParams(burn_in_steps=5, average_steps=10)
+    result = relabel(
+        SMALL.take(np.array([0])), force_field=PARAMS, oracle=oracle, temperature_K=300.0, seeds=[1], workers=1,
+        scratch=tmp_path,
+    )  # fmt: skip
+    assert not result.failures
+    found = result.labelled
+    assert (found.positions.shape, found.forces.shape) == ((1, ATOMS, 3), (1, ATOMS, 3))
+    assert found.bead_forces is not None
+    assert found.bead_forces.shape == (1, 10, 3)
+    np.testing.assert_allclose(found.positions[:, CARBONS], SMALL.positions[:1, CARBONS], atol=1e-6)
+    assert result.steps > PARAMS.water.minimise_steps + PARAMS.water.settling_steps + oracle.steps
