@@ -1,7 +1,7 @@
 """Records of the teacher study: `python -m study.teacher [--processes N] [--until SECONDS] [--records FILE]`.
 
-Rows that are there are not made again; the arms of the primary contrast come first. `--pilot` runs that contrast
-alone, on seed sets of its own.
+Rows that are there are not made again; `--pilot` runs the primary contrast alone, on seed
+sets of its own.
 """
 
 import csv
@@ -35,11 +35,11 @@ teacher = cache(load_teacher)
 
 
 def tasks(seeds: int, noise: float, pilot: bool) -> Iterator[Task]:
-    """Seed by seed, each with a seed set of its own: the arms of the primary contrast, then the others."""
+    """Seed by seed, each with a seed set of its own; all arms have their least number before any has more."""
     parts: list[tuple[range, tuple[str, ...]]] = [(PILOT_SEEDS, PILOT_ARMS)]
     if not pilot:
-        others = range(1, min(seeds, OTHER_SEEDS) + 1)
-        parts = [(range(1, seeds + 1), ARMS[:PRIMARY]), (others, ARMS[PRIMARY:])]
+        few = range(1, min(seeds, OTHER_SEEDS) + 1)
+        parts = [(few, ARMS[:PRIMARY]), (few, ARMS[PRIMARY:]), (range(len(few) + 1, seeds + 1), ARMS[:PRIMARY])]
     yield from (Task(arm, seed, seed, noise) for part in parts for seed, arm in product(*part))
 
 
