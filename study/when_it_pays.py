@@ -1,4 +1,4 @@
-"""`docs/results/when-it-pays.md`, its map and its advice, from the records of `study.teacher`; nothing is run.
+"""`docs/results/when-it-pays.md`, its map and its advice, from the records of `study.teacher`; no campaign is run.
 
 Changes are of the TICA W1 (mode exact) at equal teacher time, paired by seed. Every seed has a seed set of its own.
 """
@@ -31,6 +31,7 @@ OTHERS = ("random", "least_counts")
 FIRST_STUDY, FIRST_BUDGET = Path("450K", "arms.csv"), 255_000 * 0.004 / 136.9
 """Records of all-atom arms at 450 K, and their steps of 4 fs over the slowest process, 137 ps."""
 
+TICKS = (0.1, 0.3, 1.0, 3.0, 10.0)
 ENDS = ("", "_low", "_high")
 COLOUR_OF = dict(zip(("coverage", "least_counts", "random", "parallel", "rmsd_histogram"), COLOURS[1:], strict=False))
 MARKERS = (("*", 1.0), ("P", 1.04), ("s", 1.08))
@@ -39,7 +40,7 @@ MARKERS = (("*", 1.0), ("P", 1.04), ("s", 1.08))
 RESOLVED_percent, LEVEL = -30.0, 0.05
 PREFACE = """# When does acquisition pay? A teacher in place of all atoms
 
-Written by `make results` from [teacher.csv](teacher.csv) and [teacher_pilot.csv](teacher_pilot.csv), which `python -m
+Written by `make results` from `teacher.csv` and [teacher_pilot.csv](teacher_pilot.csv), which `python -m
 study.teacher` and `python -m study.teacher --pilot` make. **None of these figures is of all-atom simulations.** The
 oracle is a fixed coarse-grained potential of chignolin at 350 K: prior, linear rung and a network by relative entropy
 (32 features, two blocks) on all of [a test bed](../decisions/19-test-beds.md), `python -m study.teacher.make`. Its
@@ -62,17 +63,24 @@ visited least; the others pick frames of the network's simulation at 0, 0.1, 0.3
 
 
 def write_when_it_pays(folder: Path, told: Path = ADVICE) -> None:
-    """Write page and map into a folder that has `teacher.csv` and `teacher_pilot.csv`, and the advice to `told`."""
-    if not (folder / "teacher.csv").is_file():
-        return
-    records, pilot = (pd.read_csv(folder / f"{name}.csv") for name in ("teacher", "teacher_pilot"))
+    """Write page and map into a folder that has `teacher_pilot.csv`, and with `teacher.csv` the advice to `told`.
+
+    Before an arm has two seeds there, the map and the table are of the pilot, and there is no advice.
+    """
+    pilot = pd.read_csv(folder / "teacher_pilot.csv")
+    records = pd.read_csv(folder / "teacher.csv") if (folder / "teacher.csv").is_file() else pilot.head(0)
     found = contrasts(records[records["noise"] == 1.0])
-    sentence = _advise(found)
-    save_figure(_draw(records, all_atom(folder)), folder / "when_it_pays.png")
-    parts = [PREFACE, _power(pilot, found), "![when it pays](when_it_pays.png)", f"## Advice\n\n{sentence}"]
-    parts += [_contrast_table(found), *(_table(records, noise) for noise in sorted(records["noise"].unique()))]
+    parts, shown = [PREFACE, _power(pilot, found)], records if len(found) else pilot
+    if len(found):
+        sentence = _advise(found)
+        write_text(told, sentence + "\n")
+        parts += [f"## Advice\n\n{sentence}", _contrast_table(found)]
+    else:
+        parts += ["**The records are not there yet**: what follows is the pilot, which decides nothing."]
+    save_figure(_draw(shown, all_atom(folder), "" if len(found) else ", pilot"), folder / "when_it_pays.png")
+    parts += ["![when it pays](when_it_pays.png)"]
+    parts += [_table(shown, noise) for noise in sorted(shown["noise"].unique())]
     write_text(folder / "when-it-pays.md", "\n\n".join(parts) + "\n")
-    write_text(told, sentence + "\n")
 
 
 def logs(
@@ -223,7 +231,7 @@ def _table(records: pd.DataFrame, noise: float) -> str:
     )
 
 
-def _draw(records: pd.DataFrame, atoms: pd.DataFrame) -> Figure:
+def _draw(records: pd.DataFrame, atoms: pd.DataFrame, stage: str) -> Figure:
     """Change to continued dynamics against the budget: networks at each noise, beside all-atom ones, and raw frames."""
     panels_of = [("network", noise) for noise in sorted(records["noise"].unique())] + [("raw", 1.0)]
     figure = Figure(figsize=(4.8 * len(panels_of), 4.2), layout="constrained")
@@ -237,9 +245,9 @@ def _draw(records: pd.DataFrame, atoms: pd.DataFrame) -> Figure:
             at = budgets * 1.07 ** (number - 2)
             panel.errorbar(at, value, [value - low, high - value], color=colour, label=arm, marker="o", capsize=2)
         panel.axhline(0.0, color="0.4", linewidth=0.8)
-        title = "raw frames of the teacher" if model == "raw" else f"networks, teacher's noise x {noise:g}"
-        panel.set(xscale="log", xlabel="budget over slowest time", title=title, ylim=(-100, 150))
-        panel.set_xticks(budgets, [f"{budget:g}" for budget in budgets], minor=False)
+        title = f"{'raw frames' if model == 'raw' else f'networks, noise x {noise:g}'} (circles: teacher{stage})"
+        panel.set(xscale="log", xlabel="budget over slowest time", title=title, xlim=(0.07, 14.0), ylim=(-100, 150))
+        panel.set_xticks(TICKS, [f"{budget:g}" for budget in TICKS], minor=False)
         panel.minorticks_off()
     _add_all_atom(panels[panels_of.index(("network", 1.0))], atoms)
     panels[0].set_ylabel("change of TICA W1 to continued dynamics [%]")

@@ -92,6 +92,13 @@ def test_a_known_gain_is_found_where_it_is_and_nowhere_else():
     assert len(found) == len(BUDGETS) * (len(ARMS) - 2 + 2)
 
 
+def test_without_records_the_page_is_of_the_pilot_and_advises_nothing(tmp_path):
+    known(1.0).query("budget_over_slowest in (0.1, 0.3)").to_csv(tmp_path / "teacher_pilot.csv", index=False)
+    write_when_it_pays(tmp_path, tmp_path / "advice.txt")
+    assert "the pilot, which decides nothing" in (tmp_path / "when-it-pays.md").read_text()
+    assert not (tmp_path / "advice.txt").exists()
+
+
 def test_the_page_advises_what_its_records_say(tmp_path):
     known(0.5).to_csv(tmp_path / "teacher.csv", index=False)
     known(1.0).to_csv(tmp_path / "teacher_pilot.csv", index=False)
