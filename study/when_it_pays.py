@@ -37,7 +37,7 @@ COLOUR_OF = dict(zip(("coverage", "least_counts", "random", "parallel", "rmsd_hi
 MARKERS = (("*", 1.0), ("P", 1.04), ("s", 1.08))
 """Of all-atom systems, and what sets them apart along the budget."""
 
-RESOLVED_percent, LEVEL = -30.0, 0.05
+RESOLVED_percent, LEVEL, LEAST_SEEDS = -30.0, 0.05, 5
 PREFACE = """# When does acquisition pay? A teacher in place of all atoms
 
 Written by `make results` from `teacher.csv` and [teacher_pilot.csv](teacher_pilot.csv), which `python -m
@@ -65,7 +65,7 @@ visited least; the others pick frames of the network's simulation at 0, 0.1, 0.3
 def write_when_it_pays(folder: Path, told: Path = ADVICE) -> None:
     """Write page and map into a folder that has `teacher_pilot.csv`, and with `teacher.csv` the advice to `told`.
 
-    Before an arm has two seeds there, the map and the table are of the pilot, and there is no advice.
+    Before an arm has five seeds there, the map and the table are of the pilot, and there is no advice.
     """
     pilot = pd.read_csv(folder / "teacher_pilot.csv")
     records = pd.read_csv(folder / "teacher.csv") if (folder / "teacher.csv").is_file() else pilot.head(0)
@@ -97,7 +97,7 @@ def logs(
 
 
 def contrasts(records: pd.DataFrame) -> pd.DataFrame:
-    """Every arm against continued dynamics, and `coverage` against `OTHERS`, at every budget.
+    """Every arm against continued dynamics, and `coverage` against `OTHERS`, at every budget that has `LEAST_SEEDS`.
 
     `p` of the primary contrast is that of a paired t-test; of the others it is corrected for their number.
     """
@@ -107,7 +107,7 @@ def contrasts(records: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (arm, to), budget in product(pairs, budgets):
         values = logs(records, arm, to, budget)
-        if len(values) > 1:
+        if len(values) >= LEAST_SEEDS:
             test = float(stats.ttest_1samp(values, 0.0).pvalue)
             percent = Interval(*(float(100 * np.expm1(value)) for value in mean_interval(values)))
             rows.append((arm, to, budget, len(values), *percent, test, smallest_effect_percent(values)))
