@@ -11,13 +11,16 @@ import pytest
 import yaml
 from prefect.testing.utilities import prefect_test_harness
 
+from cgal.all_atom.oracle import OracleResult
 from cgal.benchmark.observables import OBSERVABLES
-from cgal.dataset import load_manifest
+from cgal.dataset import StoredAtoms, load_manifest
 from cgal.files import sha256
 from cgal.potential.checkpoint import load_checkpoint
 from flows.campaign.active_learning import active_learning
 from flows.campaign.records import campaign_rounds
+from flows.protein.seed import SeedRuns, make_seed
 from flows.versioning import Repository
+from flows.workspace import Workspace
 from tests.conftest import REPOSITORY
 
 PARAMS = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
@@ -95,6 +98,50 @@ def test_a_painn_campaign_whose_last_labels_all_fail_comes_to_its_end(
     assert after["oracle_failed"] == 2
     network = load_checkpoint(root / "round" / "model.pt")[0].network
     assert type(network).__name__ == "CGPaiNN"
+
+
+WATER = {
+    "temperature_K": 300.0,
+    "force_field": {
+        "name": "ff14SB",
+        "solvent": "tip3pfb",
+        "water": {"box_nm": 3.0, "minimise_steps": 10, "settling_steps": 10},
+    },
+    "campaign": {"rounds": 1, "stop_below": 0.0},
+    "mapping": {"force_map": "local_frames"},
+    "training": {"epochs": 2, "validation_block_frames": 2, "preflight": False},
+    "simulation": {"replicas": 4, "steps": 100, "stride": 20},
+    "selection": {"frames": 1},
+    "backmapping": {"steer_within_nm": 0.3, "steer_steps": 50},
+    "oracle": {"mode": "free", "burn_in_steps": 5, "average_steps": 20, "free_stride": 10},
+    "benchmark": {"bootstrap": 5, "maximum_frames": 100},
+    "execution": {"oracle_workers": 1},
+}
+SEED_STEPS, SEED_RUNS = 5 + 25, 2
+
+
+@pytest.mark.slow
+def test_a_campaign_in_explicit_water(make_project: Callable[..., Path], prefect_server: None) -> None:
+    """Seed, labels and training from frames of the protein alone, and every all-atom step is counted."""
+    root = make_project(**WATER)
+    make_seed(Workspace(root), SeedRuns(SEED_RUNS, length_ps=0.1, equilibration_ps=0.02, spacing_ps=0.02))
+    Repository(root).dvc.record_data("chignolin")
+    assert active_learning(root, "small") == 1
+    before, after = campaign_rounds(Repository(root), "small")
+    result = OracleResult.load(root / "round" / "oracle.h5")
+    assert len(result.labelled) == 0, "the closing round labels nothing"
+    manifest = load_manifest(root / "data" / "chignolin")
+    labels = manifest.shards[1]
+    assert [shard.frames for shard in manifest.shards] == [10, 2]
+    assert after["frames"] == 12
+    atoms = StoredAtoms.load(root / "data" / "chignolin" / "shards" / labels.atoms_name)
+    assert atoms.positions.shape[1:] == (166, 3), "water is in no file"
+    params = Workspace(root).params
+    water = params.force_field.water
+    least_steps = water.minimise_steps + water.settling_steps
+    assert before["seed_steps"] > SEED_RUNS * (least_steps + SEED_STEPS), "the minimiser begins anew at times"
+    assert labels.oracle_steps > least_steps + params.oracle.steps + params.backmapping.warm_up_steps
+    assert labels.failed_steps == 0
 
 
 def _check_restore_and_replay(root: Path) -> None:
