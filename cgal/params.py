@@ -650,6 +650,9 @@ class Params(Section):
             raise ValueError("oracle.average_steps must not be below oracle.sample_stride, or no force is averaged")
         if self.oracle.mode == "free" and self.oracle.average_steps < self.oracle.free_stride:
             raise ValueError("oracle.average_steps must not be below oracle.free_stride, or no frame is labelled")
+        for length, spacing in (("hot_ps", "hot_spacing_ps"), ("segment_ps", "spacing_ps")):
+            if getattr(self.reference, length) < getattr(self.reference, spacing):
+                raise ValueError(f"reference.{length} must not be below reference.{spacing}, or no frame is kept")
         if len(protein_names(self.protein)) > 1 and self.training.by_replicas:
             raise ValueError(
                 f"training.objective {self.training.objective} is for one protein, as its replicas are: set it to "
