@@ -21,6 +21,7 @@ SUBJECTS = (
     "growth",
     "training",
     "oracle",
+    "picks",
     "water",
     "labels",
     "selection",

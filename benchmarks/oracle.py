@@ -1,12 +1,8 @@
-"""The all-atom oracle: steps against the ordinary way to build it; on chignolin a second process, labels per hour."""
+"""The all-atom oracle: steps against the ordinary way to build it."""
 
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
@@ -15,7 +11,6 @@ from jaxtyping import Float64
 from openmm import app
 
 from benchmarks.harness import Result, Timing, interleave
-from cgal.all_atom.backmapping.backmap import backmap
 from cgal.all_atom.force_field import (
     build_system,
     choose_platform,
@@ -24,19 +19,15 @@ from cgal.all_atom.force_field import (
     make_context,
     read_structure,
 )
-from cgal.all_atom.oracle import OracleResult, label
 from cgal.all_atom.structures import structure_from_sequence
-from cgal.frames import AtomFrames, alpha_carbons
-from cgal.params import BackmappingParams, ForceFieldParams, OracleParams
+from cgal.frames import AtomFrames
+from cgal.params import ForceFieldParams, OracleParams
 
 FRAMES = Path(__file__).parents[1] / "tests" / "data" / "chignolin_small.h5"
 PHYSICS = ForceFieldParams(name="ff14SB", platform="CPU")
 ORACLE = OracleParams()
-BACKMAPPING = BackmappingParams()
 TEMPERATURE_K = 350.0
 STEPS = 150
-PICKS = 12
-REPETITIONS = 5
 SEQUENCES = ("YYDPETGTWY", "NLYIQWLKDGGPSSGRPPPS", "LSDEDFKAVFGMTRSAFANLPLWKQQNLKKEKGLF")
 """CLN025, Trp-cage and villin HP35."""
 
@@ -56,14 +47,13 @@ def results() -> Iterator[Result]:
             if sequence == SEQUENCES[0]:
                 yield timing.rates(f"oracle_vs_xml_{'gb' if solvent == 'obc2' else solvent}", STEPS, "AA steps/s", note)
         yield _against_native(start, f"born_vs_native_{residues}")
-    yield from _labelling()
 
 
 def _structure(sequence: str) -> Start:
     """Topology and positions of an extended chain; without a cutoff its shape does not matter to the cost."""
     if sequence == SEQUENCES[0]:
-        topology, _ = read_structure(_frames().pdb)
-        return topology, _frames().positions[0].astype(float)
+        topology, _ = read_structure(bundled_frames().pdb)
+        return topology, bundled_frames().positions[0].astype(float)
     pdb = structure_from_sequence(sequence, PHYSICS, temperature_K=TEMPERATURE_K, seed=1)
     return read_structure(pdb)
 
@@ -142,64 +132,7 @@ def _run(context: openmm.Context) -> None:
         forces_of(context)
 
 
-@dataclass(frozen=True)
-class Labelling:
-    """One call of `label`: seconds in all, to the first outcome of every process; after that picks per second."""
-
-    seconds: float
-    start_s: float
-    picks_per_s: float
-    result: OracleResult
-
-
-def _labelling() -> Iterator[Result]:
-    """The real path: backmapping, burn-in, average, files, processes; steady rates, start-up told apart."""
-    pairs = [(_label(2, ORACLE), _label(1, ORACLE)) for _ in range(REPETITIONS)]
-    free = _label(1, ORACLE.model_copy(update={"mode": "free"}))
-    ratios = sorted(two.picks_per_s / one.picks_per_s for two, one in pairs)
-    two, one = (median(each.picks_per_s for each in side) for side in zip(*pairs, strict=True))
-    note = (
-        f"picked frames done a second by 2 processes against 1, after every process's first frame (there after "
-        f"{pairs[0][0].start_s:.1f} s with 2 and {pairs[0][1].start_s:.1f} s with 1); {PICKS} picks through `label`: "
-        f"backmapping, {ORACLE.burn_in_steps} + {ORACLE.average_steps} steps; ratio {ratios[0]:.2f} to "
-        f"{ratios[-1]:.2f} over {REPETITIONS} repetitions"
-    )
-    yield Result("oracle_scaling_2", two, one, median(ratios), "picks/s", note)
-    for mode, labelling in (("mean_force", pairs[0][1]), ("free", free)):
-        labels = len(labelling.result.labelled) / max(PICKS - len(labelling.result.failures), 1)
-        note = (
-            f"{labels:.0f} labels a pick; one core, {PICKS} picks by `label`: start-up, compilation from the cache, "
-            f"backmapping, failed tries ({len(labelling.result.failures)} picks failed) and steps, "
-            f"{labelling.seconds:.1f} s in all"
-        )
-        picks = (PICKS - len(labelling.result.failures)) / labelling.seconds * 3600
-        yield Result(f"picks_per_core_hour_{mode}", picks, None, None, "picks/h", note)
-
-
-def _label(workers: int, oracle: OracleParams) -> Labelling:
-    frames = _frames()
-    rebuild = partial(
-        backmap, structure=frames.pdb, params=BACKMAPPING, force_field=PHYSICS, temperature_K=TEMPERATURE_K
-    )
-    told: list[float] = []
-    with TemporaryDirectory() as scratch:
-        start = time.perf_counter()
-        result = label(
-            frames.positions[:PICKS, alpha_carbons(frames.topology)],
-            frames.pdb,
-            rebuild=rebuild,
-            force_field=PHYSICS,
-            oracle=oracle,
-            temperature_K=TEMPERATURE_K,
-            seeds=range(1, PICKS + 1),
-            workers=workers,
-            scratch=Path(scratch),
-            progress=lambda done, total, note="": told.append(time.perf_counter() - start),
-        )
-    first = told[workers]  # told[0] is before any frame
-    return Labelling(told[-1], first, (PICKS - workers) / (told[-1] - first), result)
-
-
 @cache
-def _frames() -> AtomFrames:
+def bundled_frames() -> AtomFrames:
+    """All-atom frames of chignolin."""
     return AtomFrames.load(FRAMES)
