@@ -27,8 +27,9 @@ frame that it is measured on. A size is so many whole trajectories drawn by the 
 10 ps. `raw` are these frames themselves, `prior` is bonds, angles, dihedrals and repulsion fitted to them, `linear` has
 the [linear rung](../how-to/objective.md) on top, and the networks are trained on top of the prior by the objective that
 they are named after (`_on_linear`: on top of the rung), with the settings of `params.yaml`.
-Each model is simulated 64 times for 240 ps (earlier records: 120 ps), half from the folded structure and half from a stretched chain; the first
-half of each is left out. The floor is the W1 between random halves of all trajectories, mean of 8. Means over seeds
+Each model is simulated 64 times for 240 ps (earlier records: 120 ps), half from the folded structure and half from a
+stretched chain; the first half of each is left out. The floor is the W1 between random halves of all trajectories, mean
+of 8. Means over seeds
 with 95 % intervals; a ratio to the prior is paired by seed and averaged by logarithms.
 
 **What had been seen before.** The settings were frozen before the records, but not before these beds had been looked
