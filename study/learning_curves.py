@@ -11,12 +11,9 @@ first half is left out. Rows that are there are not made again.
 """
 
 import csv
-import multiprocessing
-import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -25,7 +22,6 @@ import numpy as np
 import torch
 import typer
 from jaxtyping import Float32
-from rich.progress import Progress, TimeElapsedColumn
 
 from cgal.benchmark.observables import OBSERVABLES
 from cgal.benchmark.suite import benchmark, observe
@@ -40,6 +36,7 @@ from cgal.simulation.run import run_from, to_trajectory
 from cgal.training.linear import fit_rung
 from cgal.training.train import train
 from study.beds import GROUND_TRUTHS, GroundTruth, SETTLE_ns, Swarm
+from study.in_processes import measure_all
 
 __all__ = ["COLUMNS", "Task", "measure", "tasks"]
 
@@ -295,22 +292,9 @@ def main(
     model: Annotated[list[str] | None, typer.Option(help="Only this model; may be given again.")] = None,
 ) -> None:
     """Measure all tasks whose rows are not there."""
-    began, known = time.monotonic(), done(records)
+    known = done(records)
     waiting = [task for task in tasks() if task not in known and (not model or task.model in model)]
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-    open_tasks = {pool.submit(measure, task) for task in waiting}
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn()) as bar:
-        shown = bar.add_task("learning curves", total=len(waiting))
-        while open_tasks and time.monotonic() - began < until:
-            ready, open_tasks = wait(open_tasks, timeout=1.0, return_when=FIRST_COMPLETED)
-            for future in ready:
-                append(records, future.result())
-                bar.advance(shown)
-    if open_tasks:
-        print(f"{len(open_tasks)} tasks are left; the same command goes on", flush=True)
-        for process in list(pool._processes.values()):
-            process.kill()
-        os._exit(0)
+    measure_all(measure, waiting, partial(append, records), what="tasks", processes=processes, until_s=until)
 
 
 if __name__ == "__main__":

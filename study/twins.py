@@ -10,10 +10,8 @@ kill.
 """
 
 import csv
-import multiprocessing
-import os
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +22,6 @@ import pandas as pd
 import torch
 import typer
 from jaxtyping import Float32
-from rich.progress import Progress, TimeElapsedColumn
 
 from cgal.benchmark.observables import OBSERVABLES
 from cgal.benchmark.suite import benchmark
@@ -38,6 +35,7 @@ from cgal.potential.checkpoint import load_checkpoint
 from cgal.potential.potential import Potential
 from cgal.randomness import derive_seed
 from cgal.simulation.run import run_from, to_trajectory
+from study.in_processes import measure_all
 from study.learning_curves import REPLICAS, LENGTH_ps, benchmark_params, stretched
 
 __all__ = ["KINDS", "Round", "measure", "rounds_of", "steps_by_kind"]
@@ -232,23 +230,10 @@ def main(
     until: Annotated[float, typer.Option(help="Seconds after which nothing is waited for any more.")] = float("inf"),
 ) -> None:
     """Measure all rounds of complete campaigns whose rows are not there."""
-    began, path = time.monotonic(), root.resolve() / "docs" / "results" / f"{name}_twins.csv"
+    path = root.resolve() / "docs" / "results" / f"{name}_twins.csv"
     known = _done(path)
-    every = rounds_of(root.resolve(), name)
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-    waiting = {pool.submit(measure, task) for task in every if task.tag not in known}
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn()) as bar:
-        shown = bar.add_task("twins", total=len(waiting))
-        while waiting and time.monotonic() - began < until:
-            ready, waiting = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
-            for future in ready:
-                _append(path, future.result())
-                bar.advance(shown)
-    if waiting:
-        print(f"{len(waiting)} rounds are left; the same command goes on", flush=True)
-        for process in list(pool._processes.values()):
-            process.kill()
-        os._exit(0)
+    waiting = [task for task in rounds_of(root.resolve(), name) if task.tag not in known]
+    measure_all(measure, waiting, partial(_append, path), what="rounds", processes=processes, until_s=until)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,8 @@ sets of its own.
 """
 
 import csv
-import multiprocessing
-import os
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +15,7 @@ import torch
 import typer
 
 from cgal.files import write_text
+from study.in_processes import measure_all
 from study.teacher.arms import ARMS, BUDGETS, COLUMNS, Row, Task, measure
 from study.teacher.oracle import load_teacher
 
@@ -74,19 +71,7 @@ def main(
     records: Path = RECORDS,
 ) -> None:
     """Run all campaigns whose rows are not there."""
-    began, known = time.monotonic(), done(records)
+    known = done(records)
     waiting = [task for task in tasks(seeds, noise, pilot) if task not in known]
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-    names = {pool.submit(run, task, PILOT_BUDGETS if pilot else BUDGETS): task for task in waiting}
-    left = set(names)
-    while left and time.monotonic() - began < until:
-        ready, left = wait(left, timeout=1.0, return_when=FIRST_COMPLETED)
-        for future in ready:
-            append(records, future.result())
-            print(f"{names[future]}, {len(left)} left, {time.monotonic() - began:.0f} s", flush=True)
-    if left:
-        print(f"{len(left)} campaigns are left; the same command goes on", flush=True)
-        for process in list(pool._processes.values()):
-            process.kill()
-        os._exit(0)
-    pool.shutdown()
+    campaign = partial(run, budgets=PILOT_BUDGETS if pilot else BUDGETS)
+    measure_all(campaign, waiting, partial(append, records), what="campaigns", processes=processes, until_s=until)
