@@ -31,6 +31,7 @@ from cgal.schnet.network import CGSchNet
 from cgal.simulation.run import simulate
 from cgal.training import relative_entropy
 from cgal.training.force_matching import Frames, Run
+from cgal.training.learners import NetworkLearner
 
 THREADS = 2
 STEPS_COMPARED = 5
@@ -77,7 +78,7 @@ def _entropy_seconds(beads: int) -> tuple[float, float]:
     numbers = np.arange(entropy.held_out_frames)
     held_out = np.resize(frames, (len(numbers), beads, 3))
     data = relative_entropy.Data(frames, None, held_out, np.ones(len(numbers)), numbers // 100, numbers)
-    run = relative_entropy.Run(initial, data, params, 0)
+    run = relative_entropy.Run(NetworkLearner(initial, entropy), initial, data, params, 0)
     settling = _both_clocks(lambda: run.resume(None))
     run.update()
     updates = _both_clocks(partial(_repeat, run.update, ENTROPY_UPDATES))

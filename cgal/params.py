@@ -279,7 +279,7 @@ class DynamicsParams(Section):
     replicas: Count = 32
     steps: Count = 3000
     stride: Count = 30
-    timestep_ps: Positive = 0.005
+    timestep_ps: Positive = 0.01
     friction_per_ps: Positive = 1.0
     bead_mass_amu: Positive = 100.0
     maximum_bond_nm: Positive = Field(0.7, description="a replica with a longer CA-CA bond has exploded")
@@ -290,6 +290,18 @@ class DynamicsParams(Section):
         le=16384,
         description="intervals of the tabulated filters; force error below 1e-5 at 512, eight times that at 256",
     )
+
+
+class PopulationsRungParams(Section):
+    """The linear rung, where relative entropy fits it: before the network, to the populations of the frames."""
+
+    updates: Count = 600
+    learning_rate: Positive = Field(0.2, description="share of Newton's step, at first")
+    gradient_clip: Positive = Field(5.0, description="longest step, over its learning rate, in k_B T of energy")
+    ridge: Positive = Field(
+        1e-3, description="least variance of a coordinate that is believed, in units of the mean of all"
+    )
+    prior_frames: NonNegative = Field(70.0, description="as if so many further frames spoke for the prior alone")
 
 
 class RelativeEntropyParams(Section):
@@ -319,6 +331,7 @@ class RelativeEntropyParams(Section):
     )
     held_out_frames: Count = Field(2000, description="held-out frames that are looked at, at most, evenly thinned")
     patience_updates: Count = 100
+    rung: PopulationsRungParams = Field(PopulationsRungParams(), description="the linear rung, if there is to be one")
     dynamics: DynamicsParams = Field(
         DynamicsParams(replicas=64, steps=200, stride=50), description="of the replicas between two updates"
     )
@@ -366,8 +379,9 @@ class TrainingParams(Section):
     )
     linear_rung: bool = Field(
         False,
-        description="first fit pair splines and dihedral couplings to the forces by least squares, where frames left "
-        "out say that they help; with several proteins there are none",
+        description="first fit pair splines and dihedral couplings, where frames left out say that they help: to the "
+        "populations for objectives that want frames in equilibrium, else to the forces; with several proteins there "
+        "are none",
     )
     frame_weights: Literal["none", "markov"] = Field(
         "none",

@@ -4,8 +4,9 @@
 
 The swarms of `study.beds` are parted by trajectory: every other one is the ground truth that models are measured on,
 and the rest is what they may learn from. A size of training data is so many whole trajectories, the last one cut. `raw`
-are these frames themselves, `prior` is the model without a network, `linear` has the linear rung on top, and the other
-models are named as their objective, with `_on_linear` where the network is on top of the rung.
+are these frames themselves, `prior` is the model without a network, `linear` has a linear rung by forces on top,
+`linear_populations` one by relative entropy, and the other models are named as their objective, with `_on_linear` where
+the network is on top of that objective's rung.
 Each is simulated from the folded structure and from a stretched chain, `REPLICAS` times for `LENGTH_ps` each, and the
 first half is left out. Rows that are there are not made again.
 """
@@ -33,8 +34,7 @@ from cgal.potential.architectures import initial_potential
 from cgal.potential.potential import Potential
 from cgal.potential.prior import fit_prior
 from cgal.simulation.run import run_from, to_trajectory
-from cgal.training.linear import fit_rung
-from cgal.training.train import train
+from cgal.training.train import fit_rung, train
 from study.beds import GROUND_TRUTHS, GroundTruth, SETTLE_ns, Swarm
 from study.in_processes import measure_all
 
@@ -57,7 +57,10 @@ COLUMNS = (
     "folded_from_extended",
     "lost_replicas",
 )
-CONTROLS = ("raw", "prior", "linear")
+RUNGS = {"linear": "force_matching", "linear_populations": "relative_entropy"}
+"""Objective of each rung without a network."""
+
+CONTROLS = ("raw", "prior", *RUNGS)
 ON_LINEAR = "_on_linear"
 """Ends the names of networks on top of the linear rung."""
 
@@ -70,7 +73,8 @@ MODELS = (
     "force_matching_on_linear",
     "force_matching",
     "forces_and_noise",
-    "relative_entropy_committee",
+    "forces_and_populations_on_linear",
+    "relative_entropy_on_linear_committee",
 )
 SIZES_ns = (64.0, 16.0, 0.0, 4.0, 1.0)
 """Nanoseconds to learn from, the most telling first; zero is all that there are."""
@@ -79,8 +83,8 @@ SEEDS = 5
 REPLICAS = 32
 """From each of the two starts."""
 
-LENGTH_ps = 240.0
-"""Long enough for the folded shares from both starts to meet."""
+LENGTH_ps = 480.0
+"""Long enough for the folded shares from both starts to meet, which takes the better models 200 to 300 ps."""
 
 SPLITS = 8
 BOND_nm, BEND_nm = 0.38, 0.05
@@ -164,7 +168,7 @@ def tasks() -> Iterator[Task]:
     systems = [system_of(bed) for bed in GROUND_TRUTHS]
     for model in CONTROLS:
         yield from (Task(system, ns, model, seed) for ns, system, seed in product(SIZES_ns, systems, range(SEEDS)))
-    for sizes, model, seed in product((SIZES_ns[:3], SIZES_ns[3:]), MODELS, range(SEEDS)):
+    for model, sizes, seed in product(MODELS, (SIZES_ns[:3], SIZES_ns[3:]), range(SEEDS)):
         yield from (Task(system, ns, model, seed) for ns, system in product(sizes, systems))
 
 
@@ -219,21 +223,21 @@ def model_of(parts: Halves, frames: LabelledFrames, task: Task) -> Potential:
     """Prior, and network unless it is `prior`, from these frames alone."""
     demo = load_params(Path("params.yaml"))
     prior = fit_prior(frames.positions, frames.sequence, parts.bed.temperature_K, demo.prior)
-    if task.model == "linear":
-        prior = fit_rung([frames], prior, training_params(demo, task, len(frames))).prior
+    params = training_params(demo, task, len(frames))
+    if task.model in RUNGS:
+        prior = fit_rung([frames], prior, params, seed=task.seed).prior
     if task.model in CONTROLS:
         return initial_potential(prior, frames.sequence, SchNetParams(features=1, blocks=1), task.seed)
     initial = initial_potential(prior, frames.sequence, demo.network, task.seed)
-    return train([frames], initial, training_params(demo, task, len(frames)), seed=task.seed).potential
+    return train([frames], initial, params, seed=task.seed).potential
 
 
 def training_params(demo: Params, task: Task, frames: int) -> TrainingParams:
     """Those of params.yaml; whole trajectories are held out where there are enough, else blocks of a twentieth."""
     epochs = max(1, min(demo.training.epochs, MOST_EPOCH_FRAMES // frames))
+    objective = RUNGS.get(task.model, task.model.removesuffix(COMMITTEE).removesuffix(ON_LINEAR))
     wishes: dict[str, str | int | bool] = {
-        "objective": "force_matching"
-        if task.model in CONTROLS
-        else task.model.removesuffix(COMMITTEE).removesuffix(ON_LINEAR),
+        "objective": "force_matching" if task.model in ("raw", "prior") else objective,
         "members": MEMBERS if task.model.endswith(COMMITTEE) else 1,
         "linear_rung": task.model.removesuffix(COMMITTEE).endswith(ON_LINEAR),
         "epochs": epochs,

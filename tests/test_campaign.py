@@ -64,7 +64,7 @@ def test_two_rounds_and_a_closing_one(make_project: Callable[..., Path], prefect
     assert 0.8 * elapsed_s < sum(entry["wall_s"] for entry in rounds) < elapsed_s
     assert all(0 < entry["overhead_s"] < entry["wall_s"] for entry in rounds)
     assert rounds[2]["frames"] == sum(shard.frames for shard in manifest.shards)
-    assert rounds[0]["seed_steps"] is None, "the bundled seed does not say what its runs took"
+    assert rounds[0]["seed_steps"] == 75_000 + 183_750, "runs and labels of the bundled seed"
     assert 0 <= rounds[2]["failed_steps"] < rounds[2]["acquisition_steps"]
     assert rounds[2]["oracle_steps"] > rounds[1]["oracle_steps"] > rounds[0]["oracle_steps"]
     for entry in rounds:

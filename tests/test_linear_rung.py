@@ -8,11 +8,12 @@ from cgal.frames import LabelledFrames
 from cgal.params import PriorParams, TrainingParams
 from cgal.potential.architectures import freeze, initial_potential
 from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
+from cgal.potential.linear_rung import Basis, unit_forces
 from cgal.potential.pair_splines import COEFFICIENTS, FREE, INTERVALS, SPACING_nm, START_nm, spline_energies
 from cgal.potential.potential import Potential
 from cgal.potential.prior import fit_prior
 from cgal.schnet.evaluator import Evaluator
-from cgal.training.linear import Basis, design, fit_rung
+from cgal.training.linear import fit_rung
 from cgal.training.train import train
 from tests.beads import SEQUENCE, SMALL_NETWORK, labelled, real_prior, shaken_beads
 
@@ -115,7 +116,7 @@ def test_every_column_of_the_fit_is_the_force_of_its_coefficient():
         unit = np.zeros(sum(basis.sizes))
         unit[column] = 1.0
         forces = bare.with_rung(basis.parts(unit)).forces(positions) - bare.forces(positions)
-        found = design(positions, basis)[..., column].view(forces.shape)
+        found = unit_forces(positions, basis)[..., column].view(forces.shape)
         assert (found - forces).abs().max() < 1e-8 * (1.0 + forces.abs().max())
 
 

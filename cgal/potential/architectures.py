@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cgal.params import NetworkParams
+from cgal.params import NetworkParams, SchNetParams
 from cgal.potential.energy_gradient import AutogradEnergies, Energies
 from cgal.potential.energy_model import EnergyModel
 from cgal.potential.force_matching import AutogradForceMatching, ForceMatching, worker_threads
@@ -21,7 +21,15 @@ from cgal.potential.network import Network
 from cgal.potential.potential import Potential
 from cgal.potential.prior import Prior
 
-__all__ = ["ARCHITECTURES", "Architecture", "architecture_of", "freeze", "initial_potential", "new_network"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "architecture_of",
+    "freeze",
+    "initial_potential",
+    "new_network",
+    "without_network",
+]
 
 ARCHITECTURES = {
     "schnet": "cgal.schnet.architecture",
@@ -82,6 +90,11 @@ def new_network(params: NetworkParams, seed: int) -> Network:
 def initial_potential(prior: Prior, sequence: str, params: NetworkParams, seed: int) -> Potential:
     """Potential before any training: its network is fresh and gives zero, so that it equals the prior."""
     return Potential(prior, new_network(params, seed), sequence)
+
+
+def without_network(prior: Prior) -> Potential:
+    """Potential of a prior alone, which simulates fast: its network is small and stays silent."""
+    return initial_potential(prior, prior.sequence, SchNetParams(features=1, blocks=1, radial_functions=2), 0)
 
 
 def freeze(potential: Potential, device: str = "cpu", filter_intervals: int = 512) -> EnergyModel:

@@ -12,9 +12,6 @@ largest one that is no worse than the best by more than the standard error over 
 The Elements of Statistical Learning, section 7.10): smaller ones leave the forces on frames that were seen as they are,
 while energies of pairs grow to ten k_B T that cancel there alone. Where the share of
 the left-out error that it takes off is not clear of zero (`CLEAR` standard errors), there is no rung.
-
-Chains of up to `EACH_PAIR` beads have coefficients for each pair and each dihedral; in longer ones all pairs of one
-separation share theirs, and so do all dihedrals.
 """
 
 from collections.abc import Sequence
@@ -23,28 +20,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Complex128, Float64, Int64
+from jaxtyping import Float64
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from cgal.frames import LabelledFrames
 from cgal.params import TrainingParams
-from cgal.potential.dihedral_couplings import ORDER, coupling_terms, slopes_at
 from cgal.potential.force_matching import worker_threads
-from cgal.potential.geometry import internal_coordinates, pairs
-from cgal.potential.pair_splines import COEFFICIENTS, FREE, locate
-from cgal.potential.prior import RUNG, Prior
+from cgal.potential.linear_rung import Basis, unit_forces
+from cgal.potential.prior import Prior
 from cgal.projection.bonds import weigh_bonds
 from cgal.training.held_out import held_out_masks
 
-__all__ = ["Basis", "Rung", "design", "fit_rung"]
-
-EACH_PAIR = 16
-FARTHEST = 20
-"""Separation from which on pairs of a long chain are alike."""
-
-COUPLING = 4 * ORDER**2
-"""Coefficients of two neighbouring dihedrals."""
+__all__ = ["CLEAR", "Rung", "fit_rung"]
 
 FOLDS = 5
 CLEAR = 2.1
@@ -95,45 +83,6 @@ def fit_rung(shards: Sequence[LabelledFrames], prior: Prior, params: TrainingPar
     """Fit the rung to the training frames of shards of one protein: on one thread, as sums depend on their order."""
     with worker_threads(1), threadpool_limits(limits=1):
         return _fit(shards, deepcopy(prior).cpu(), params)
-
-
-@dataclass(frozen=True, eq=False)
-class Basis:
-    """Which coefficients each pair |i-j| >= 3, each dihedral and each two neighbouring dihedrals have."""
-
-    pairs: Int64[np.ndarray, " pairs"]
-    dihedrals: Int64[np.ndarray, " dihedrals"]
-    neighbours: Int64[np.ndarray, " neighbours"]
-    order: int
-
-    @classmethod
-    def of(cls, prior: Prior) -> "Basis":
-        """For the prior's chain and the order of its dihedral series."""
-        beads = len(prior.sequence)
-        first, second = (part.numpy() for part in pairs(beads, 3, torch.device("cpu")))
-        each = beads <= EACH_PAIR
-        separations = np.unique(np.minimum(second - first, FARTHEST), return_inverse=True)[1]
-        dihedrals = np.arange(beads - 3) if each else np.zeros(beads - 3, dtype=np.int64)
-        order = prior.dihedral_cosine_kJ_per_mol.shape[1]
-        return cls(np.arange(len(first)) if each else np.asarray(separations), dihedrals, dihedrals[:-1], order)
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Coefficients of the splines, of the series and of the couplings."""
-        groups = (int(part.max(initial=-1)) + 1 for part in (self.pairs, self.dihedrals, self.neighbours))
-        splines, series, couplings = groups
-        return FREE * splines, 2 * self.order * series, COUPLING * couplings
-
-    def parts(self, coefficients: Float64[np.ndarray, " free"]) -> dict[str, Tensor]:
-        """Buffers of a prior with this rung."""
-        splines, series, couplings = np.split(coefficients, np.cumsum(self.sizes)[:-1])
-        padded = np.pad(splines.reshape(-1, FREE), [(0, 0), (0, COEFFICIENTS - FREE)])[self.pairs]
-        shaped = (
-            padded,
-            series.reshape(-1, self.order, 2)[self.dihedrals],
-            couplings.reshape(-1, 2, ORDER, ORDER, 2)[self.neighbours],
-        )
-        return {name: torch.from_numpy(part) for name, part in zip(RUNG, shaped, strict=True)}
 
 
 def _fit(shards: Sequence[LabelledFrames], prior: Prior, params: TrainingParams) -> Rung:
@@ -193,7 +142,7 @@ def _add(fold: Fold, frames: LabelledFrames, prior: Prior, bond_weight: float, b
     positions = torch.from_numpy(frames.positions).double()
     forces = torch.from_numpy(frames.forces).double() - prior.forces(positions)
     weights = _weights(positions, bond_weight)
-    columns = design(positions, basis)
+    columns = unit_forces(positions, basis)
     weighted = (weights @ columns).flatten(0, 1)
     fold.gram += (columns.flatten(0, 1).T @ weighted).numpy()
     fold.along += (weighted.T @ forces.flatten()).numpy()
@@ -206,71 +155,3 @@ def _weights(positions: Float64[Tensor, "frames beads 3"], bond_weight: float) -
     units = torch.eye(3 * beads, dtype=positions.dtype).view(-1, beads, 3)
     weighed = weigh_bonds(positions.repeat_interleave(3 * beads, 0), units.repeat(count, 1, 1), bond_weight)
     return weighed.reshape(count, 3 * beads, 3 * beads)
-
-
-def design(positions: Float64[Tensor, "frames beads 3"], basis: Basis) -> Float64[Tensor, "frames axes free"]:
-    """Forces of unit coefficients [kJ/mol/nm]."""
-    return torch.cat([_pair_forces(positions, basis.pairs), _dihedral_forces(positions, basis)], -1)
-
-
-def _pair_forces(
-    positions: Float64[Tensor, "frames beads 3"], groups: Int64[np.ndarray, " pairs"]
-) -> Float64[Tensor, "frames axes free"]:
-    """Forces of splines of unit coefficients."""
-    count, beads, _ = positions.shape
-    first, second = pairs(beads, 3, torch.device("cpu"))
-    separations = positions[:, second] - positions[:, first]
-    distances = torch.linalg.vector_norm(separations, dim=2)
-    located = locate(distances)
-    slopes = torch.zeros(count, len(first), COEFFICIENTS, dtype=positions.dtype)
-    slopes.scatter_(2, located.first[..., None] + torch.arange(4), located.slopes)
-    pulls = torch.einsum("fpd,fpk->fpdk", separations / distances[..., None], slopes[..., :FREE])
-    pushes = torch.zeros(int(groups.max()) + 1, beads, count, 3, FREE, dtype=positions.dtype)
-    for pair, (i, j) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
-        pushes[groups[pair], i] += pulls[:, pair]
-        pushes[groups[pair], j] -= pulls[:, pair]
-    return pushes.permute(2, 1, 3, 0, 4).reshape(count, 3 * beads, -1)
-
-
-def _dihedral_forces(positions: Float64[Tensor, "frames beads 3"], basis: Basis) -> Float64[Tensor, "frames axes free"]:
-    """Forces of dihedral series and couplings of unit coefficients: -Re(slope x gradient of z) of each z."""
-    count, beads, _ = positions.shape
-    z, gradients = _turns(positions)
-    _, series, couplings = basis.sizes
-    design = torch.zeros(count, 3 * beads, series + couplings, dtype=positions.dtype)
-    orders = torch.arange(1, basis.order + 1)
-    slopes = orders * z[..., None] ** (orders - 1)
-    for dihedral, group in enumerate(basis.dihedrals.tolist()):
-        columns = design[..., 2 * basis.order * group : 2 * basis.order * (group + 1)]
-        columns -= _along(gradients[:, dihedral], torch.stack([slopes[:, dihedral], -1j * slopes[:, dihedral]], -1))
-    terms = coupling_terms(z)
-    waves = [slopes_at(terms, torch.tensor(unit, dtype=z.dtype)) for unit in (1.0, -1.0j)]
-    first, second = (torch.stack([getattr(wave, part) for wave in waves], -1) for part in ("first", "second"))
-    for pair, group in enumerate(basis.neighbours.tolist()):
-        columns = design[..., series + COUPLING * group : series + COUPLING * (group + 1)]
-        columns -= _along(gradients[:, pair], first[:, pair]) + _along(gradients[:, pair + 1], second[:, pair])
-    return design
-
-
-def _turns(
-    positions: Float64[Tensor, "frames beads 3"],
-) -> tuple[Complex128[Tensor, "frames dihedrals"], Complex128[Tensor, "frames dihedrals axes"]]:
-    """Each dihedral as z = cos phi + i sin phi, and the gradient of z along all coordinates."""
-    at = positions.detach().requires_grad_()
-    with torch.enable_grad():
-        coordinates = internal_coordinates(at)
-        parts = torch.stack([coordinates.dihedral_cosines, coordinates.dihedral_sines])
-        units = torch.eye(parts.shape[2], dtype=parts.dtype)
-        gradients = [
-            torch.stack([torch.autograd.grad((part @ unit).sum(), at, retain_graph=True)[0] for unit in units], 1)
-            for part in parts
-        ]
-    real, imaginary = (gradient.flatten(2) for gradient in gradients)
-    return torch.complex(*parts.detach()), torch.complex(real, imaginary)
-
-
-def _along(
-    gradients: Complex128[Tensor, "frames axes"], slopes: Complex128[Tensor, "..."]
-) -> Float64[Tensor, "frames axes free"]:
-    """Gradients of energies with these slopes dE/dx - i dE/dy along z = x + i y."""
-    return (gradients[:, :, None] * slopes.flatten(1)[:, None]).real

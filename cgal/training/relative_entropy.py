@@ -23,25 +23,25 @@ them S comes out too low.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from cgal.errors import BadParams, BadTrajectory, Diverged, EmptyTrajectory, PreflightFailed
 from cgal.frames import LabelledFrames
-from cgal.params import DynamicsParams, SchNetParams, TrainingParams
-from cgal.potential.architectures import architecture_of, new_network
+from cgal.params import DynamicsParams, TrainingParams
+from cgal.potential.architectures import without_network
 from cgal.potential.potential import Potential
 from cgal.potential.prior import Prior
 from cgal.progress import Progress, silent
 from cgal.simulation.run import Record, run_from
 from cgal.training.held_out import held_out_masks, require_both
+from cgal.training.learners import Learner, NetworkLearner, Positions
 from cgal.training.population import Population
 from cgal.training.runs import annealed, deterministic_algorithms, fingerprint, read_state, write_state
 from cgal.units import thermal_energy_kJ_per_mol
@@ -49,12 +49,10 @@ from cgal.units import thermal_energy_kJ_per_mol
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["LookRecord", "RelativeEntropyResult", "Term", "train"]
+__all__ = ["Data", "LookRecord", "RelativeEntropyResult", "Term", "minimise", "prepare", "train"]
 
 AVERAGE_START = 10
 """The average of the weights begins as one over a tenth of the updates that have been; zeroth weights soon fade."""
-
-type Positions = Float32[np.ndarray, "_ beads 3"]
 
 
 class LookRecord(NamedTuple):
@@ -95,17 +93,16 @@ type MakeTerm = Callable[[Sequence[LabelledFrames], Potential, TrainingParams, I
 
 @dataclass(frozen=True, eq=False)
 class RelativeEntropyResult:
-    """The potential with the averaged weights of the best look (lowest held-out S), and how they were found."""
+    """The potential with the averaged weights of the best look, and how they were found.
+
+    That is the one with the lowest held-out S, or (`Learner.tolerance`) the last that is hardly worse.
+    """
 
     potential: Potential
     history: tuple[LookRecord, ...]
+    best: LookRecord
     train_frames: int
     held_out_frames: int
-
-    @property
-    def best(self) -> LookRecord:
-        """The look with the lowest held-out S."""
-        return _best(self.history)
 
     def summary(self) -> dict[str, float | int]:
         """Numbers for a checkpoint's metadata and a round's metrics."""
@@ -161,23 +158,38 @@ def train(
             f"training.objective: {params.objective} trains on one protein, but {', '.join(sorted(others))} came "
             f"beside {initial.sequence}; set training.objective: force_matching, or give one protein"
         )
-    data = _prepare(shards, initial, params)
+    data = prepare(shards, initial, params)
     with deterministic_algorithms():
         term = make_term(shards, initial, params, data.looked_at) if make_term else None
-        run = Run(initial, data, params, seed, term)
-        run.resume(scratch)
-        while not run.finished:
-            run.update()
-            progress(run.updates_done, params.relative_entropy.updates, run.note())
-            if run.look_is_due:
-                run.look()
-                run.save(scratch)
-    potential = deepcopy(initial)
-    torch.nn.utils.vector_to_parameters(run.best_weights.clone(), potential.network.parameters())
-    result = RelativeEntropyResult(potential, tuple(run.history), len(data.training), len(data.held_out))
+        learner = NetworkLearner(initial, params.relative_entropy)
+        result = minimise(learner, initial, data, params, seed=seed, scratch=scratch, progress=progress, term=term)
     if params.preflight and not params.warm_start:
         _preflight(result, params.objective)
     return result
+
+
+def minimise(
+    learner: Learner,
+    initial: Potential,
+    data: "Data",
+    params: TrainingParams,
+    *,
+    seed: int,
+    scratch: Path | None,
+    progress: Progress,
+    term: Term | None = None,
+) -> RelativeEntropyResult:
+    """Train what `learner` has, as `train` says; `initial` is the potential that its S is told against."""
+    run = Run(learner, initial, data, params, seed, term)
+    run.resume(scratch)
+    while not run.finished:
+        run.update()
+        progress(run.updates_done, learner.updates, run.note())
+        if run.look_is_due:
+            run.look()
+            run.save(scratch)
+    potential = learner.potential(run.best_weights)
+    return RelativeEntropyResult(potential, tuple(run.history), run.best, len(data.training), len(data.held_out))
 
 
 class Data(NamedTuple):
@@ -194,8 +206,8 @@ class Data(NamedTuple):
     looked_at: Int64[np.ndarray, " held_out"]
 
 
-def _prepare(shards: Sequence[LabelledFrames], initial: Potential, params: TrainingParams) -> Data:
-    """Part the frames of all shards."""
+def prepare(shards: Sequence[LabelledFrames], initial: Potential, params: TrainingParams) -> Data:
+    """Part the frames of all shards into those to train on and those held out."""
     for number, shard in enumerate(shards):
         _check_shard(number, shard, initial.sequence)
     masks = held_out_masks(shards, params)
@@ -246,34 +258,26 @@ def _block_starts(mask: Bool[np.ndarray, " frames"]) -> Int64[np.ndarray, " held
     return starts
 
 
-def _best(history: Sequence[LookRecord]) -> LookRecord:
-    return min(history, key=lambda record: record.held_out_change_kT)
-
-
 class Run:
     """State of one training, which `save` writes and `resume` reads; the potential that it is given stays as it is."""
 
     def __init__(
         self,
+        learner: Learner,
         initial: Potential,
         data: Data,
         params: TrainingParams,
         seed: int,
         term: Term | None = None,
     ) -> None:
-        self.data, self.term = data, term
+        self.learner, self.data, self.term = learner, data, term
         self.params, self.entropy, self.seed = params, params.relative_entropy, seed
         self.device = initial.types.device
         self.held_out = torch.from_numpy(data.held_out).to(self.device)
         self.temperature_K = initial.prior.temperature_K
         self.kT = thermal_energy_kJ_per_mol(self.temperature_K)
         self.fingerprint = self._fingerprint(initial)
-        energies = architecture_of(initial.network.params).energies
-        self.now, self.average = energies(initial.network), energies(initial.network)
-        self.fast = Potential(initial.prior, self.now.network, initial.sequence).to(self.device)
-        self.model = Potential(initial.prior, self.average.network, initial.sequence).to(self.device)
-        self.weights, self.best_weights = self.now.weights, self.average.weights.clone()
-        self.optimiser = torch.optim.Adam([self.weights], lr=self.entropy.learning_rate)
+        self.best, self.best_weights = LookRecord(0, 0.0, math.inf, 0.0, 0.0, 0, 0.0), learner.average.clone()
         self.initial_energies = self._energies(self.held_out)
         self.initial_term = self._term()
         generator = np.random.default_rng([seed, 0])
@@ -290,7 +294,7 @@ class Run:
         fraction = params.final_learning_rate_fraction
         return fingerprint(
             [
-                *(repr(words), repr(fraction), repr(initial.network.params), str(self.seed), str(self.temperature_K)),
+                *(repr(words), repr(fraction), self.learner.words, str(self.seed), str(self.temperature_K)),
                 self.term.words if self.term else "",
             ],
             [*initial.state_dict().values(), *map(torch.from_numpy, self._weighted())],
@@ -304,30 +308,30 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether all updates are done, patience is spent, or the held-out S is no number any more."""
-        last, best = self.history[-1], _best(self.history)
+        last = self.history[-1]
         return (
-            self.updates_done >= self.entropy.updates
-            or last.update - best.update >= self.entropy.patience_updates
+            self.updates_done >= self.learner.updates
+            or last.update - self.best.update >= self.entropy.patience_updates
             or not math.isfinite(last.held_out_change_kT)
         )
 
     @property
     def look_is_due(self) -> bool:
         """Whether so many updates are done."""
-        return self.updates_done % self.entropy.look_updates == 0 or self.updates_done >= self.entropy.updates
+        return self.updates_done % self.entropy.look_updates == 0 or self.updates_done >= self.learner.updates
 
     def note(self) -> str:
-        last, best = self.history[-1], _best(self.history)
+        last = self.history[-1]
         return (
             f"change of relative entropy {last.held_out_change_kT:.2f} +- {last.standard_error_kT:.2f}, best "
-            f"{best.held_out_change_kT:.2f}"
+            f"{self.best.held_out_change_kT:.2f}"
         )
 
     def update(self) -> None:
         """Run the replicas, and change the weights by what they and the data say."""
         self.updates_done += 1
         generator = np.random.default_rng([self.seed, self.updates_done])
-        record = self._run(self.fast, self.replicas, self.entropy.dynamics, generator)
+        record = self._run(self.learner.now(), self.replicas, self.entropy.dynamics, generator)
         model = record.positions[record.sound]
         if not len(model):
             raise Diverged(
@@ -339,27 +343,23 @@ class Run:
         self._follow(generator)
 
     def _descend(self, data: Positions, model: Positions) -> None:
-        """One step of the optimiser along the gradient of S, and of the mean squared energies times their weight."""
-        positions = torch.from_numpy(np.concatenate([data, model])).to(self.device)
-        share = 1.0 / (len(data) * self.kT)
-        linear = torch.full(positions.shape[:1], share, device=self.device)
-        linear[len(data) :] = -share
-        quadratic = torch.full_like(linear, 2 * self.entropy.energy_penalty * share / self.kT)
-        energies, gradient = self.now.gradient(self.fast.types, positions, linear, quadratic)
-        self.gaps.append(float((linear * energies).double().sum()))
+        """One step of the optimiser along the gradient."""
+        learner = self.learner
+        gap, gradient = learner.gradient(data, model)
+        self.gaps.append(gap)
         if self.term:
-            gradient += self.term.gradient(self.weights, np.random.default_rng([self.seed, self.updates_done, 2]))
+            gradient += self.term.gradient(learner.weights, np.random.default_rng([self.seed, self.updates_done, 2]))
         self.rate = annealed(
-            self.entropy.learning_rate,
+            learner.learning_rate,
             self.params.final_learning_rate_fraction,
-            (self.updates_done - 1) / max(self.entropy.updates - 1, 1),
+            (self.updates_done - 1) / max(learner.updates - 1, 1),
         )
-        self.optimiser.param_groups[0]["lr"] = self.rate
+        learner.optimiser.param_groups[0]["lr"] = self.rate
         length = torch.linalg.vector_norm(gradient)
-        self.weights.grad = gradient.mul_((self.entropy.gradient_clip / length).clamp_(max=1.0))
-        self.optimiser.step()
+        learner.weights.grad = gradient.mul_((learner.gradient_clip / length).clamp_(max=1.0))
+        learner.optimiser.step()
         kept = min(1.0 - 1.0 / self.entropy.average_updates, self.updates_done / (self.updates_done + AVERAGE_START))
-        self.average.weights.lerp_(self.weights, 1.0 - kept)
+        learner.average.lerp_(learner.weights, 1.0 - kept)
 
     def _begin_anew(self, record: Record, generator: np.random.Generator) -> None:
         """Keep the replicas where they are, but for those lost and a few more, which are put to training frames."""
@@ -374,14 +374,13 @@ class Run:
         """Weigh the replicas that the updates never see, and have them run on under the new averaged weights."""
         rise = self._energies(self._here()) - self.last_energies
         self.population = self.population.weigh(rise).draw_anew(generator)
-        self._move(self.entropy.look_steps, generator, self.model)
+        self._move(self.entropy.look_steps, generator, self.learner.model())
 
     def _settle(self, generator: np.random.Generator) -> None:
         """Let them forget the training frames; under the prior alone, which is fast, where the network is silent."""
-        model = self.model
+        model = self.learner.model()
         if not self.initial_energies.any():
-            silent_network = new_network(SchNetParams(features=1, blocks=1, radial_functions=2), 0)
-            model = Potential(self.model.prior, silent_network, self.model.sequence).to(self.device)
+            model = without_network(model.prior).to(self.device)
         self._move(self.entropy.settle_steps, generator, model)
 
     def _move(self, steps: int, generator: np.random.Generator, model: Potential) -> None:
@@ -394,28 +393,27 @@ class Run:
         return torch.from_numpy(self.population.positions).to(self.device)
 
     def look(self) -> None:
-        """See what the averaged weights are worth on the held-out frames; keep them if none had a lower S."""
+        """See what the averaged weights are worth on the held-out frames, and keep them if none were better."""
         of_term = self._term() - self.initial_term
         changes = self._energies(self.held_out) - self.initial_energies + of_term
         change = float(np.average(changes, weights=self.data.weights)) + self.population.log_ratio
         error = math.sqrt(_variance_of_mean(changes, self.data.weights, self.data.blocks) + self.population.variance)
         gap = float(np.mean(self.gaps)) if self.gaps else 0.0
         effective, share = self.population.effective, float(np.average(of_term, weights=self.data.weights))
-        self.history.append(LookRecord(self.updates_done, gap, change, error, effective, self.lost, self.rate, share))
+        look = LookRecord(self.updates_done, gap, change, error, effective, self.lost, self.rate, share)
+        lowest = min((record.held_out_change_kT for record in self.history), default=math.inf)
+        if change < lowest + self.learner.tolerance * error:
+            self.best, self.best_weights = look, self.learner.average.clone()
+        self.history.append(look)
         self.gaps, self.lost = [], 0
-        if _best(self.history) is self.history[-1]:
-            self.best_weights = self.average.weights.clone()
 
     def _term(self) -> Float64[np.ndarray, " held_out"]:
         """The further term of the averaged weights on each held-out frame; zero where there is none."""
-        return self.term.held_out(self.average.weights) if self.term else np.zeros(len(self.data.blocks))
+        return self.term.held_out(self.learner.average) if self.term else np.zeros(len(self.data.blocks))
 
     def _energies(self, positions: Tensor) -> Float64[np.ndarray, " frames"]:
         """Energies of the averaged weights [k_B T]."""
-        energies: Float64[np.ndarray, " frames"] = (
-            self.average.energies(self.model.types, positions).double().cpu().numpy() / self.kT
-        )
-        return energies
+        return np.asarray(self.learner.energies(positions).double().cpu().numpy() / self.kT)
 
     def _draw(self, generator: np.random.Generator, count: int) -> Positions:
         """Training frames, by their weights; without any, none twice while there are enough."""
@@ -444,10 +442,11 @@ class Run:
             scratch,
             {
                 "fingerprint": self.fingerprint,
-                "weights": self.weights,
-                "average": self.average.weights,
+                "weights": self.learner.weights,
+                "average": self.learner.average,
+                "best": tuple(self.best),
                 "best_weights": self.best_weights,
-                "optimiser": self.optimiser.state_dict(),
+                "optimiser": self.learner.optimiser.state_dict(),
                 "replicas": torch.from_numpy(self.replicas),
                 "population": [torch.from_numpy(population.positions), torch.from_numpy(population.log_weights)],
                 "past": (population.past, population.past_variance),
@@ -462,10 +461,10 @@ class Run:
             self._settle(np.random.default_rng([self.seed, 0, 1]))
             self.look()
             return
-        self.weights.copy_(state["weights"])
-        self.average.weights.copy_(state["average"])
-        self.best_weights = state["best_weights"]
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.learner.weights.copy_(state["weights"])
+        self.learner.average.copy_(state["average"])
+        self.best, self.best_weights = LookRecord(*state["best"]), state["best_weights"]
+        self.learner.optimiser.load_state_dict(state["optimiser"])
         self.replicas = state["replicas"].numpy()
         self.population = Population(*(part.numpy() for part in state["population"]), *state["past"])
         self.history = [LookRecord(*record) for record in state["history"]]

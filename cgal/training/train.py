@@ -12,14 +12,16 @@ from cgal.params import TrainingParams
 from cgal.potential.potential import Potential
 from cgal.potential.prior import Prior
 from cgal.progress import Progress, silent
-from cgal.training.linear import Rung, fit_rung
+from cgal.training import linear, linear_populations
+from cgal.training.linear import Rung
+from cgal.training.linear_populations import PopulationsRung
 from cgal.training.members import train_members
 from cgal.training.runs import TrainingResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["OBJECTIVES", "train"]
+__all__ = ["OBJECTIVES", "fit_rung", "train"]
 
 OBJECTIVES = {
     "force_matching": "cgal.training.force_matching",
@@ -48,17 +50,36 @@ def train(
     continues from its last checkpoint there and ends with the same weights, to the bit. Raises what the objective does.
 
     With `params.members` more than one, the model is the mean of so many networks (`cgal.training.members`).
-    With `params.linear_rung` the prior of the potential has a linear rung (`cgal.training.linear`) if frames left out
-    say that it helps, and the network learns what that leaves over. A network of several proteins has none below it,
+    With `params.linear_rung` the prior of the potential has a linear rung if frames left out say that it helps, and the
+    network learns what that leaves over. Objectives that want frames in equilibrium fit it to their populations
+    (`cgal.training.linear_populations`); where that does not help, and for all others, forces do
+    (`cgal.training.linear`). A network of several proteins has none below it,
     as what it knows is to hold for others.
     """
     objective = import_module(OBJECTIVES[params.objective]).train
     run = partial(train_members, objective, seed=seed, scratch=scratch, progress=progress)
     if not params.linear_rung or {shard.sequence for shard in shards} != {initial.sequence}:
         return run(shards, initial, params, priors=priors)
-    rung = fit_rung(shards, initial.prior, params)
+    rung = fit_rung(shards, initial.prior, params, seed=seed, scratch=scratch, progress=progress)
     checks = params.model_copy(update={"preflight": params.preflight and not rung.weight})
     return OnRung(run(shards, initial.with_prior(rung.prior), checks), rung)
+
+
+def fit_rung(
+    shards: Sequence[LabelledFrames],
+    prior: Prior,
+    params: TrainingParams,
+    *,
+    seed: int,
+    scratch: Path | None = None,
+    progress: Progress = silent,
+) -> Rung | PopulationsRung:
+    """Fit a prior's linear rung: to the populations if the objective is about them and they help, else to forces."""
+    if params.by_replicas:
+        rung = linear_populations.fit_rung(shards, prior, params, seed=seed, scratch=scratch, progress=progress)
+        if rung.weight:
+            return rung
+    return linear.fit_rung(shards, prior, params)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +87,7 @@ class OnRung:
     """A training on top of a linear rung."""
 
     result: TrainingResult
-    rung: Rung
+    rung: Rung | PopulationsRung
 
     @property
     def potential(self) -> Potential:

@@ -1,0 +1,184 @@
+"""The linear rung between prior and network, fitted to the populations of the training frames by relative entropy.
+
+The energy of the rung is linear in its coefficients c, U = c . phi(x), so that S of `cgal.training.relative_entropy` is
+convex in them, with the gradient (<phi>_data - <phi>_model) / k_B T and the covariance of phi over (k_B T)^2 as its
+matrix of second derivatives. The coefficients are followed in coordinates w in which that matrix is near to one,
+
+    c = k_B T C^-1/2 w,    C = (cov_data + cov_prior) / 2 + ridge 1,
+
+so that plain steps along the gradient are Newton's steps (natural gradient: Amari, Neural Comput. 10, 251 (1998)), and
+distances, dihedrals and their couplings come to the data's populations in some ten updates each. What is minimised has
+a penalty K / N |w|^2 / 2 beside, for N training frames: as if K further frames spoke for the prior. The model is the
+running average of w, the last one that frames held out cannot tell from the best: what is slow takes hundreds of
+updates, and is a small part of S.
+
+A rung whose change of the held-out S is not below zero by more than its error allows is none. The error is that of
+independent blocks (`training.validation_block_frames`, as many as the slowest motion takes); of a single one nothing is
+known, so there is no rung either.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from scipy.stats import t as students_t
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from cgal.frames import LabelledFrames
+from cgal.params import TrainingParams
+from cgal.potential.architectures import without_network
+from cgal.potential.force_matching import worker_threads
+from cgal.potential.linear_rung import Basis, unit_energies
+from cgal.potential.potential import Potential
+from cgal.potential.prior import Prior
+from cgal.progress import Progress, silent
+from cgal.simulation.run import run_from
+from cgal.training.learners import Positions
+from cgal.training.relative_entropy import Data, LookRecord, RelativeEntropyResult, minimise, prepare
+from cgal.training.runs import deterministic_algorithms
+from cgal.units import thermal_energy_kJ_per_mol
+
+__all__ = ["PopulationsRung", "RungLearner", "fit_rung"]
+
+CONFIDENCE = 0.95
+"""One-sided, that a rung takes something off the held-out S."""
+
+SAVED = 20
+"""Frames of each replica by which the covariance of the prior is known."""
+
+BATCH = 500
+
+
+@dataclass(frozen=True, eq=False)
+class PopulationsRung:
+    """The prior with its linear rung, if there is one (`weight` 1), and the look at held-out frames that decided."""
+
+    prior: Prior
+    weight: int
+    look: LookRecord
+    updates: int
+
+    def summary(self) -> dict[str, float | int]:
+        """Numbers for a checkpoint's metadata and a round's metrics."""
+        return {
+            "linear_rung": self.weight,
+            "linear_rung_held_out_change_kT": self.look.held_out_change_kT,
+            "linear_rung_standard_error_kT": self.look.standard_error_kT,
+            "linear_rung_updates": self.updates,
+        }
+
+
+def fit_rung(
+    shards: Sequence[LabelledFrames],
+    prior: Prior,
+    params: TrainingParams,
+    *,
+    seed: int,
+    scratch: Path | None = None,
+    progress: Progress = silent,
+) -> PopulationsRung:
+    """Fit the rung to the training frames of shards of one protein, on the processor, whatever runs the network.
+
+    A killed fit continues from `scratch`. Raises what `relative_entropy.train` does.
+    """
+    bare = without_network(deepcopy(prior).cpu().with_rung({}))
+    data = prepare(shards, bare, params)
+    folder = scratch and scratch / "linear-rung"
+    with worker_threads(1), threadpool_limits(limits=1), deterministic_algorithms():
+        learner = RungLearner(bare, data, params, seed)
+        result = minimise(learner, bare, data, params, seed=seed, scratch=folder, progress=progress)
+    weight = int(_helps(result, data))
+    found = result.potential.prior if weight else bare.prior
+    return PopulationsRung(
+        found.double().to(prior.bond_length_nm.device), weight, result.best, result.history[-1].update
+    )
+
+
+def _helps(result: RelativeEntropyResult, data: Data) -> bool:
+    """Whether the change of the held-out S is below zero by more than its error allows."""
+    blocks = len(np.unique(data.blocks))
+    if blocks < 2:
+        return False
+    quantile = float(students_t.ppf(CONFIDENCE, blocks - 1))
+    return result.best.held_out_change_kT + quantile * result.best.standard_error_kT < 0.0
+
+
+class RungLearner:
+    """A `cgal.training.learners.Learner` of the rung's coefficients, in the coordinates w."""
+
+    def __init__(self, bare: Potential, data: Data, params: TrainingParams, seed: int) -> None:
+        section = params.relative_entropy.rung
+        self.bare, self.basis = bare, Basis.of(bare.prior)
+        kT = thermal_energy_kJ_per_mol(bare.prior.temperature_K)
+        mean, covariance = self._moments(data.training, data.chances)
+        whole = (covariance + self._moments(_settled(bare, data.training, params, seed), None)[1]) / 2
+        values, vectors = torch.linalg.eigh(whole)
+        ridge = section.ridge * values.mean()
+        self.scale = kT * vectors / (values.clamp_min(0.0) + ridge).sqrt()
+        self.mean = mean @ self.scale / kT
+        self.kT, self.shrinkage = kT, section.prior_frames / len(data.training)
+        self.weights = torch.zeros(len(mean), dtype=torch.float64)
+        self.average = self.weights.clone()
+        self.optimiser: torch.optim.Optimizer = torch.optim.SGD([self.weights], lr=section.learning_rate)
+        self.updates, self.learning_rate = section.updates, section.learning_rate
+        self.gradient_clip = section.gradient_clip
+        self.tolerance, self.words = 1.0, "linear rung"
+
+    def energies(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, " frames"]:
+        """Energy of the averaged rung."""
+        coefficients = self.scale @ self.average
+        return torch.cat([self._unit(batch) @ coefficients for batch in positions.split(BATCH)])
+
+    def gradient(self, data: Positions, model: Positions) -> tuple[float, Tensor]:
+        """As `Learner` says; the data's average is that of all training frames."""
+        gap = self.mean - self._moments(model, None)[0] @ self.scale / self.kT
+        return float(gap @ self.weights), gap + self.shrinkage * self.weights
+
+    def now(self) -> Potential:
+        """With the coefficients that the optimiser changes."""
+        return self.potential(self.weights)
+
+    def model(self) -> Potential:
+        """With the averaged ones."""
+        return self.potential(self.average)
+
+    def potential(self, weights: Float64[Tensor, " free"]) -> Potential:
+        """The prior with these coefficients, and no network."""
+        rung = self.basis.parts((self.scale @ weights).numpy())
+        return self.bare.with_prior(self.bare.prior.with_rung(rung))
+
+    def _unit(self, positions: Float[Tensor, "frames beads 3"]) -> Float64[Tensor, "frames free"]:
+        return unit_energies(positions.double(), self.basis)
+
+    def _moments(
+        self, positions: Positions, chances: Float64[np.ndarray, " frames"] | None
+    ) -> tuple[Float64[Tensor, " free"], Float64[Tensor, "free free"]]:
+        """Mean and covariance of the energies of unit coefficients."""
+        shares = torch.full((len(positions),), 1.0 / len(positions), dtype=torch.float64)
+        if chances is not None:
+            shares = torch.from_numpy(chances)
+        free = sum(self.basis.sizes)
+        mean, square = torch.zeros(free, dtype=torch.float64), torch.zeros(free, free, dtype=torch.float64)
+        for batch, share in zip(torch.from_numpy(positions).split(BATCH), shares.split(BATCH), strict=True):
+            found = self._unit(batch)
+            mean += share @ found
+            square += found.T @ (share[:, None] * found)
+        return mean, square - torch.outer(mean, mean)
+
+
+def _settled(bare: Potential, training: Positions, params: TrainingParams, seed: int) -> Positions:
+    """Frames of replicas of the prior that have forgotten where they began."""
+    section = params.relative_entropy
+    generator = np.random.default_rng([seed, 3])
+    home = training[generator.choice(len(training), section.dynamics.replicas)]
+    steps = section.settle_steps
+    dynamics = section.dynamics.model_copy(update={"steps": steps, "stride": max(1, steps // (2 * SAVED))})
+    record = run_from(bare, home, dynamics, temperature_K=bare.prior.temperature_K, seed=int(generator.integers(2**31)))
+    half = len(record.positions) // 2
+    frames: Positions = record.positions[half:][record.sound[half:]]
+    return frames

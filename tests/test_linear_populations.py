@@ -1,0 +1,139 @@
+"""The linear rung that is fitted to populations: what it knows, when it is silent, and that a killed fit goes on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cgal.frames import LabelledFrames
+from cgal.params import DynamicsParams, PopulationsRungParams, RelativeEntropyParams, TrainingParams
+from cgal.potential.architectures import initial_potential, without_network
+from cgal.potential.geometry import dihedral_angles, internal_coordinates
+from cgal.potential.linear_rung import Basis, unit_energies
+from cgal.potential.prior import Prior
+from cgal.simulation.run import simulate
+from cgal.training import relative_entropy
+from cgal.training.linear_populations import RungLearner, fit_rung
+from cgal.training.train import train
+from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, real_prior, shaken_beads
+from tests.test_relative_entropy import shard
+
+SAMPLING = DynamicsParams(replicas=64, steps=4000, stride=100, timestep_ps=0.01)
+ENTROPY = RelativeEntropyParams(
+    look_replicas=64,
+    settle_steps=8000,
+    average_updates=30,
+    dynamics=DynamicsParams(replicas=32, steps=100, stride=50, timestep_ps=0.01),
+    rung=PopulationsRungParams(updates=100, prior_frames=10.0),
+)
+PARAMS = TrainingParams(
+    objective="relative_entropy",
+    relative_entropy=ENTROPY,
+    linear_rung=True,
+    validation_block_frames=24,
+    preflight=False,
+    warm_start=False,
+)
+
+
+def twisted() -> Prior:
+    """One dihedral, and its coupling with the next, are pulled by a few k_B T."""
+    bare = real_prior()
+    basis = Basis.of(bare)
+    coefficients = np.zeros(sum(basis.sizes))
+    splines, series, _ = basis.sizes
+    coefficients[splines : splines + 2] = -4.0, 6.0
+    coefficients[splines + series : splines + series + 2] = 5.0, 2.0
+    return bare.with_rung(basis.parts(coefficients))
+
+
+def sampled(prior: Prior, seed: int) -> LabelledFrames:
+    run = simulate(without_network(prior), shaken_beads(64), SAMPLING, temperature_K=TEMPERATURE_K, seed=seed)
+    return shard(run.positions[run.time_ps > 0.4 * run.time_ps.max()])
+
+
+@pytest.fixture(scope="module")
+def frames() -> LabelledFrames:
+    return sampled(twisted(), 1)
+
+
+def sine(positions: np.ndarray) -> float:
+    """Mean sine of the first dihedral: SchNet is blind to it."""
+    angles = dihedral_angles(internal_coordinates(torch.from_numpy(positions.astype(np.float64))))
+    return float(np.sin(angles[:, 0]).mean())
+
+
+def test_unit_energies_are_those_of_a_prior_with_such_a_rung():
+    positions = torch.from_numpy(shaken_beads(20, sigma_nm=0.03)).double()
+    bare = real_prior()
+    basis = Basis.of(bare)
+    coefficients = np.random.default_rng(0).normal(size=sum(basis.sizes))
+    of_rung = bare.with_rung(basis.parts(coefficients)).energy(positions) - bare.energy(positions)
+    found = unit_energies(positions, basis) @ torch.from_numpy(coefficients)
+    assert (found - of_rung).abs().max() < 1e-9 * of_rung.abs().max()
+
+
+def test_a_twist_that_a_network_cannot_see_is_learned(frames):
+    rung = fit_rung([frames], real_prior(), PARAMS, seed=1)
+    assert rung.weight == 1
+    assert rung.look.held_out_change_kT < 0
+    learned, unlearned = (sine(sampled(prior, 2).positions) for prior in (rung.prior, real_prior()))
+    wanted = sine(frames.positions)
+    assert abs(learned - wanted) < 0.25 * abs(unlearned - wanted)
+
+
+def test_the_gradient_vanishes_where_model_and_data_are_the_same_frames(frames):
+    data = relative_entropy.prepare([frames], without_network(real_prior()), PARAMS)
+    learner = RungLearner(without_network(real_prior()), data, PARAMS, 1)
+    gap, gradient = learner.gradient(data.training, data.training)
+    assert abs(gap) < 1e-9
+    assert gradient.abs().max() < 1e-9
+    _, shifted = learner.gradient(data.training, data.training[:200])
+    assert shifted.norm() > 0.01
+
+
+def test_frames_of_the_prior_itself_leave_no_rung():
+    nothing = sampled(real_prior(), 3)
+    assert fit_rung([nothing], real_prior(), PARAMS, seed=1).weight == 0
+
+
+def test_of_a_single_block_nothing_is_known(frames):
+    few = frames.take(np.arange(100))  # four whole blocks, one of which is held out
+    assert fit_rung([few], real_prior(), PARAMS, seed=1).weight == 0
+
+
+def test_a_killed_fit_goes_on_and_gives_the_same_bytes(frames, tmp_path: Path):
+    """It is stopped by its progress bar, right after a state was written, and later inside the network's training."""
+    short = PARAMS.model_copy(
+        update={
+            "relative_entropy": ENTROPY.model_copy(
+                update={
+                    **{"updates": 10, "look_updates": 5, "look_replicas": 16, "settle_steps": 500},
+                    "rung": PopulationsRungParams(updates=40, prior_frames=10.0),
+                }
+            )
+        }
+    )
+
+    def run(scratch: Path | None, progress: Callable[..., None]) -> bytes:
+        initial = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 3)
+        result = train([frames], initial, short, seed=4, scratch=scratch, progress=progress)
+        assert result.summary()["linear_rung"] == 1
+        return b"".join(value.numpy().tobytes() for value in result.potential.state_dict().values())
+
+    class KilledError(Exception):
+        pass
+
+    def stop(at: int, total: int) -> Callable[..., None]:
+        def show(done: int, of: int, note: str = "") -> None:
+            if (done, of) == (at, total):
+                raise KilledError
+
+        return show
+
+    for fault in (stop(18, 40), stop(7, 10)):
+        with pytest.raises(KilledError):
+            run(tmp_path, fault)
+    assert run(tmp_path, lambda *_: None) == run(None, lambda *_: None)
