@@ -20,9 +20,9 @@ from cgal.training.train import train
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, real_prior, shaken_beads
 from tests.test_relative_entropy import shard
 
-SAMPLING = DynamicsParams(replicas=64, steps=4000, stride=100, timestep_ps=0.01)
+SAMPLING = DynamicsParams(replicas=128, steps=12000, stride=300, timestep_ps=0.01)
 ENTROPY = RelativeEntropyParams(
-    look_replicas=64,
+    look_replicas=128,
     settle_steps=8000,
     average_updates=30,
     dynamics=DynamicsParams(replicas=32, steps=100, stride=50, timestep_ps=0.01),
@@ -44,8 +44,8 @@ def twisted() -> Prior:
     basis = Basis.of(bare)
     coefficients = np.zeros(sum(basis.sizes))
     splines, series, _ = basis.sizes
-    coefficients[splines : splines + 2] = -4.0, 6.0
-    coefficients[splines + series : splines + series + 2] = 5.0, 2.0
+    coefficients[splines : splines + 2] = -6.0, 9.0
+    coefficients[splines + series : splines + series + 2] = 7.0, 3.0
     return bare.with_rung(basis.parts(coefficients))
 
 
