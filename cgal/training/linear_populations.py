@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from scipy.stats import t as students_t
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from cgal.frames import LabelledFrames
@@ -84,12 +83,13 @@ def fit_rung(
 ) -> PopulationsRung:
     """Fit the rung to the training frames of shards of one protein, on the processor, whatever runs the network.
 
-    A killed fit continues from `scratch`. Raises what `relative_entropy.train` does.
+    Sums are made on one thread, as they depend on their order; replicas are run by all. A killed fit continues from
+    `scratch`. Raises what `relative_entropy.train` does.
     """
     bare = without_network(deepcopy(prior).cpu().with_rung({}))
     data = prepare(shards, bare, params)
     folder = scratch and scratch / "linear-rung"
-    with worker_threads(1), threadpool_limits(limits=1), deterministic_algorithms():
+    with deterministic_algorithms():
         learner = RungLearner(bare, data, params, seed)
         result = minimise(learner, bare, data, params, seed=seed, scratch=folder, progress=progress)
     weight = int(_helps(result, data))
@@ -117,7 +117,8 @@ class RungLearner:
         kT = thermal_energy_kJ_per_mol(bare.prior.temperature_K)
         mean, covariance = self._moments(data.training, data.chances)
         whole = (covariance + self._moments(_settled(bare, data.training, params, seed), None)[1]) / 2
-        values, vectors = torch.linalg.eigh(whole)
+        with worker_threads(1):
+            values, vectors = torch.linalg.eigh(whole)
         ridge = section.ridge * values.mean()
         self.scale = kT * vectors / (values.clamp_min(0.0) + ridge).sqrt()
         self.mean = mean @ self.scale / kT
@@ -131,13 +132,15 @@ class RungLearner:
 
     def energies(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, " frames"]:
         """Energy of the averaged rung."""
-        coefficients = self.scale @ self.average
-        return torch.cat([self._unit(batch) @ coefficients for batch in positions.split(BATCH)])
+        with worker_threads(1):
+            coefficients = self.scale @ self.average
+            return torch.cat([self._unit(batch) @ coefficients for batch in positions.split(BATCH)])
 
     def gradient(self, data: Positions, model: Positions) -> tuple[float, Tensor]:
         """As `Learner` says; the data's average is that of all training frames."""
-        gap = self.mean - self._moments(model, None)[0] @ self.scale / self.kT
-        return float(gap @ self.weights), gap + self.shrinkage * self.weights
+        with worker_threads(1):
+            gap = self.mean - self._moments(model, None)[0] @ self.scale / self.kT
+            return float(gap @ self.weights), gap + self.shrinkage * self.weights
 
     def now(self) -> Potential:
         """With the coefficients that the optimiser changes."""
@@ -164,10 +167,11 @@ class RungLearner:
             shares = torch.from_numpy(chances)
         free = sum(self.basis.sizes)
         mean, square = torch.zeros(free, dtype=torch.float64), torch.zeros(free, free, dtype=torch.float64)
-        for batch, share in zip(torch.from_numpy(positions).split(BATCH), shares.split(BATCH), strict=True):
-            found = self._unit(batch)
-            mean += share @ found
-            square += found.T @ (share[:, None] * found)
+        with worker_threads(1):
+            for batch, share in zip(torch.from_numpy(positions).split(BATCH), shares.split(BATCH), strict=True):
+                found = self._unit(batch)
+                mean += share @ found
+                square += found.T @ (share[:, None] * found)
         return mean, square - torch.outer(mean, mean)
 
 
