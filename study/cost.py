@@ -19,8 +19,9 @@ from cgal.all_atom.dynamics import AtomRun
 from cgal.all_atom.force_field import build_system, read_structure
 from cgal.benchmark.suite import benchmark
 from cgal.frames import CGTrajectory
-from cgal.params import DynamicsParams, Params, check_params, merged
-from cgal.potential.architectures import initial_potential
+from cgal.params import DynamicsParams, Params, TrainingParams, check_params, merged
+from cgal.potential.architectures import initial_potential, without_network
+from cgal.potential.potential import Potential
 from cgal.potential.prior import fit_prior
 from cgal.selection.closing import affordable_picks
 from cgal.simulation.run import run_from
@@ -37,11 +38,12 @@ FRAMES, EPOCHS, REPLICA_STEPS, ATOM_STEPS = 4000, 2, 600, 3000
 
 
 class Speeds(NamedTuple):
-    """CPU seconds of an all-atom step, of a frame of an epoch, of a step of a replica, and of a benchmark."""
+    """CPU seconds of an all-atom step, of a frame of an epoch, of a replica's step, without network, of a benchmark."""
 
     step_s: float
     frame_s: float
     replica_step_s: float
+    bare_step_s: float
     benchmark_s: float
 
 
@@ -79,16 +81,18 @@ def measure(bed: GroundTruth, params: Params) -> Speeds:
         found = benchmark_params()
         return benchmark(simulated, truth, found, native=swarm.native, training_positions=few.positions, seed=1)
 
-    def simulate() -> object:
-        return run_from(initial, home, dynamics, temperature_K=bed.temperature_K, seed=1)
+    def simulate(potential: Potential) -> object:
+        return run_from(potential, home, dynamics, temperature_K=bed.temperature_K, seed=1)
 
     train([few], initial, training, seed=1)
     run.advance(10)
-    _ = compare(), simulate()
+    bare = without_network(initial.prior)
+    _ = compare(), simulate(initial), simulate(bare)
     return Speeds(
         _cpu_s(lambda: run.advance(ATOM_STEPS)) / ATOM_STEPS,
         _cpu_s(lambda: train([frames], initial, training, seed=1)) / (FRAMES * EPOCHS),
-        _cpu_s(simulate) / (2 * REPLICAS * REPLICA_STEPS),
+        _cpu_s(lambda: simulate(initial)) / (2 * REPLICAS * REPLICA_STEPS),
+        _cpu_s(lambda: simulate(bare)) / (2 * REPLICAS * REPLICA_STEPS),
         _cpu_s(compare),
     )
 
@@ -111,12 +115,25 @@ def core_hours(design: Design, plan: CampaignPlan, params: Params, speeds: Speed
     committee = params.selection.committee if params.selection.strategy.startswith("committee") else 0
     trained = training.members * sum(frames) + committee * sum(frames[:-1])
     replica_steps = simulation.replicas * simulation.steps + 2 * REPLICAS * LENGTH_ps / simulation.timestep_ps
+    fitted = trained * training.epochs * speeds.frame_s
+    if training.by_replicas:
+        fitted = len(spent) * training.members * _by_replicas_s(training, speeds)
     seconds = (
         spent[-1] * speeds.step_s
-        + trained * training.epochs * speeds.frame_s
+        + fitted
         + len(spent) * (replica_steps * speeds.replica_step_s + (1 + len(KINDS)) * speeds.benchmark_s)
     )
     return seconds / 3600
+
+
+def _by_replicas_s(training: TrainingParams, speeds: Speeds) -> float:
+    """Seconds of a training by relative entropy, network and rung."""
+    entropy = training.relative_entropy
+    settling = entropy.look_replicas * entropy.settle_steps
+    following = entropy.look_replicas * entropy.look_steps
+    steps = entropy.dynamics.replicas * entropy.dynamics.steps + following
+    bare = settling + training.linear_rung * (2 * settling + entropy.rung.updates * steps)
+    return entropy.updates * steps * speeds.replica_step_s + bare * speeds.bare_step_s
 
 
 def _spent(params: Params) -> Iterator[int]:
