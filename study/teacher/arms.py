@@ -114,7 +114,7 @@ def students(teacher: Teacher, shards: Sequence[LabelledFrames], seed: int, numb
     silent = initial_potential(prior, sequence, SchNetParams(features=1, blocks=1, radial_functions=2), 0)
     block = max(1, teacher.steps(RUN) // STRIDE)
     training = TrainingParams.model_validate(
-        demo.training.model_dump() | {"validation_block_frames": block, "preflight": False}
+        demo.training.model_dump() | {"linear_rung": False, "validation_block_frames": block, "preflight": False}
     )
     initial = initial_potential(prior, sequence, NETWORK, derive_seed(seed, number, "network"))
     network = train(shards, initial, training, seed=derive_seed(seed, number, "train")).potential
