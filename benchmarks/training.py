@@ -24,14 +24,16 @@ from benchmarks.chains import TEMPERATURE_K, compact_chain, potential, shaken
 from benchmarks.harness import Result, interleave, seconds
 from cgal.frames import AtomFrames, alpha_carbons, sequence_of
 from cgal.params import RelativeEntropyParams, SchNetParams, TrainingParams
-from cgal.potential.architectures import initial_potential, new_network
+from cgal.potential.architectures import initial_potential, new_network, without_network
 from cgal.potential.force_matching import ParallelMap, worker_threads
 from cgal.potential.network import ENERGY_SCALE_kJ_per_mol, bead_types
+from cgal.potential.potential import Potential
 from cgal.schnet.network import CGSchNet
 from cgal.simulation.run import simulate
 from cgal.training import relative_entropy
 from cgal.training.force_matching import Frames, Run
-from cgal.training.learners import NetworkLearner
+from cgal.training.learners import Learner, NetworkLearner
+from cgal.training.linear_populations import RungLearner
 
 THREADS = 2
 STEPS_COMPARED = 5
@@ -40,6 +42,7 @@ ENTROPY_UPDATES = 4
 """Updates that a whole training is told from, after one that nothing is told from."""
 CHIGNOLIN = Path(__file__).parents[1] / "tests" / "data" / "chignolin_small.h5"
 
+type MakeLearner = Callable[[Potential, relative_entropy.Data, TrainingParams], Learner]
 type Step = Callable[[], float]
 """One step of the optimiser; gives the mean squared force error before it [(kJ/mol/nm)^2]."""
 
@@ -49,25 +52,28 @@ def results() -> Iterator[Result]:
     large = SchNetParams(features=128, blocks=3, radial_functions=50)
     yield _compare("training_vs_schnetpack", large, TrainingParams(batch_size=64, weight_decay=0.0), steps=5)
     yield _compare("training_vs_schnetpack_demo", SchNetParams(), TrainingParams(weight_decay=0.0), steps=40)
-    yield _relative_entropy()
+    entropy = RelativeEntropyParams()
+    network = f"{SchNetParams().features} features, {entropy.updates} updates"
+    yield _relative_entropy("relative_entropy", network, _network_learner)
+    yield _relative_entropy("relative_entropy_rung", f"linear rung, {entropy.rung.updates} updates", _rung_learner)
 
 
-def _relative_entropy() -> Result:
+def _relative_entropy(name: str, what: str, make: MakeLearner) -> Result:
     """Seconds of a whole training by relative entropy of ten beads, and in the note those of longer chains."""
     torch.set_num_threads(THREADS)
-    found = {beads: _entropy_seconds(beads) for beads in ENTROPY_BEADS}
+    found = {beads: _entropy_seconds(beads, make) for beads in ENTROPY_BEADS}
     entropy = RelativeEntropyParams()
     longer = ", ".join(f"{wall_s:.0f} s for {beads}" for beads, (wall_s, _) in list(found.items())[1:])
     wall_s, processor_s = found[ENTROPY_BEADS[0]]
     note = (
-        f"{SchNetParams().features} features, {entropy.dynamics.replicas} replicas, {entropy.updates} updates of "
-        f"{entropy.dynamics.steps} steps, {ENTROPY_BEADS[0]} beads, {THREADS} threads: told from settling, "
-        f"{ENTROPY_UPDATES} updates and a look; {processor_s:.0f} s of processor time; {longer} beads"
+        f"{what}, {entropy.dynamics.replicas} replicas, updates of {entropy.dynamics.steps} steps, "
+        f"{ENTROPY_BEADS[0]} beads, {THREADS} threads: told from settling, {ENTROPY_UPDATES} updates and a look; "
+        f"{processor_s:.0f} s of processor time; {longer} beads"
     )
-    return Result("relative_entropy", wall_s, None, None, "s", note)
+    return Result(name, wall_s, None, None, "s", note)
 
 
-def _entropy_seconds(beads: int) -> tuple[float, float]:
+def _entropy_seconds(beads: int, make: MakeLearner) -> tuple[float, float]:
     """Wall and processor time of a whole training [s]."""
     chain, params = compact_chain(beads), TrainingParams(objective="relative_entropy")
     prior = potential(chain, SchNetParams()).prior
@@ -78,14 +84,24 @@ def _entropy_seconds(beads: int) -> tuple[float, float]:
     numbers = np.arange(entropy.held_out_frames)
     held_out = np.resize(frames, (len(numbers), beads, 3))
     data = relative_entropy.Data(frames, None, held_out, np.ones(len(numbers)), numbers // 100, numbers)
-    run = relative_entropy.Run(NetworkLearner(initial, entropy), initial, data, params, 0)
-    settling = _both_clocks(lambda: run.resume(None))
+    learners: list[Learner] = []
+    settling = _both_clocks(lambda: learners.append(make(initial, data, params)))
+    run = relative_entropy.Run(learners[0], initial, data, params, 0)
+    settling += _both_clocks(lambda: run.resume(None))
     run.update()
     updates = _both_clocks(partial(_repeat, run.update, ENTROPY_UPDATES))
     look = _both_clocks(run.look)
-    looks = entropy.updates / entropy.look_updates
-    wall_s, processor_s = settling + updates * (entropy.updates / ENTROPY_UPDATES) + look * looks
+    looks = learners[0].updates / entropy.look_updates
+    wall_s, processor_s = settling + updates * (learners[0].updates / ENTROPY_UPDATES) + look * looks
     return float(wall_s), float(processor_s)
+
+
+def _network_learner(initial: Potential, data: relative_entropy.Data, params: TrainingParams) -> Learner:
+    return NetworkLearner(initial, params.relative_entropy)
+
+
+def _rung_learner(initial: Potential, data: relative_entropy.Data, params: TrainingParams) -> Learner:
+    return RungLearner(without_network(initial.prior.double()), data, params, 0)
 
 
 def _both_clocks(call: Callable[[], object]) -> Float64[np.ndarray, " 2"]:

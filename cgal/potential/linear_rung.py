@@ -70,13 +70,15 @@ class Basis:
 def unit_energies(positions: Float64[Tensor, "frames beads 3"], basis: Basis) -> Float64[Tensor, "frames free"]:
     """Energies of unit coefficients [kJ/mol]."""
     located = locate(pair_distances(positions, 3))
-    splines = torch.zeros(*located.first.shape, COEFFICIENTS, dtype=positions.dtype, device=positions.device)
-    splines.scatter_(2, located.first[..., None] + torch.arange(4, device=positions.device), located.values)
+    rows = COEFFICIENTS * torch.from_numpy(basis.pairs).to(positions.device)
+    columns = (rows + located.first)[..., None] + torch.arange(4, device=positions.device)
+    splines = positions.new_zeros(len(positions), COEFFICIENTS * (int(basis.pairs.max(initial=-1)) + 1))
+    splines.scatter_add_(1, columns.flatten(1), located.values.flatten(1))
     coordinates = internal_coordinates(positions)
     z = torch.complex(coordinates.dihedral_cosines, coordinates.dihedral_sines)
     powers = torch.stack([z**order for order in range(1, basis.order + 1)], -1)
     parts = (
-        _summed(splines[..., :FREE], basis.pairs),
+        splines.view(len(positions), -1, COEFFICIENTS)[..., :FREE].flatten(1),
         _summed(_parts(powers), basis.dihedrals),
         _summed(_parts(coupling_terms(z).values), basis.neighbours),
     )
