@@ -279,7 +279,7 @@ class DynamicsParams(Section):
     replicas: Count = 32
     steps: Count = 3000
     stride: Count = 30
-    timestep_ps: Positive = 0.01
+    timestep_ps: Positive = 0.005
     friction_per_ps: Positive = 1.0
     bead_mass_amu: Positive = 100.0
     maximum_bond_nm: Positive = Field(0.7, description="a replica with a longer CA-CA bond has exploded")
@@ -333,7 +333,8 @@ class RelativeEntropyParams(Section):
     patience_updates: Count = 100
     rung: PopulationsRungParams = Field(PopulationsRungParams(), description="the linear rung, if there is to be one")
     dynamics: DynamicsParams = Field(
-        DynamicsParams(replicas=64, steps=200, stride=50), description="of the replicas between two updates"
+        DynamicsParams(replicas=64, steps=200, stride=50, timestep_ps=0.01),
+        description="of the replicas between two updates",
     )
 
 

@@ -21,7 +21,7 @@ from cgal.training.train import train
 from cgal.units import thermal_energy_kJ_per_mol
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, real_prior, shaken_beads
 
-SAMPLING = DynamicsParams(replicas=64, steps=3000, stride=100)
+SAMPLING = DynamicsParams(replicas=64, steps=6000, stride=200)
 SHORT = RelativeEntropyParams(
     updates=12,
     look_updates=3,
@@ -56,7 +56,7 @@ def teacher() -> Potential:
     """A network of the same shape as those that learn, of a few k_B T."""
     made = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 8)
     with torch.no_grad():
-        made.network.readout[-1].weight.normal_(std=0.35, generator=torch.Generator().manual_seed(1))
+        made.network.readout[-1].weight.normal_(std=0.6, generator=torch.Generator().manual_seed(1))
     return made
 
 
@@ -73,7 +73,7 @@ def test_an_ensemble_of_a_known_network_is_learned_and_how_well_is_told_without_
     least = of_data.mean() + 0.5 * (forward + backward)
     assert least < -0.5
     entropy = RelativeEntropyParams(
-        updates=60, learning_rate=5e-3, look_replicas=64, settle_steps=1000, look_steps=40, average_updates=20
+        updates=80, learning_rate=5e-3, look_replicas=128, settle_steps=1000, look_steps=40, average_updates=20
     )
     params = TrainingParams(
         objective="relative_entropy", relative_entropy=entropy, validation_block_frames=18, warm_start=False
