@@ -34,7 +34,7 @@ from cgal.potential.architectures import without_network
 from cgal.potential.force_matching import worker_threads
 from cgal.potential.linear_rung import Basis, unit_energies
 from cgal.potential.potential import Potential
-from cgal.potential.prior import Prior
+from cgal.potential.prior import RUNG, Prior
 from cgal.progress import Progress, silent
 from cgal.simulation.run import run_from
 from cgal.training.learners import Positions
@@ -93,10 +93,8 @@ def fit_rung(
         learner = RungLearner(bare, data, params, seed)
         result = minimise(learner, bare, data, params, seed=seed, scratch=folder, progress=progress)
     weight = int(_helps(result, data))
-    found = result.potential.prior if weight else bare.prior
-    return PopulationsRung(
-        found.double().to(prior.bond_length_nm.device), weight, result.best, result.history[-1].update
-    )
+    parts = {name: getattr(result.potential.prior, name).to(prior.bond_length_nm.device) for name in RUNG}
+    return PopulationsRung(prior.with_rung(parts if weight else {}), weight, result.best, result.history[-1].update)
 
 
 def _helps(result: RelativeEntropyResult, data: Data) -> bool:
