@@ -98,8 +98,8 @@ def test_a_killed_production_goes_on_to_the_same_bytes_in_the_documented_script(
     command = [sys.executable, SCRIPT, ROUND, *wish]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "production: frames 12000, lost replicas 0" in done.stdout
-    assert "replica 0: 6000 frames of 10 beads, 0.1 to 600 ps" in done.stdout
+    assert "production: frames 6000, lost replicas 0" in done.stdout
+    assert "replica 0: 3000 frames of 10 beads, 0.2 to 600 ps" in done.stdout
     assert "OpenMM, 500 steps later: " in done.stdout
     assert {name: (folder / "pieces" / name).stat().st_mtime_ns for name in killed} == killed
     with open_production(Repository(project), ROUND, Wish(0.6, replicas=2), project / "undisturbed") as workspace:
@@ -109,7 +109,7 @@ def test_a_killed_production_goes_on_to_the_same_bytes_in_the_documented_script(
 
     metrics = read_json(folder / "round" / "metrics.json")
     assert metrics["simulation"]["replicas"] == 2
-    assert metrics["simulation"]["frames_saved"] == 12000
+    assert metrics["simulation"]["frames_saved"] == 6000
     assert metrics["w1"].keys() == read_json(project / "round" / "metrics.json")["w1"].keys()
     assert (folder / "round" / "plots" / "benchmark" / "tica.png").is_file()
     assert contents(project / "round") | contents(project / "data") == before, "the workspace is as it was"
