@@ -75,7 +75,7 @@ def ratio_to_prior(records: pd.DataFrame, system: str, ns: float, model: str, me
     """W1 of a model over that of the prior of the same frames: geometric mean over the seeds that both have."""
     rows = records.query("system == @system and ns == @ns and metric == @metric and mode == @mode")
     wide = rows.pivot(index="seed", columns="model", values="value")
-    if model not in wide:
+    if model not in wide or PRIOR not in wide:
         return Interval(*[float("nan")] * 3)
     logs = np.log((wide[model] / wide[PRIOR]).dropna())
     return Interval(*(float(np.exp(value)) for value in mean_interval(logs.tolist())))
