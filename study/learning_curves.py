@@ -85,7 +85,8 @@ REPLICAS = 32
 
 LENGTH_ps = 960.0
 """Long enough for the folded shares from both starts to meet, which takes the better models 200 to 300 ps,
-and for the folded share to be known: half as long, the W1 of one model with all data scattered from 0.14 to 0.25."""
+and for the folded share to be known: half as long, the TICA W1 of one model was 0.25 instead of 0.14 (not kept as a
+record)."""
 
 SPLITS = 8
 BOND_nm, BEND_nm = 0.38, 0.05

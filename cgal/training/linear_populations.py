@@ -8,7 +8,8 @@ matrix of second derivatives. The coefficients are followed in coordinates w in 
 
 so that plain steps along the gradient are Newton's steps (natural gradient: Amari, Neural Comput. 10, 251 (1998)), and
 distances, dihedrals and their couplings come to the data's populations in some ten updates each. What is minimised has
-a penalty K / N |w|^2 / 2 beside, for N training frames: as if K further frames spoke for the prior. The model is the
+a penalty K / N |w|^2 / 2 beside, for N training frames (effective ones,
+if they have weights): as if K further frames spoke for the prior. The model is the
 running average of w, the last one that frames held out cannot tell from the best: what is slow takes hundreds of
 updates, and is a small part of S.
 
@@ -120,7 +121,7 @@ class RungLearner:
         ridge = section.ridge * values.mean()
         self.scale = kT * vectors / (values.clamp_min(0.0) + ridge).sqrt()
         self.mean = mean @ self.scale / kT
-        self.kT, self.shrinkage = kT, section.prior_frames / len(data.training)
+        self.kT, self.shrinkage = kT, section.prior_frames / _effective(data)
         self.weights = torch.zeros(len(mean), dtype=torch.float64)
         self.average = self.weights.clone()
         self.optimiser: torch.optim.Optimizer = torch.optim.SGD([self.weights], lr=section.learning_rate)
@@ -171,6 +172,11 @@ class RungLearner:
                 mean += share @ found
                 square += found.T @ (share[:, None] * found)
         return mean, square - torch.outer(mean, mean)
+
+
+def _effective(data: Data) -> float:
+    """Number of training frames, or as many of equal weight as those with weights are worth."""
+    return len(data.training) if data.chances is None else float(1.0 / np.square(data.chances).sum())
 
 
 def _settled(bare: Potential, training: Positions, params: TrainingParams, seed: int) -> Positions:
