@@ -176,7 +176,7 @@ class RungLearner:
 
 def _effective(data: Data) -> float:
     """Number of training frames, or as many of equal weight as those with weights are worth."""
-    return len(data.training) if data.chances is None else float(1.0 / np.square(data.chances).sum())
+    return float(len(data.training) if data.chances is None else 1.0 / np.square(data.chances).sum())
 
 
 def _settled(bare: Potential, training: Positions, params: TrainingParams, seed: int) -> Positions:
