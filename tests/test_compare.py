@@ -86,7 +86,7 @@ def test_arms_spend_the_same_budget_and_leave_the_project_as_it_was(
     assert again.returncode == 0, again.stdout + again.stderr
     assert pd.read_csv(project / "docs" / "results" / "small.csv").equals(records), "complete campaigns ran again"
 
-    monkeypatch.setattr(twins, "LENGTH_ps", 0.6)
+    monkeypatch.setattr(twins, "LENGTH_ps", 1.2)
     monkeypatch.setattr(twins, "REPLICAS", 2)
     rounds = {(entry.arm, entry.number): entry for entry in twins.rounds_of(project, "small")}
     assert len(rounds) == len(set(records["tag"]))
@@ -202,5 +202,5 @@ def test_a_campaign_has_a_round_at_every_budget_and_costs_what_its_steps_do(name
     spent = list(cost._spent(params))
     for steps in design.budgets.values():
         assert any(0.9 * steps < each <= steps for each in spent)
-    hours = cost.core_hours(design, plan, params, cost.Speeds(1.0, 0.0, 0.0, 0.0))
+    hours = cost.core_hours(design, plan, params, cost.Speeds(1.0, 0.0, 0.0, 0.0, 0.0))
     assert hours == spent[-1] / 3600

@@ -129,7 +129,9 @@ def test_the_forms_schema_refuses_what_no_campaign_means(parameters: dict[str, A
 
 INTERRUPTED = """
 import os, sys
+from datetime import timedelta
 from pathlib import Path
+from prefect import task
 from flows.settings import use_project_settings
 root = Path(sys.argv[1])
 os.chdir(root)
@@ -138,18 +140,22 @@ from flows.serving.startup import start_prefect
 start_prefect().wait()
 from prefect.client.orchestration import get_client
 from prefect.states import Completed, Crashed, Failed, Pending, Running
-from flows.serving import pools
+from flows.serving import orphans, pools
 from flows.serving.health import worker_name
 pools.provision(root)
+orphans.LATE = timedelta()
+label = task(pools.provision, name="label")
 with get_client(sync_client=True) as client:
     deployment = client.read_deployment_by_name("active-learning/active-learning")
     states = {"old": Crashed(), "atwork": Running(), "refused": Failed(), "done": Completed()}
     for name, state in states.items():
         run = client.create_flow_run_from_deployment(deployment.id, name=name, parameters={"campaign": name})
         client.update_flow_run_labels(run.id, {"prefect.worker.name": worker_name("cgal-cpu")})
+        client.create_task_run(label, run.id, name, state=Running())
         client.set_flow_run_state(run.id, state, force=True)
     for _ in range(2):
         pools.take_over("cgal-cpu")
+    print("tasks:", *{run.state_name for run in client.read_task_runs()})
     again = [run for run in client.read_flow_runs() if run.state_name == "Scheduled"]
     print("again:", *(run.name for run in again))
     fires = again + [client.create_flow_run_from_deployment(deployment.id, parameters={}) for _ in range(3)]
@@ -170,6 +176,7 @@ def test_an_interrupted_campaign_comes_back_once_and_one_of_the_missed_fires_run
     )
     assert done.returncode == 0, done.stderr
     said = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
+    assert said["tasks"] == "Crashed", "also of flows whose tasks' end a killed server never heard of"
     assert said["again"] == "atwork"
     assert said["fires"] == "Pending Cancelled Cancelled Cancelled"
 

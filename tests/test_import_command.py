@@ -229,7 +229,7 @@ def test_run_seed_and_reference_refuse_at_once(make_project: Project) -> None:
     assert "benchmark.tica_lag_ps: 0.1 ps is below" in str(done.exception)
     done = cgal(root, "run", "--new", "other")
     assert "to hold out" in str(done.exception)
-    assert "benchmark.tica_lag_ps: 0.1 ps is below the reference's frame spacing, 8 ps" in str(done.exception)
+    assert "benchmark.tica_lag_ps: 0.1 ps is below the reference's frame spacing, 50 ps" in str(done.exception)
     assert contents(root) == before
     assert "other" not in (root / "params.yaml").read_text()
 

@@ -4,6 +4,7 @@ The next run of the campaign closes them, under its lock: nothing of the project
 server of `flows.serving.startup` ends by itself; a worker's runs are closed by its next life, `flows.serving.pools`).
 """
 
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
+    FlowRunFilterEndTime,
     FlowRunFilterId,
     FlowRunFilterState,
     FlowRunFilterStateType,
@@ -19,10 +21,17 @@ from prefect.client.schemas.filters import (
     TaskRunFilterState,
     TaskRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
 from prefect.states import Crashed
 
-__all__ = ["close_dead_runs", "close_run", "project_tag"]
+__all__ = ["close_dead_runs", "close_lost_tasks", "close_run", "project_tag"]
+
+UNFINISHED = TaskRunFilter(
+    state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING]))
+)
+ENDED = FlowRunFilterState(type=FlowRunFilterStateType(any_=[*TERMINAL_STATES]))
+LATE = timedelta(seconds=30)
+"""The server hears of the end of a task up to so much after that of its flow."""
 
 
 def project_tag(root: Path) -> str:
@@ -46,12 +55,17 @@ def close_dead_runs(root: Path) -> int:
 def close_run(client: SyncPrefectClient, run: FlowRun, reason: str) -> None:
     """Set a flow run whose process is dead to "Crashed", and the tasks that it was at."""
     crashed: State[Any] = Crashed(message=f"{reason}; the next run goes on")
-    unfinished = TaskRunFilter(
-        state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING]))
-    )
     tasks = client.read_task_runs(
-        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])), task_run_filter=unfinished
+        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])), task_run_filter=UNFINISHED
     )
     client.set_flow_run_state(run.id, crashed, force=True)
     for task in tasks:
         client.set_task_run_state(task.id, crashed, force=True)
+
+
+def close_lost_tasks(client: SyncPrefectClient) -> None:
+    """Set tasks that say "Running" though their flow has ended to "Crashed": a killed server lost their end."""
+    ended = FlowRunFilter(state=ENDED, end_time=FlowRunFilterEndTime(before_=datetime.now(UTC) - LATE))
+    for task in client.read_task_runs(flow_run_filter=ended, task_run_filter=UNFINISHED):
+        lost: State[Any] = Crashed(message="the server was killed before it heard of its end")
+        client.set_task_run_state(task.id, lost, force=True)

@@ -29,7 +29,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from cgal.errors import CgalError
 from cgal.files import write_text
 from flows.serving.health import worker_name
-from flows.serving.orphans import close_run
+from flows.serving.orphans import close_lost_tasks, close_run
 
 __all__ = [
     "CAMPAIGN_TAG",
@@ -145,6 +145,7 @@ def take_over(pool: str) -> None:
         alive = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[*ALIVE])))
         for run in _mine(client.read_flow_runs(work_pool_filter=_named(pool), flow_run_filter=alive), pool):
             close_run(client, run, f"its worker {worker_name(pool)} was stopped or killed")
+        close_lost_tasks(client)
 
 
 def _interrupted(client: SyncPrefectClient, pool: str, deployment: str) -> FlowRun | None:
