@@ -15,6 +15,7 @@ from cgal.potential.linear_rung import Basis, unit_energies
 from cgal.potential.prior import Prior
 from cgal.simulation.run import simulate
 from cgal.training import relative_entropy
+from cgal.training.figures import plot_training
 from cgal.training.linear_populations import RungLearner, fit_rung
 from cgal.training.train import train
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, real_prior, shaken_beads
@@ -78,7 +79,7 @@ def test_unit_energies_are_those_of_a_prior_with_such_a_rung():
 def test_a_twist_that_a_network_cannot_see_is_learned(frames):
     rung = fit_rung([frames], real_prior(), PARAMS, seed=1)
     assert rung.weight == 1
-    assert rung.look.held_out_change_kT < 0
+    assert rung.result.best.held_out_change_kT < 0
     learned, unlearned = (sine(sampled(prior, 2).positions) for prior in (rung.prior, real_prior()))
     wanted = sine(frames.positions)
     assert abs(learned - wanted) < 0.25 * abs(unlearned - wanted)
@@ -121,6 +122,8 @@ def test_a_killed_fit_goes_on_and_gives_the_same_bytes_with_any_number_of_thread
         initial = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 3)
         result = train([frames], initial, short, seed=4, scratch=scratch, progress=progress)
         assert result.summary()["linear_rung"] == 1
+        (drawn,) = plot_training(result, tmp_path)
+        assert drawn.stat().st_size > 20_000
         return b"".join(value.numpy().tobytes() for value in result.potential.state_dict().values())
 
     class KilledError(Exception):

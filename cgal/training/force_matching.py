@@ -39,7 +39,7 @@ from cgal.training.held_out import held_out_masks, require_both
 from cgal.training.runs import annealed, deterministic_algorithms, fingerprint, read_state, write_state
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 __all__ = ["EpochRecord", "ForceMatchingResult", "Validation", "mean_square", "prepare", "train"]
 
@@ -114,7 +114,7 @@ class ForceMatchingResult:
             **{f"explained_fraction/{name}": each.explained_fraction for name, each in self.proteins.items()},
         }
 
-    def draw(self, figure: "Figure") -> None:
+    def draw(self, figure: "FigureBase") -> None:
         """Draw force errors and learning rate by epoch."""
         epochs, train_rmse, validation_rmse, rates = np.array(self.history, dtype=float).T
         errors, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])

@@ -24,7 +24,8 @@ class Learner(Protocol):
     """Weights, and what they mean; `words` tell all that this depends on beside the initial potential and the data.
 
     The optimiser changes `weights` in place, `average` is their running average; both are vectors. The best look is the
-    last one whose held-out S is above the lowest by no more than `tolerance` of its standard errors.
+    last one whose held-out S is above the lowest by no more than `tolerance` of its standard errors; training stops
+    `patience_updates` after it.
     """
 
     weights: Tensor
@@ -34,6 +35,7 @@ class Learner(Protocol):
     learning_rate: float
     gradient_clip: float
     tolerance: float
+    patience_updates: int
     words: str
 
     def energies(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, " frames"]:
@@ -64,7 +66,8 @@ class NetworkLearner:
         self.optimiser: torch.optim.Optimizer = torch.optim.Adam([self.weights], lr=params.learning_rate)
         self.updates, self.learning_rate = params.updates, params.learning_rate
         self.gradient_clip = params.gradient_clip
-        self.tolerance, self.words = 0.0, repr(initial.network.params)
+        self.tolerance, self.patience_updates = 0.0, params.patience_updates
+        self.words = repr(initial.network.params)
 
     def energies(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, " frames"]:
         """Energy of the averaged network."""

@@ -10,8 +10,8 @@ so that plain steps along the gradient are Newton's steps (natural gradient: Ama
 distances, dihedrals and their couplings come to the data's populations in some ten updates each. What is minimised has
 a penalty K / N |w|^2 / 2 beside, for N training frames (effective ones,
 if they have weights): as if K further frames spoke for the prior. The model is the
-running average of w, the last one that frames held out cannot tell from the best: what is slow takes hundreds of
-updates, and is a small part of S.
+running average of w, the last one that frames held out cannot tell from the best, however long ago that was: what is
+slow takes hundreds of updates, and is a small part of S.
 
 A rung whose change of the held-out S is not below zero by more than its error allows is none. The error is that of
 independent blocks (`training.validation_block_frames`, as many as the slowest motion takes); of a single one nothing is
@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -39,9 +40,12 @@ from cgal.potential.prior import RUNG, Prior
 from cgal.progress import Progress, silent
 from cgal.simulation.run import run_from
 from cgal.training.learners import Positions
-from cgal.training.relative_entropy import Data, LookRecord, RelativeEntropyResult, minimise, prepare
+from cgal.training.relative_entropy import Data, RelativeEntropyResult, minimise, prepare
 from cgal.training.runs import deterministic_algorithms
 from cgal.units import thermal_energy_kJ_per_mol
+
+if TYPE_CHECKING:
+    from matplotlib.figure import FigureBase
 
 __all__ = ["PopulationsRung", "RungLearner", "fit_rung"]
 
@@ -56,21 +60,24 @@ BATCH = 500
 
 @dataclass(frozen=True, eq=False)
 class PopulationsRung:
-    """The prior with its linear rung, if there is one (`weight` 1), and the look at held-out frames that decided."""
+    """The prior with its linear rung, if there is one (`weight` 1), and how it was found."""
 
     prior: Prior
     weight: int
-    look: LookRecord
-    updates: int
+    result: RelativeEntropyResult
 
     def summary(self) -> dict[str, float | int]:
         """Numbers for a checkpoint's metadata and a round's metrics."""
         return {
             "linear_rung": self.weight,
-            "linear_rung_held_out_change_kT": self.look.held_out_change_kT,
-            "linear_rung_standard_error_kT": self.look.standard_error_kT,
-            "linear_rung_updates": self.updates,
+            "linear_rung_held_out_change_kT": self.result.best.held_out_change_kT,
+            "linear_rung_standard_error_kT": self.result.best.standard_error_kT,
+            "linear_rung_best_update": self.result.best.update,
         }
+
+    def draw(self, figure: "FigureBase") -> None:
+        """Draw the history, as `RelativeEntropyResult` does."""
+        self.result.draw(figure)
 
 
 def fit_rung(
@@ -95,7 +102,7 @@ def fit_rung(
         result = minimise(learner, bare, data, params, seed=seed, scratch=folder, progress=progress)
     weight = int(_helps(result, data))
     parts = {name: getattr(result.potential.prior, name).to(prior.bond_length_nm.device) for name in RUNG}
-    return PopulationsRung(prior.with_rung(parts if weight else {}), weight, result.best, result.history[-1].update)
+    return PopulationsRung(prior.with_rung(parts if weight else {}), weight, result)
 
 
 def _helps(result: RelativeEntropyResult, data: Data) -> bool:
@@ -127,7 +134,8 @@ class RungLearner:
         self.optimiser: torch.optim.Optimizer = torch.optim.SGD([self.weights], lr=section.learning_rate)
         self.updates, self.learning_rate = section.updates, section.learning_rate
         self.gradient_clip = section.gradient_clip
-        self.tolerance, self.words = 1.0, "linear rung"
+        self.tolerance, self.patience_updates = 1.0, section.updates
+        self.words = "linear rung"
 
     def energies(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, " frames"]:
         """Energy of the averaged rung."""

@@ -14,10 +14,10 @@ from cgal.potential.ensemble import members_of, together
 from cgal.potential.potential import Potential
 from cgal.progress import Progress, silent
 from cgal.randomness import derive_seed
-from cgal.training.runs import TrainingResult
+from cgal.training.runs import TrainingResult, widen
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 __all__ = ["MembersResult", "train_members"]
 
@@ -96,8 +96,8 @@ class MembersResult:
         means = {name: float(np.mean([summary[name] for summary in summaries])) for name in summaries[0]}
         return {**means, "members": len(self.results)}
 
-    def draw(self, figure: "Figure") -> None:
+    def draw(self, figure: "FigureBase") -> None:
         """Draw the history of each member, side by side."""
-        figure.set_figwidth(figure.get_figwidth() * len(self.results))
+        widen(figure, len(self.results))
         for result, part in zip(self.results, figure.subfigures(1, len(self.results), squeeze=False)[0], strict=True):
             result.draw(part)

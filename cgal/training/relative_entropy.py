@@ -47,7 +47,7 @@ from cgal.training.runs import annealed, deterministic_algorithms, fingerprint, 
 from cgal.units import thermal_energy_kJ_per_mol
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 __all__ = ["Data", "LookRecord", "RelativeEntropyResult", "Term", "minimise", "prepare", "train"]
 
@@ -116,7 +116,7 @@ class RelativeEntropyResult:
             "updates": self.history[-1].update,
         }
 
-    def draw(self, figure: "Figure") -> None:
+    def draw(self, figure: "FigureBase") -> None:
         """Draw the held-out change of S with its standard error, and the learning rate, by update."""
         updates, _, change, error, _, _, rates, _ = np.array(self.history, dtype=float).T
         entropy, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -311,7 +311,7 @@ class Run:
         last = self.history[-1]
         return (
             self.updates_done >= self.learner.updates
-            or last.update - self.best.update >= self.entropy.patience_updates
+            or last.update - self.best.update >= self.learner.patience_updates
             or not math.isfinite(last.held_out_change_kT)
         )
 

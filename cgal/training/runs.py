@@ -17,7 +17,7 @@ from cgal.files import write_bytes, write_text
 from cgal.potential.potential import Potential
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 __all__ = [
     "TrainingResult",
@@ -25,6 +25,7 @@ __all__ = [
     "deterministic_algorithms",
     "fingerprint",
     "read_state",
+    "widen",
     "write_history_csv",
     "write_state",
 ]
@@ -48,7 +49,7 @@ class TrainingResult(Protocol):
     def summary(self) -> dict[str, float | int]:
         """Numbers for a checkpoint's metadata and a round's metrics."""
 
-    def draw(self, figure: "Figure") -> None:
+    def draw(self, figure: "FigureBase") -> None:
         """Draw the history."""
 
 
@@ -97,6 +98,12 @@ def read_state(scratch: Path | None, wanted: str) -> dict[str, Any]:
     except Exception:  # torch raises whatever its parser met
         return {}
     return state if isinstance(state, dict) and state.get("fingerprint") == wanted else {}
+
+
+def widen(figure: "FigureBase", parts: int) -> None:
+    """Make room for parts side by side in a figure, or in a part of one."""
+    whole: Any = figure.get_figure(root=True)
+    whole.set_figwidth(whole.get_figwidth() * parts)
 
 
 def write_history_csv(result: TrainingResult, path: Path) -> None:

@@ -16,10 +16,10 @@ from cgal.training import linear, linear_populations
 from cgal.training.linear import Rung
 from cgal.training.linear_populations import PopulationsRung
 from cgal.training.members import train_members
-from cgal.training.runs import TrainingResult
+from cgal.training.runs import TrainingResult, widen
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 __all__ = ["OBJECTIVES", "fit_rung", "train"]
 
@@ -103,6 +103,14 @@ class OnRung:
         """Numbers of both."""
         return self.rung.summary() | self.result.summary()
 
-    def draw(self, figure: "Figure") -> None:
-        """Draw the history of the network."""
-        self.result.draw(figure)
+    def draw(self, figure: "FigureBase") -> None:
+        """Draw the history of the network, beside that of a rung which has one."""
+        if isinstance(self.rung, Rung):
+            self.result.draw(figure)
+            return
+        widen(figure, 2)
+        left, right = figure.subfigures(1, 2, squeeze=False)[0]
+        left.suptitle("linear rung")
+        self.rung.draw(left)
+        right.suptitle("network")
+        self.result.draw(right)
