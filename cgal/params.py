@@ -295,7 +295,7 @@ class DynamicsParams(Section):
 class PopulationsRungParams(Section):
     """The linear rung, where relative entropy fits it: before the network, to the populations of the frames."""
 
-    updates: Count = 600
+    updates: Count = 1000
     learning_rate: Positive = Field(0.2, description="share of Newton's step, at first")
     gradient_clip: Positive = Field(5.0, description="longest step, over its learning rate, in k_B T of energy")
     ridge: Positive = Field(

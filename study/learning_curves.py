@@ -8,7 +8,8 @@ are these frames themselves, `prior` is the model without a network, `linear` ha
 `linear_populations` one by relative entropy, and the other models are named as their objective, with `_on_linear` where
 the network is on top of that objective's rung.
 Each is simulated from the folded structure and from a stretched chain, `REPLICAS` times for `LENGTH_ps` each, and the
-first half is left out. Rows that are there are not made again.
+first half is left out. Rows that are there are not made again. Trainings go on from `SCRATCH` after a kill, and models
+of the same frames and seed share a rung by relative entropy there; `wall_s` is then without it.
 """
 
 import csv
@@ -41,6 +42,7 @@ from study.in_processes import measure_all
 __all__ = ["COLUMNS", "Task", "measure", "tasks"]
 
 RECORDS = Path("docs", "results", "learning_curves.csv")
+SCRATCH = Path(".cgal", "learning_curves")
 COLUMNS = (
     "system",
     "ns",
@@ -226,12 +228,13 @@ def model_of(parts: Halves, frames: LabelledFrames, task: Task) -> Potential:
     demo = load_params(Path("params.yaml"))
     prior = fit_prior(frames.positions, frames.sequence, parts.bed.temperature_K, demo.prior)
     params = training_params(demo, task, len(frames))
+    scratch = SCRATCH / f"{task.system}-{task.ns:g}-{task.seed}"
     if task.model in RUNGS:
-        prior = fit_rung([frames], prior, params, seed=task.seed).prior
+        prior = fit_rung([frames], prior, params, seed=task.seed, scratch=scratch).prior
     if task.model in CONTROLS:
         return initial_potential(prior, frames.sequence, SchNetParams(features=1, blocks=1), task.seed)
     initial = initial_potential(prior, frames.sequence, demo.network, task.seed)
-    return train([frames], initial, params, seed=task.seed).potential
+    return train([frames], initial, params, seed=task.seed, scratch=scratch).potential
 
 
 def training_params(demo: Params, task: Task, frames: int) -> TrainingParams:
