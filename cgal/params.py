@@ -296,6 +296,9 @@ class PopulationsRungParams(Section):
     """The linear rung, where relative entropy fits it: before the network, to the populations of the frames."""
 
     updates: Count = 1000
+    average_updates: Count = Field(
+        300, description="updates over which the coefficients are averaged: as long as replicas take to forget"
+    )
     learning_rate: Positive = Field(0.2, description="share of Newton's step, at first")
     gradient_clip: Positive = Field(5.0, description="longest step, over its learning rate, in k_B T of energy")
     ridge: Positive = Field(

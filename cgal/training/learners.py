@@ -23,7 +23,8 @@ type Positions = Float32[np.ndarray, "_ beads 3"]
 class Learner(Protocol):
     """Weights, and what they mean; `words` tell all that this depends on beside the initial potential and the data.
 
-    The optimiser changes `weights` in place, `average` is their running average; both are vectors. The best look is the
+    The optimiser changes `weights` in place, `average` is their running average over the last `average_updates`, or the
+    last third while that is less; both are vectors. The best look is the
     last one whose held-out S is above the lowest by no more than `tolerance` of its standard errors; training stops
     `patience_updates` after it.
     """
@@ -36,6 +37,7 @@ class Learner(Protocol):
     gradient_clip: float
     tolerance: float
     patience_updates: int
+    average_updates: int
     words: str
 
     def energies(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, " frames"]:
@@ -67,7 +69,7 @@ class NetworkLearner:
         self.updates, self.learning_rate = params.updates, params.learning_rate
         self.gradient_clip = params.gradient_clip
         self.tolerance, self.patience_updates = 0.0, params.patience_updates
-        self.words = repr(initial.network.params)
+        self.average_updates, self.words = params.average_updates, repr(initial.network.params)
 
     def energies(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, " frames"]:
         """Energy of the averaged network."""

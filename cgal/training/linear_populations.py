@@ -135,7 +135,7 @@ class RungLearner:
         self.updates, self.learning_rate = section.updates, section.learning_rate
         self.gradient_clip = section.gradient_clip
         self.tolerance, self.patience_updates = 1.0, section.updates
-        self.words = "linear rung"
+        self.average_updates, self.words = section.average_updates, "linear rung"
 
     def energies(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, " frames"]:
         """Energy of the averaged rung."""

@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Data", "LookRecord", "RelativeEntropyResult", "Term", "minimise", "prepare", "train"]
 
-AVERAGE_START = 10
-"""The average of the weights begins as one over a tenth of the updates that have been; zeroth weights soon fade."""
+AVERAGE_START = 3
+"""The average of the weights begins as one over a third of the updates that have been; zeroth weights soon fade."""
 
 
 class LookRecord(NamedTuple):
@@ -358,7 +358,7 @@ class Run:
         length = torch.linalg.vector_norm(gradient)
         learner.weights.grad = gradient.mul_((learner.gradient_clip / length).clamp_(max=1.0))
         learner.optimiser.step()
-        kept = min(1.0 - 1.0 / self.entropy.average_updates, self.updates_done / (self.updates_done + AVERAGE_START))
+        kept = min(1.0 - 1.0 / self.learner.average_updates, self.updates_done / (self.updates_done + AVERAGE_START))
         learner.average.lerp_(learner.weights, 1.0 - kept)
 
     def _begin_anew(self, record: Record, generator: np.random.Generator) -> None:
