@@ -24,9 +24,8 @@ class Learner(Protocol):
     """Weights, and what they mean; `words` tell all that this depends on beside the initial potential and the data.
 
     The optimiser changes `weights` in place, `average` is their running average over the last `average_updates`, or the
-    last third while that is less; both are vectors. The best look is the
-    last one whose held-out S is above the lowest by no more than `tolerance` of its standard errors; training stops
-    `patience_updates` after it.
+    last third while that is less; both are vectors. The best look is the last one whose held-out S is above the lowest
+    by no more than `tolerance` of its standard errors; training stops `patience_updates` after it.
     """
 
     weights: Tensor
