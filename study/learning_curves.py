@@ -30,8 +30,8 @@ from cgal.benchmark.suite import benchmark, observe
 from cgal.benchmark.tica import fit_tica
 from cgal.benchmark.wasserstein import MODES, estimators
 from cgal.frames import CGTrajectory, LabelledFrames
-from cgal.params import BenchmarkParams, DynamicsParams, Params, SchNetParams, TrainingParams, load_params
-from cgal.potential.architectures import initial_potential
+from cgal.params import BenchmarkParams, DynamicsParams, Params, TrainingParams, load_params
+from cgal.potential.architectures import initial_potential, without_network
 from cgal.potential.potential import Potential
 from cgal.potential.prior import fit_prior
 from cgal.simulation.run import run_from, to_trajectory
@@ -232,7 +232,7 @@ def model_of(parts: Halves, frames: LabelledFrames, task: Task) -> Potential:
     if task.model in RUNGS:
         prior = fit_rung([frames], prior, params, seed=task.seed, scratch=scratch).prior
     if task.model in CONTROLS:
-        return initial_potential(prior, frames.sequence, SchNetParams(features=1, blocks=1), task.seed)
+        return without_network(prior)
     initial = initial_potential(prior, frames.sequence, demo.network, task.seed)
     return train([frames], initial, params, seed=task.seed, scratch=scratch).potential
 

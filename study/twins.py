@@ -29,8 +29,8 @@ from cgal.benchmark.wasserstein import MODES
 from cgal.dataset import Manifest, load_manifest, load_shards
 from cgal.errors import BadFile
 from cgal.frames import CGTrajectory, LabelledFrames, alpha_carbons, read_pdb_text
-from cgal.params import DynamicsParams, Params, SchNetParams, load_params
-from cgal.potential.architectures import initial_potential
+from cgal.params import DynamicsParams, Params, load_params
+from cgal.potential.architectures import without_network
 from cgal.potential.checkpoint import load_checkpoint
 from cgal.potential.potential import Potential
 from cgal.randomness import derive_seed
@@ -182,7 +182,7 @@ def _raw(shards: tuple[LabelledFrames, ...]) -> CGTrajectory:
 def _prior_alone(model: Potential) -> Potential:
     """The prior without linear rung and network."""
     prior = model.prior.with_rung({})
-    return initial_potential(prior, model.sequence, SchNetParams(features=1, blocks=1), seed=0)
+    return without_network(prior)
 
 
 def _simulate(model: Potential, found: _Found) -> CGTrajectory:

@@ -31,6 +31,9 @@ __all__ = [
     "without_network",
 ]
 
+BLIND_nm = 0.1
+"""A cutoff that no two beads of a sound chain come within."""
+
 ARCHITECTURES = {
     "schnet": "cgal.schnet.architecture",
     "painn": "cgal.painn",
@@ -93,8 +96,9 @@ def initial_potential(prior: Prior, sequence: str, params: NetworkParams, seed: 
 
 
 def without_network(prior: Prior) -> Potential:
-    """Potential of a prior alone, which simulates fast: its network is small and stays silent."""
-    return initial_potential(prior, prior.sequence, SchNetParams(features=1, blocks=1, radial_functions=2), 0)
+    """Potential of a prior alone, which simulates fast: its network is small, sees no pair and stays silent."""
+    blind = SchNetParams(features=1, blocks=1, radial_functions=2, cutoff_nm=BLIND_nm)
+    return initial_potential(prior, prior.sequence, blind, 0)
 
 
 def freeze(potential: Potential, device: str = "cpu", filter_intervals: int = 512) -> EnergyModel:

@@ -23,7 +23,7 @@ from cgal.benchmark.observables import OBSERVABLES
 from cgal.benchmark.wasserstein import MODES
 from cgal.frames import CGTrajectory, LabelledFrames
 from cgal.params import DynamicsParams, SchNetParams, SelectionParams, TrainingParams, load_params
-from cgal.potential.architectures import initial_potential
+from cgal.potential.architectures import initial_potential, without_network
 from cgal.potential.potential import Potential
 from cgal.potential.prior import fit_prior
 from cgal.randomness import derive_seed
@@ -111,7 +111,7 @@ def students(teacher: Teacher, shards: Sequence[LabelledFrames], seed: int, numb
     demo = load_params(Path("params.yaml"))
     positions, sequence = _joined(shards), shards[0].sequence
     prior = fit_prior(positions, sequence, teacher.temperature_K, demo.prior)
-    silent = initial_potential(prior, sequence, SchNetParams(features=1, blocks=1, radial_functions=2), 0)
+    silent = without_network(prior)
     block = max(1, teacher.steps(RUN) // STRIDE)
     training = TrainingParams.model_validate(
         demo.training.model_dump() | {"linear_rung": False, "validation_block_frames": block, "preflight": False}
