@@ -12,11 +12,14 @@ from cgal.files import write_text
 from study.figures import COLOURS, save_figure
 from study.statistics import Interval, mean_interval
 
-__all__ = ["ratio_to_prior", "write_curves"]
+__all__ = ["ratio", "write_curves"]
 
 PRIOR, RAW = "prior", "raw"
 SIZE_ns = 16.0
 TARGET_RATIO, TARGET_FLOORS, TARGET_SCATTER = 0.6, 1.5, 0.15
+RUNGS = {"relative_entropy_on_linear": "linear_populations", "force_matching_on_linear": "linear"}
+"""The rung that a network is on top of."""
+
 PREFACE = """# Learning curves: what a model makes of plain dynamics
 
 Written by `make results` from [learning_curves.csv](learning_curves.csv) and the records of earlier code, which
@@ -76,17 +79,23 @@ def write_curves(folder: Path) -> None:
             records = pd.read_csv(folder / f"{name}.csv", keep_default_na=True)
             records["length_ns"] = records["ns"].where(records["ns"] > 0, np.inf)
             save_figure(_draw(records), folder / f"{name}.png")
-            parts += [intro, f"![learning curves]({name}.png)", *_tables(records), _verdict(records, _shares(folder))]
+            parts += [
+                intro,
+                f"![learning curves]({name}.png)",
+                *_tables(records),
+                _verdict(records, _shares(folder)),
+                *_worth(records),
+            ]
     write_text(folder / "learning-curves.md", "\n\n".join(parts) + "\n")
 
 
-def ratio_to_prior(records: pd.DataFrame, system: str, ns: float, model: str, metric: str, mode: str) -> Interval:
-    """W1 of a model over that of the prior of the same frames: geometric mean over the seeds that both have."""
-    rows = records.query("system == @system and ns == @ns and metric == @metric and mode == @mode")
+def ratio(records: pd.DataFrame, system: str, ns: float, model: str, base: str, metric: str = "tica") -> Interval:
+    """W1 (exact) of a model over that of another of the same frames: geometric mean over the seeds that both have."""
+    rows = records.query("system == @system and ns == @ns and metric == @metric and mode == 'exact'")
     wide = rows.pivot(index="seed", columns="model", values="value")
-    if model not in wide or PRIOR not in wide:
+    logs = np.log((wide[model] / wide[base]).dropna()) if {model, base} <= set(wide) else []
+    if not len(logs):
         return Interval(*[float("nan")] * 3)
-    logs = np.log((wide[model] / wide[PRIOR]).dropna())
     return Interval(*(float(np.exp(value)) for value in mean_interval(logs.tolist())))
 
 
@@ -119,10 +128,10 @@ def _line(records: pd.DataFrame, system: str, length: float, model: str, found: 
         cells.append(_interval(values) if observable.name == "tica" else f"{values.value:.3g}")
     one = found.query("metric == 'tica'")
     ns = found["ns"].iloc[0]
-    ratio = "" if model in (PRIOR, RAW) else _interval(ratio_to_prior(records, system, ns, model, "tica", "exact"))
+    to_prior = "" if model in (PRIOR, RAW) else _interval(ratio(records, system, ns, model, PRIOR))
     shares = [one[column].mean() for column in ("folded_model", "folded_from_native", "folded_from_extended")]
     said = ["" if np.isnan(share) else f"{share:.3f}" for share in shares]
-    return f"| {_size(length)} | `{model}` | {len(one)} | {' | '.join(cells)} | {ratio} | {' | '.join(said)} |"
+    return f"| {_size(length)} | `{model}` | {len(one)} | {' | '.join(cells)} | {to_prior} | {' | '.join(said)} |"
 
 
 def _size(length_ns: float) -> str:
@@ -154,15 +163,15 @@ def _verdict(records: pd.DataFrame, shares: dict[str, Interval]) -> str:
             if model in (PRIOR, RAW) or length < SIZE_ns:
                 continue
             ns = found["ns"].iloc[0]
-            ratio = ratio_to_prior(records, str(system), ns, str(model), "tica", "exact")
+            to_prior = ratio(records, str(system), ns, str(model), PRIOR)
             floors = float(found["value"].mean() / found["floor"].iloc[0])
             folded = [float(found[f"folded_from_{start}"].mean()) for start in ("native", "extended")]
             truth, whole = shares[str(system)], bool(np.isinf(length))
             cells = [
                 _size(float(length)),
                 str(len(found)),
-                _interval(ratio),
-                _yes(ratio.value <= TARGET_RATIO and ratio.high < 1.0),
+                _interval(to_prior),
+                _yes(to_prior.value <= TARGET_RATIO and to_prior.high < 1.0),
                 f"{floors:.2f}",
                 _yes(floors <= TARGET_FLOORS) if whole else "",
                 ", ".join(f"{share:.3f}" for share in folded),
@@ -171,6 +180,33 @@ def _verdict(records: pd.DataFrame, shares: dict[str, Interval]) -> str:
             ]
             lines.append(f"| {system} | `{model}` | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _worth(records: pd.DataFrame) -> Iterator[str]:
+    """Say what a network adds to the rung that it is on top of."""
+    lines = []
+    for system, rows in records.query("metric == 'tica' and mode == 'exact'").groupby("system", sort=False):
+        for (model, length), found in rows.groupby(["model", "length_ns"]):
+            rung = RUNGS.get(str(model))
+            ns = float(found["ns"].iloc[0])
+            if rung is None or np.isnan(ratio(records, str(system), ns, str(model), rung).value):
+                continue
+            seeds = set(found["seed"]) & set(rows.query("model == @rung and ns == @ns")["seed"])
+            cells = [_interval(ratio(records, str(system), ns, str(model), rung, name)) for name in OBSERVABLES]
+            lines.append(f"| {system} | `{model}` | {_size(float(length))} | {len(seeds)} | {' | '.join(cells)} |")
+    if lines:
+        headings = " | ".join(observable.heading.split(" [")[0] for observable in OBSERVABLES.values())
+        yield "\n".join(
+            [
+                "### What the network adds to its rung",
+                "",
+                "W1 over that of the rung alone, of the same frames and seed; geometric mean with its 95 % interval.",
+                "",
+                f"| system | model | ns | seeds | {headings} |",
+                f"|---|---|---|---|{'---|' * len(OBSERVABLES)}",
+                *lines,
+            ]
+        )
 
 
 def _yes(reached: bool) -> str:
