@@ -93,9 +93,9 @@ def ratio(records: pd.DataFrame, system: str, ns: float, model: str, base: str, 
     """W1 (exact) of a model over that of another of the same frames: geometric mean over the seeds that both have."""
     rows = records.query("system == @system and ns == @ns and metric == @metric and mode == 'exact'")
     wide = rows.pivot(index="seed", columns="model", values="value")
-    logs = np.log((wide[model] / wide[base]).dropna()) if {model, base} <= set(wide) else []
-    if not len(logs):
+    if not {model, base} <= set(wide) or (wide[model] / wide[base]).isna().all():
         return Interval(*[float("nan")] * 3)
+    logs = np.log((wide[model] / wide[base]).dropna())
     return Interval(*(float(np.exp(value)) for value in mean_interval(logs.tolist())))
 
 
@@ -139,6 +139,8 @@ def _size(length_ns: float) -> str:
 
 
 def _interval(values: Interval) -> str:
+    if np.isnan(values.value):
+        return ""
     if np.isnan(values.low) or values.low == values.high:
         return f"{values.value:.3g}"
     return f"{values.value:.3g} ({values.low:.3g} to {values.high:.3g})"
