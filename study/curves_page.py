@@ -50,7 +50,7 @@ random numbers alone."""
 RECORDS = {
     "learning_curves": """## Records of today
 
-Made at commit 679579c (`raw` and most of `prior`: those of the records before, which no later change touches); where
+Made at commit 8527ece (`raw` and most of `prior`: those of the records before, which no later change touches); where
 there are fewer than five seeds, the tables say so. The wall time of a network on the rung by relative entropy does not
 count the rung, which `linear_populations` of the same frames and seed had made.""",
     "learning_curves_stopped": """## Earlier records: the rung by populations stopped by patience
