@@ -25,6 +25,7 @@ from cgal.potential.potential import Potential
 from cgal.potential.prior import fit_prior
 from cgal.selection.closing import affordable_picks
 from cgal.simulation.run import run_from
+from cgal.training.linear_populations import REFIT_REPLICAS
 from cgal.training.train import train
 from study.bed_data import SWARMS, bed_of, ground_truth
 from study.beds import GroundTruth
@@ -132,7 +133,8 @@ def _by_replicas_s(training: TrainingParams, speeds: Speeds) -> float:
     settling = entropy.look_replicas * entropy.settle_steps
     following = entropy.look_replicas * entropy.look_steps
     steps = entropy.dynamics.replicas * entropy.dynamics.steps + following
-    bare = settling + training.linear_rung * (2 * settling + entropy.rung.updates * steps)
+    refit = REFIT_REPLICAS * entropy.settle_steps
+    bare = settling + training.linear_rung * (2 * settling + entropy.rung.updates * steps + refit)
     return entropy.updates * steps * speeds.replica_step_s + bare * speeds.bare_step_s
 
 

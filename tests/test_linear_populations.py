@@ -9,14 +9,15 @@ import torch
 
 from cgal.frames import LabelledFrames
 from cgal.params import DynamicsParams, PopulationsRungParams, RelativeEntropyParams, TrainingParams
-from cgal.potential.architectures import initial_potential, without_network
+from cgal.potential.architectures import initial_potential, new_network, without_network
 from cgal.potential.geometry import dihedral_angles, internal_coordinates
 from cgal.potential.linear_rung import Basis, unit_energies
+from cgal.potential.potential import Potential
 from cgal.potential.prior import Prior
 from cgal.simulation.run import simulate
 from cgal.training import relative_entropy
 from cgal.training.figures import plot_training
-from cgal.training.linear_populations import RungLearner, fit_rung
+from cgal.training.linear_populations import RungLearner, fit_rung, refit
 from cgal.training.train import train
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, real_prior, shaken_beads
 from tests.test_relative_entropy import shard
@@ -98,6 +99,23 @@ def test_the_gradient_vanishes_where_model_and_data_are_the_same_frames(frames):
 def test_frames_of_the_prior_itself_leave_no_rung():
     nothing = sampled(real_prior(), 3)
     assert fit_rung([nothing], real_prior(), PARAMS, seed=1).weight == 0
+
+
+def test_beneath_a_network_the_rung_is_moved_to_leave_the_populations_as_they_were(frames):
+    """A network that pulls at the chain moves the populations away from those of the data; the rung moves them back."""
+    rung = fit_rung([frames], real_prior(), PARAMS, seed=1)
+    network = new_network(SMALL_NETWORK, 3)
+    with torch.no_grad():
+        network.readout[-1].weight.normal_(std=0.5, generator=torch.Generator().manual_seed(3))
+    trained = Potential(rung.prior, network, SEQUENCE)
+    again = refit(rung, trained, PARAMS, seed=1)
+    assert torch.equal(again.potential.network.readout[-1].weight, network.readout[-1].weight)
+
+    def gap(potential: Potential) -> float:
+        run = simulate(potential, frames.positions[:64], SAMPLING, temperature_K=TEMPERATURE_K, seed=5)
+        return float(rung.learner.gradient(frames.positions, run.positions)[1].norm())
+
+    assert gap(again.potential) < 0.5 * gap(trained)
 
 
 def test_of_a_single_block_nothing_is_known(frames):

@@ -16,6 +16,9 @@ slow takes hundreds of updates, and is a small part of S.
 A rung whose change of the held-out S is not below zero by more than its error allows is none. The error is that of
 independent blocks (`training.validation_block_frames`, as many as the slowest motion takes); of a single one nothing is
 known, so there is no rung either.
+
+A network that is trained on top follows the chance of its few replicas in populations that build up slowly, and moves
+them. The rung had them right; so the rung is moved in the end until the network leaves them where they were (`refit`).
 """
 
 from collections.abc import Sequence
@@ -27,6 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
+from scipy.optimize import minimize
 from scipy.stats import t as students_t
 from torch import Tensor
 
@@ -47,10 +51,13 @@ from cgal.units import thermal_energy_kJ_per_mol
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
-__all__ = ["PopulationsRung", "RungLearner", "fit_rung"]
+__all__ = ["PopulationsRung", "RungLearner", "fit_rung", "refit"]
 
 CONFIDENCE = 0.95
 """One-sided, that a rung takes something off the held-out S."""
+
+REFIT_REPLICAS = 512
+"""Independent replicas whose frames are reweighted."""
 
 SAVED = 20
 """Frames of each replica by which the covariance of the prior is known."""
@@ -65,6 +72,8 @@ class PopulationsRung:
     prior: Prior
     weight: int
     result: RelativeEntropyResult
+    learner: "RungLearner"
+    data: Data
 
     def summary(self) -> dict[str, float | int]:
         """Numbers for a checkpoint's metadata and a round's metrics."""
@@ -102,7 +111,51 @@ def fit_rung(
         result = minimise(learner, bare, data, params, seed=seed, scratch=folder, progress=progress)
     weight = int(_helps(result, data))
     parts = {name: getattr(result.potential.prior, name).to(prior.bond_length_nm.device) for name in RUNG}
-    return PopulationsRung(prior.with_rung(parts if weight else {}), weight, result)
+    return PopulationsRung(prior.with_rung(parts if weight else {}), weight, result, learner, data)
+
+
+@dataclass(frozen=True, eq=False)
+class Refit:
+    """A potential whose rung was moved beneath its network, and the share of the frames that the move rests on."""
+
+    potential: Potential
+    effective_share: float
+
+
+def refit(rung: PopulationsRung, trained: Potential, params: TrainingParams, *, seed: int) -> Refit:
+    """Move a rung so that a network on top leaves the averages of the rung's energies as they are.
+
+    These averages are over frames of replicas of the rung alone, and over the same frames reweighted by the network and
+    the change d of the coefficients: both have the same slow motions, so that these cancel. With the network's energies
+    u and the rung's X w over k_B T, d is at the minimum of the convex
+
+        ln <exp(-u - X d)> + <X> d + P |d|^2 / 2
+
+    (Geyer and Thompson, J. R. Stat. Soc. B 54, 657 (1992)). P is the number of coefficients over that of replicas: with
+    less, states that a few replicas saw get energies that draw all others there. `trained` stays as it was.
+    """
+    learner = rung.learner
+    bare = without_network(deepcopy(rung.prior).cpu())
+    frames = torch.from_numpy(_settled(bare, rung.data, params, seed, REFIT_REPLICAS))
+    with worker_threads(1), torch.no_grad():
+        network = [trained.network(part.to(trained.types.device), trained.types) for part in frames.split(BATCH)]
+        u = torch.cat(network).cpu().double() / learner.kT
+        X = torch.cat([learner.unit(part) @ learner.scale for part in frames.split(BATCH)]) / learner.kT
+        X -= X.mean(0)
+        penalty = X.shape[1] / REFIT_REPLICAS
+
+        def reweighted(change: Float64[Tensor, " free"]) -> Float64[Tensor, " frames"]:
+            return torch.log_softmax(-u - X @ change, 0).exp()
+
+        def cost(change: Float64[np.ndarray, " free"]) -> tuple[float, Float64[np.ndarray, " free"]]:
+            d = torch.from_numpy(change)
+            value = torch.logsumexp(-u - X @ d, 0) + penalty * d.square().sum() / 2
+            return float(value), (penalty * d - reweighted(d) @ X).numpy()
+
+        change = torch.from_numpy(minimize(cost, np.zeros(X.shape[1]), jac=True, method="L-BFGS-B").x)
+        effective = 1.0 / float(reweighted(change).square().sum() * len(u))
+    parts = learner.basis.parts((learner.scale @ (learner.average + change)).numpy())
+    return Refit(trained.with_prior(trained.prior.with_rung(parts)), effective)
 
 
 def _helps(result: RelativeEntropyResult, data: Data) -> bool:
@@ -122,7 +175,8 @@ class RungLearner:
         self.bare, self.basis = bare, Basis.of(bare.prior)
         kT = thermal_energy_kJ_per_mol(bare.prior.temperature_K)
         mean, covariance = self._moments(data.training, data.chances)
-        whole = (covariance + self._moments(_settled(bare, data.training, params, seed), None)[1]) / 2
+        settled = _settled(bare, data, params, seed, params.relative_entropy.dynamics.replicas)
+        whole = (covariance + self._moments(settled, None)[1]) / 2
         with worker_threads(1):
             values, vectors = torch.linalg.eigh(whole)
         ridge = section.ridge * values.mean()
@@ -141,7 +195,7 @@ class RungLearner:
         """Energy of the averaged rung."""
         with worker_threads(1):
             coefficients = self.scale @ self.average
-            return torch.cat([self._unit(batch) @ coefficients for batch in positions.split(BATCH)])
+            return torch.cat([self.unit(batch) @ coefficients for batch in positions.split(BATCH)])
 
     def gradient(self, data: Positions, model: Positions) -> tuple[float, Tensor]:
         """As `Learner` says; the data's average is that of all training frames."""
@@ -162,7 +216,8 @@ class RungLearner:
         rung = self.basis.parts((self.scale @ weights).numpy())
         return self.bare.with_prior(self.bare.prior.with_rung(rung))
 
-    def _unit(self, positions: Float[Tensor, "frames beads 3"]) -> Float64[Tensor, "frames free"]:
+    def unit(self, positions: Float[Tensor, "frames beads 3"]) -> Float64[Tensor, "frames free"]:
+        """Energies of unit coefficients [kJ/mol]."""
         return unit_energies(positions.double(), self.basis)
 
     def _moments(
@@ -176,7 +231,7 @@ class RungLearner:
         mean, square = torch.zeros(free, dtype=torch.float64), torch.zeros(free, free, dtype=torch.float64)
         with worker_threads(1):
             for batch, share in zip(torch.from_numpy(positions).split(BATCH), shares.split(BATCH), strict=True):
-                found = self._unit(batch)
+                found = self.unit(batch)
                 mean += share @ found
                 square += found.T @ (share[:, None] * found)
         return mean, square - torch.outer(mean, mean)
@@ -187,13 +242,15 @@ def _effective(data: Data) -> float:
     return float(len(data.training) if data.chances is None else 1.0 / np.square(data.chances).sum())
 
 
-def _settled(bare: Potential, training: Positions, params: TrainingParams, seed: int) -> Positions:
-    """Frames of replicas of the prior that have forgotten where they began."""
+def _settled(bare: Potential, data: Data, params: TrainingParams, seed: int, replicas: int) -> Positions:
+    """Frames of replicas of a prior that began at training frames and have forgotten their fast motions."""
     section = params.relative_entropy
     generator = np.random.default_rng([seed, 3])
-    home = training[generator.choice(len(training), section.dynamics.replicas)]
+    home = data.training[generator.choice(len(data.training), replicas, p=data.chances)]
     steps = section.settle_steps
-    dynamics = section.dynamics.model_copy(update={"steps": steps, "stride": max(1, steps // (2 * SAVED))})
+    dynamics = section.dynamics.model_copy(
+        update={"replicas": replicas, "steps": steps, "stride": max(1, steps // (2 * SAVED))}
+    )
     record = run_from(bare, home, dynamics, temperature_K=bare.prior.temperature_K, seed=int(generator.integers(2**31)))
     half = len(record.positions) // 2
     frames: Positions = record.positions[half:][record.sound[half:]]

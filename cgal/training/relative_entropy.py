@@ -179,7 +179,10 @@ def minimise(
     progress: Progress,
     term: Term | None = None,
 ) -> RelativeEntropyResult:
-    """Train what `learner` has, as `train` says; `initial` is the potential that its S is told against."""
+    """Train what `learner` has, as `train` says; `initial` is the potential that its S is told against.
+
+    The learner's average is the best one afterwards.
+    """
     run = Run(learner, initial, data, params, seed, term)
     run.resume(scratch)
     while not run.finished:
@@ -188,8 +191,10 @@ def minimise(
         if run.look_is_due:
             run.look()
             run.save(scratch)
-    potential = learner.potential(run.best_weights)
-    return RelativeEntropyResult(potential, tuple(run.history), run.best, len(data.training), len(data.held_out))
+    learner.average.copy_(run.best_weights)
+    return RelativeEntropyResult(
+        learner.potential(run.best_weights), tuple(run.history), run.best, len(data.training), len(data.held_out)
+    )
 
 
 class Data(NamedTuple):

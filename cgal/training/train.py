@@ -52,9 +52,9 @@ def train(
     With `params.members` more than one, the model is the mean of so many networks (`cgal.training.members`).
     With `params.linear_rung` the prior of the potential has a linear rung if frames left out say that it helps, and the
     network learns what that leaves over. Objectives that want frames in equilibrium fit it to their populations
-    (`cgal.training.linear_populations`); where that does not help, and for all others, forces do
-    (`cgal.training.linear`). A network of several proteins has none below it,
-    as what it knows is to hold for others.
+    (`cgal.training.linear_populations`), and move it beneath the network in the end; where that does not help, and for
+    all others, forces do (`cgal.training.linear`). A network of several proteins has none below it, as what it knows is
+    to hold for others.
     """
     objective = import_module(OBJECTIVES[params.objective]).train
     run = partial(train_members, objective, seed=seed, scratch=scratch, progress=progress)
@@ -62,7 +62,11 @@ def train(
         return run(shards, initial, params, priors=priors)
     rung = fit_rung(shards, initial.prior, params, seed=seed, scratch=scratch, progress=progress)
     checks = params.model_copy(update={"preflight": params.preflight and not rung.weight})
-    return OnRung(run(shards, initial.with_prior(rung.prior), checks), rung)
+    result = run(shards, initial.with_prior(rung.prior), checks)
+    if isinstance(rung, Rung):
+        return OnRung(result.potential, rung, result)
+    again = linear_populations.refit(rung, result.potential, params, seed=seed)
+    return OnRung(again.potential, rung, result, again.effective_share)
 
 
 def fit_rung(
@@ -84,15 +88,12 @@ def fit_rung(
 
 @dataclass(frozen=True, eq=False)
 class OnRung:
-    """A training on top of a linear rung."""
+    """A training on top of a linear rung, which was moved beneath it afterwards if it is of populations."""
 
-    result: TrainingResult
+    potential: Potential
     rung: Rung | PopulationsRung
-
-    @property
-    def potential(self) -> Potential:
-        """The potential, whose prior has the rung."""
-        return self.result.potential
+    result: TrainingResult
+    refit_effective_share: float | None = None
 
     @property
     def history(self) -> tuple[Any, ...]:
@@ -101,16 +102,17 @@ class OnRung:
 
     def summary(self) -> dict[str, float | int]:
         """Numbers of both."""
-        return self.rung.summary() | self.result.summary()
+        share = {} if self.refit_effective_share is None else {"refit_effective_share": self.refit_effective_share}
+        return self.rung.summary() | self.result.summary() | share
 
     def draw(self, figure: "FigureBase") -> None:
-        """Draw the history of the network, beside that of a rung which has one."""
-        if isinstance(self.rung, Rung):
+        """Draw the history of the network, beside those of a rung which has one."""
+        parts = {"linear rung": self.rung, "network": self.result}
+        drawn = {title: part for title, part in parts.items() if part and not isinstance(part, Rung)}
+        if len(drawn) == 1:
             self.result.draw(figure)
             return
-        widen(figure, 2)
-        left, right = figure.subfigures(1, 2, squeeze=False)[0]
-        left.suptitle("linear rung")
-        self.rung.draw(left)
-        right.suptitle("network")
-        self.result.draw(right)
+        widen(figure, len(drawn))
+        for panel, (title, part) in zip(figure.subfigures(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True):
+            panel.suptitle(title)
+            part.draw(panel)
