@@ -8,10 +8,9 @@ matrix of second derivatives. The coefficients are followed in coordinates w in 
 
 so that plain steps along the gradient are Newton's steps (natural gradient: Amari, Neural Comput. 10, 251 (1998)), and
 distances, dihedrals and their couplings come to the data's populations in some ten updates each. What is minimised has
-a penalty K / N |w|^2 / 2 beside, for N training frames (effective ones,
-if they have weights): as if K further frames spoke for the prior. The model is the
-running average of w, the last one that frames held out cannot tell from the best, however long ago that was: what is
-slow takes hundreds of updates, and is a small part of S.
+a penalty K / N |w|^2 / 2 beside, for N training frames (effective ones, if they have weights): as if K further frames
+spoke for the prior. The model is the running average of w, the last one that frames held out cannot tell from the best,
+however long ago that was: what is slow takes hundreds of updates, and is a small part of S.
 
 A rung whose change of the held-out S is not below zero by more than its error allows is none. The error is that of
 independent blocks (`training.validation_block_frames`, as many as the slowest motion takes); of a single one nothing is
@@ -60,7 +59,7 @@ REFIT_REPLICAS = 512
 """Independent replicas whose frames are reweighted."""
 
 SAVED = 20
-"""Frames of each replica by which the covariance of the prior is known."""
+"""Frames that are kept of each replica of a prior, for its covariance and for the refit."""
 
 BATCH = 500
 

@@ -4,6 +4,7 @@ The next run of the campaign closes them, under its lock: nothing of the project
 server of `flows.serving.startup` ends by itself; a worker's runs are closed by its next life, `flows.serving.pools`).
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -24,12 +25,11 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
 from prefect.states import Crashed
 
-__all__ = ["close_dead_runs", "close_lost_tasks", "close_run", "project_tag"]
+__all__ = ["close_dead_runs", "close_lost_tasks", "close_run", "long_ended", "project_tag"]
 
 UNFINISHED = TaskRunFilter(
     state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING]))
 )
-ENDED = FlowRunFilterState(type=FlowRunFilterStateType(any_=[*TERMINAL_STATES]))
 LATE = timedelta(seconds=30)
 """The server hears of the end of a task up to so much after that of its flow."""
 
@@ -63,9 +63,19 @@ def close_run(client: SyncPrefectClient, run: FlowRun, reason: str) -> None:
         client.set_task_run_state(task.id, crashed, force=True)
 
 
-def close_lost_tasks(client: SyncPrefectClient) -> None:
-    """Set tasks that say "Running" though their flow has ended to "Crashed": a killed server lost their end."""
-    ended = FlowRunFilter(state=ENDED, end_time=FlowRunFilterEndTime(before_=datetime.now(UTC) - LATE))
-    for task in client.read_task_runs(flow_run_filter=ended, task_run_filter=UNFINISHED):
+def long_ended() -> FlowRunFilter:
+    """Flow runs that ended so long ago that the server must have heard of the end of their tasks."""
+    return FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[*TERMINAL_STATES])),
+        end_time=FlowRunFilterEndTime(before_=datetime.now(UTC) - LATE),
+    )
+
+
+def close_lost_tasks(client: SyncPrefectClient, ended: Sequence[FlowRun]) -> None:
+    """Set tasks of ended flow runs that still say "Running" to "Crashed": a killed server lost their end."""
+    if not ended:
+        return
+    flows = FlowRunFilter(id=FlowRunFilterId(any_=[run.id for run in ended]))
+    for task in client.read_task_runs(flow_run_filter=flows, task_run_filter=UNFINISHED):
         lost: State[Any] = Crashed(message="the server was killed before it heard of its end")
         client.set_task_run_state(task.id, lost, force=True)

@@ -29,7 +29,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from cgal.errors import CgalError
 from cgal.files import write_text
 from flows.serving.health import worker_name
-from flows.serving.orphans import close_lost_tasks, close_run
+from flows.serving.orphans import close_lost_tasks, close_run, long_ended
 
 __all__ = [
     "CAMPAIGN_TAG",
@@ -145,7 +145,10 @@ def take_over(pool: str) -> None:
         alive = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[*ALIVE])))
         for run in _mine(client.read_flow_runs(work_pool_filter=_named(pool), flow_run_filter=alive), pool):
             close_run(client, run, f"its worker {worker_name(pool)} was stopped or killed")
-        close_lost_tasks(client)
+        ended = client.read_flow_runs(
+            work_pool_filter=_named(pool), flow_run_filter=long_ended(), sort=FlowRunSort.END_TIME_DESC
+        )
+        close_lost_tasks(client, _mine(ended, pool))
 
 
 def _interrupted(client: SyncPrefectClient, pool: str, deployment: str) -> FlowRun | None:
