@@ -17,7 +17,7 @@ from cgal.potential.prior import Prior
 from cgal.simulation.run import simulate
 from cgal.training import relative_entropy
 from cgal.training.figures import plot_training
-from cgal.training.linear_populations import RungLearner, fit_rung, refit
+from cgal.training.linear_populations import PopulationsRung, RungLearner, fit_rung, refit
 from cgal.training.train import train
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, real_prior, shaken_beads
 from tests.test_relative_entropy import shard
@@ -101,16 +101,22 @@ def test_frames_of_the_prior_itself_leave_no_rung():
     assert fit_rung([nothing], real_prior(), PARAMS, seed=1).weight == 0
 
 
+def on_rung(rung: PopulationsRung, strength: float) -> Potential:
+    """A network that was not trained, with readouts of this strength."""
+    network = new_network(SMALL_NETWORK, 3)
+    with torch.no_grad():
+        network.readout[-1].weight.normal_(std=strength, generator=torch.Generator().manual_seed(3))
+    return Potential(rung.prior, network, SEQUENCE)
+
+
 def test_beneath_a_network_the_rung_is_moved_to_leave_the_populations_as_they_were(frames):
     """A network that pulls at the chain moves them away from those of the rung alone; most of that is taken back."""
     rung = fit_rung([frames], real_prior(), PARAMS, seed=1)
-    network = new_network(SMALL_NETWORK, 3)
-    with torch.no_grad():
-        network.readout[-1].weight.normal_(std=2.0, generator=torch.Generator().manual_seed(3))
-    trained = Potential(rung.prior, network, SEQUENCE)
+    trained = on_rung(rung, strength=2.0)
     moved = refit(rung, trained, PARAMS, seed=1)
+    assert moved.moved == 1
     assert 0.2 < moved.effective_share < 0.8
-    assert torch.equal(moved.potential.network.readout[-1].weight, network.readout[-1].weight)
+    assert torch.equal(moved.potential.network.readout[-1].weight, trained.network.readout[-1].weight)
 
     def averages(potential: Potential) -> torch.Tensor:
         run = simulate(potential, frames.positions[:128], SAMPLING, temperature_K=TEMPERATURE_K, seed=5)
@@ -118,6 +124,15 @@ def test_beneath_a_network_the_rung_is_moved_to_leave_the_populations_as_they_we
 
     wanted = averages(without_network(rung.prior))
     assert (averages(moved.potential) - wanted).norm() < 0.5 * (averages(trained) - wanted).norm()
+
+
+def test_a_network_that_has_left_the_frames_of_the_rung_behind_does_not_move_it(frames):
+    rung = fit_rung([frames], real_prior(), PARAMS, seed=1)
+    trained = on_rung(rung, strength=200.0)
+    left = refit(rung, trained, PARAMS, seed=1)
+    assert left.moved == 0
+    assert left.effective_share < 0.01
+    assert left.potential is trained
 
 
 def test_of_a_single_block_nothing_is_known(frames):
@@ -142,6 +157,7 @@ def test_a_killed_fit_goes_on_and_gives_the_same_bytes_with_any_number_of_thread
         initial = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 3)
         result = train([frames], initial, short, seed=4, scratch=scratch, progress=progress)
         assert result.summary()["linear_rung"] == 1
+        assert [len(looks) for looks in result.curves.values()] == [9, 3]
         (drawn,) = plot_training(result, tmp_path)
         assert drawn.stat().st_size > 20_000
         return b"".join(value.numpy().tobytes() for value in result.potential.state_dict().values())

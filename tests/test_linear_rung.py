@@ -87,7 +87,7 @@ def test_forces_without_a_pattern_leave_no_rung_and_the_potential_as_without():
     assert result.summary()["linear_rung"] == 0
     assert result.potential.prior.pair_splines_kJ_per_mol is None
     without = train([nothing], initial, PARAMS.model_copy(update={"linear_rung": False}), seed=1)
-    assert result.history == without.history
+    assert result.curves == without.curves
 
 
 def test_the_fit_is_the_same_to_the_bit_with_any_number_of_threads():

@@ -20,7 +20,7 @@ from cgal.schnet.evaluator import Evaluator
 from cgal.simulation.long_run import simulate_long
 from cgal.simulation.run import simulate, start_engine
 from cgal.training.figures import plot_training
-from cgal.training.runs import write_history_csv
+from cgal.training.runs import write_curves_csv
 from cgal.training.train import train
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, labelled, real_prior, shaken_beads
 from tests.test_relative_entropy import SHORT
@@ -123,7 +123,7 @@ def test_other_architectures_have_committees_too():
 
 def content(result, folder: Path) -> bytes:
     save_checkpoint(folder / "model.pt", result.potential, result.summary())
-    write_history_csv(result, folder / "training.csv")
+    write_curves_csv(result, folder / "training.csv")
     (figure,) = plot_training(result, folder)
     assert figure.read_bytes().startswith(b"\x89PNG")
     return (folder / "model.pt").read_bytes() + (folder / "training.csv").read_bytes()

@@ -11,7 +11,7 @@ from cgal.params import TrainingParams
 from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import save_checkpoint
 from cgal.progress import Progress, silent
-from cgal.training.runs import TrainingResult, write_history_csv
+from cgal.training.runs import TrainingResult, write_curves_csv
 from cgal.training.train import OBJECTIVES, train
 from tests.beads import SEQUENCE, SMALL_NETWORK, labelled, real_prior, shaken_beads
 from tests.test_relative_entropy import SHORT
@@ -48,7 +48,7 @@ def train_until_killed(objective: str, scratch: str) -> None:
 
 def content(result: TrainingResult, folder: Path) -> bytes:
     save_checkpoint(folder / "model.pt", result.potential, result.summary())
-    write_history_csv(result, folder / "training.csv")
+    write_curves_csv(result, folder / "training.csv")
     return (folder / "model.pt").read_bytes() + (folder / "training.csv").read_bytes()
 
 

@@ -16,7 +16,7 @@ from cgal.potential.checkpoint import save_checkpoint
 from cgal.potential.potential import Potential
 from cgal.simulation.run import simulate
 from cgal.training.figures import plot_training
-from cgal.training.runs import write_history_csv
+from cgal.training.runs import write_curves_csv
 from cgal.training.train import train
 from cgal.units import thermal_energy_kJ_per_mol
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, real_prior, shaken_beads
@@ -90,7 +90,7 @@ def result():
 
 def content(result, folder: Path) -> bytes:
     save_checkpoint(folder / "model.pt", result.potential, result.summary())
-    write_history_csv(result, folder / "training.csv")
+    write_curves_csv(result, folder / "training.csv")
     return (folder / "model.pt").read_bytes() + (folder / "training.csv").read_bytes()
 
 
@@ -108,7 +108,7 @@ def test_same_seed_same_bytes_with_any_number_of_threads(result, tmp_path):
 def test_history_starts_at_the_potential_as_given_and_is_drawn(result, tmp_path):
     assert [record.update for record in result.history] == [0, 3, 6, 9, 12]
     assert result.history[0].held_out_change_kT == pytest.approx(0.0, abs=1e-9)
-    write_history_csv(result, tmp_path / "training.csv")
+    write_curves_csv(result, tmp_path / "training.csv")
     assert (tmp_path / "training.csv").read_text().startswith("update,energy_gap_kT,held_out_change_kT,")
     (figure,) = plot_training(result, tmp_path)
     assert figure.read_bytes().startswith(b"\x89PNG")

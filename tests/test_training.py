@@ -16,7 +16,7 @@ from cgal.potential.prior import fit_prior
 from cgal.training.figures import plot_training
 from cgal.training.force_matching import Run, prepare, train
 from cgal.training.held_out import held_out_masks
-from cgal.training.runs import write_history_csv
+from cgal.training.runs import write_curves_csv
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, labelled, real_beads, real_prior, shaken_beads
 
 PARAMS = TrainingParams(
@@ -93,7 +93,7 @@ def test_training_leaves_what_it_was_given_as_it_was(result):
 
 def checkpoint_bytes(result, folder: Path) -> bytes:
     save_checkpoint(folder / "model.pt", result.potential, result.summary())
-    write_history_csv(result, folder / "training.csv")
+    write_curves_csv(result, folder / "training.csv")
     return (folder / "model.pt").read_bytes() + (folder / "training.csv").read_bytes()
 
 
@@ -208,9 +208,9 @@ def test_a_diverging_training_ends_with_the_best_weights_before():
 
 
 def test_history_and_figure_are_written(result, tmp_path):
-    write_history_csv(result, tmp_path / "training.csv")
+    write_curves_csv(result, tmp_path / "training.csv")
     rows = (tmp_path / "training.csv").read_text().splitlines()
-    assert rows[0] == "epoch,train_rmse_kJ_per_mol_nm,validation_rmse_kJ_per_mol_nm,learning_rate"
+    assert rows[0] == "epoch,train_rmse_kJ_per_mol_nm,validation_rmse_kJ_per_mol_nm,learning_rate,part"
     assert len(rows) == len(result.history) + 1
     (figure,) = plot_training(result, tmp_path)
     assert figure.read_bytes().startswith(b"\x89PNG")

@@ -36,7 +36,7 @@ from cgal.potential.prior import Prior
 from cgal.progress import Progress, silent
 from cgal.projection.bonds import weigh_bonds
 from cgal.training.held_out import held_out_masks, require_both
-from cgal.training.runs import annealed, deterministic_algorithms, fingerprint, read_state, write_state
+from cgal.training.runs import NETWORK, annealed, deterministic_algorithms, fingerprint, read_state, write_state
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
@@ -103,6 +103,11 @@ class ForceMatchingResult:
     validation: Validation
     best_epoch: int
     proteins: Mapping[str, Validation] = field(default_factory=dict)
+
+    @property
+    def curves(self) -> Mapping[str, tuple[EpochRecord, ...]]:
+        """The epochs."""
+        return {NETWORK: self.history}
 
     def summary(self) -> dict[str, float | int]:
         """Numbers for a checkpoint's metadata and a round's metrics."""

@@ -20,7 +20,7 @@ A network that is trained on top follows the chance of its few replicas in popul
 them. The rung had them right; so the rung is moved in the end until the network leaves them where they were (`refit`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,14 +43,16 @@ from cgal.potential.prior import RUNG, Prior
 from cgal.progress import Progress, silent
 from cgal.simulation.run import run_from
 from cgal.training.learners import Positions
-from cgal.training.relative_entropy import Data, RelativeEntropyResult, minimise, prepare
+from cgal.training.relative_entropy import Data, LookRecord, RelativeEntropyResult, minimise, prepare
 from cgal.training.runs import deterministic_algorithms
 from cgal.units import thermal_energy_kJ_per_mol
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
-__all__ = ["PopulationsRung", "RungLearner", "fit_rung", "refit"]
+__all__ = ["LINEAR_RUNG", "PopulationsRung", "Refit", "RungLearner", "fit_rung", "refit"]
+
+LINEAR_RUNG = "linear rung"
 
 CONFIDENCE = 0.95
 """One-sided, that a rung takes something off the held-out S."""
@@ -73,6 +75,11 @@ class PopulationsRung:
     result: RelativeEntropyResult
     learner: "RungLearner"
     data: Data
+
+    @property
+    def curves(self) -> Mapping[str, tuple[LookRecord, ...]]:
+        """The looks."""
+        return {LINEAR_RUNG: self.result.history}
 
     def summary(self) -> dict[str, float | int]:
         """Numbers for a checkpoint's metadata and a round's metrics."""
@@ -106,7 +113,7 @@ def fit_rung(
     data = prepare(shards, bare, params)
     folder = scratch and scratch / "linear-rung"
     with deterministic_algorithms():
-        learner = RungLearner(bare, data, params, seed)
+        learner = RungLearner(bare, data, params, seed, progress)
         result = minimise(learner, bare, data, params, seed=seed, scratch=folder, progress=progress)
     weight = int(_helps(result, data))
     parts = {name: getattr(result.potential.prior, name).to(prior.bond_length_nm.device) for name in RUNG}
@@ -115,13 +122,23 @@ def fit_rung(
 
 @dataclass(frozen=True, eq=False)
 class Refit:
-    """A potential whose rung was moved beneath its network, and the share of the frames that the move rests on."""
+    """A potential beneath whose network the rung was moved, if that was possible (`moved` 1).
+
+    `effective_share` is the share of the frames that this rests on.
+    """
 
     potential: Potential
+    moved: int
     effective_share: float
 
+    def summary(self) -> dict[str, float | int]:
+        """Numbers for a checkpoint's metadata and a round's metrics."""
+        return {"refit_moved": self.moved, "refit_effective_share": self.effective_share}
 
-def refit(rung: PopulationsRung, trained: Potential, params: TrainingParams, *, seed: int) -> Refit:
+
+def refit(
+    rung: PopulationsRung, trained: Potential, params: TrainingParams, *, seed: int, progress: Progress = silent
+) -> Refit:
     """Move a rung so that a network on top leaves the averages of the rung's energies as they are.
 
     These averages are over frames of replicas of the rung alone, and over the same frames reweighted by the network and
@@ -131,11 +148,15 @@ def refit(rung: PopulationsRung, trained: Potential, params: TrainingParams, *, 
         ln <exp(-u - X d)> + <X> d + P |d|^2 / 2
 
     (Geyer and Thompson, J. R. Stat. Soc. B 54, 657 (1992)). P is the number of coefficients over that of replicas: with
-    less, states that a few replicas saw get energies that draw all others there. `trained` stays as it was.
+    less, states that a few replicas saw get energies that draw all others there. `trained` stays as it was. The rung
+    stays too where the network has left its frames behind: where the reweighted ones are worth fewer than there are
+    coefficients, or no minimum is found.
     """
     learner = rung.learner
     bare = without_network(deepcopy(rung.prior).cpu())
-    frames = torch.from_numpy(_settled(bare, rung.data, params, seed, REFIT_REPLICAS))
+    frames = torch.from_numpy(_settled(bare, rung.data, params, seed, REFIT_REPLICAS, progress))
+    if not len(frames):
+        return Refit(trained, 0, 0.0)
     with worker_threads(1), torch.no_grad():
         network = [trained.network(part.to(trained.types.device), trained.types) for part in frames.split(BATCH)]
         u = torch.cat(network).cpu().double() / learner.kT
@@ -151,10 +172,13 @@ def refit(rung: PopulationsRung, trained: Potential, params: TrainingParams, *, 
             value = torch.logsumexp(-u - X @ d, 0) + penalty * d.square().sum() / 2
             return float(value), (penalty * d - reweighted(d) @ X).numpy()
 
-        change = torch.from_numpy(minimize(cost, np.zeros(X.shape[1]), jac=True, method="L-BFGS-B").x)
-        effective = 1.0 / float(reweighted(change).square().sum() * len(u))
+        found = minimize(cost, np.zeros(X.shape[1]), jac=True, method="L-BFGS-B")
+        change = torch.from_numpy(found.x)
+        effective = 1.0 / float(reweighted(change).square().sum())
+    if not found.success or not effective >= X.shape[1]:
+        return Refit(trained, 0, effective / len(u))
     parts = learner.basis.parts((learner.scale @ (learner.average + change)).numpy())
-    return Refit(trained.with_prior(trained.prior.with_rung(parts)), effective)
+    return Refit(trained.with_prior(trained.prior.with_rung(parts)), 1, effective / len(u))
 
 
 def _helps(result: RelativeEntropyResult, data: Data) -> bool:
@@ -169,12 +193,14 @@ def _helps(result: RelativeEntropyResult, data: Data) -> bool:
 class RungLearner:
     """A `cgal.training.learners.Learner` of the rung's coefficients, in the coordinates w."""
 
-    def __init__(self, bare: Potential, data: Data, params: TrainingParams, seed: int) -> None:
+    def __init__(
+        self, bare: Potential, data: Data, params: TrainingParams, seed: int, progress: Progress = silent
+    ) -> None:
         section = params.relative_entropy.rung
         self.bare, self.basis = bare, Basis.of(bare.prior)
         kT = thermal_energy_kJ_per_mol(bare.prior.temperature_K)
         mean, covariance = self._moments(data.training, data.chances)
-        settled = _settled(bare, data, params, seed, params.relative_entropy.dynamics.replicas)
+        settled = _settled(bare, data, params, seed, params.relative_entropy.dynamics.replicas, progress)
         whole = (covariance + self._moments(settled, None)[1]) / 2
         with worker_threads(1):
             values, vectors = torch.linalg.eigh(whole)
@@ -188,7 +214,7 @@ class RungLearner:
         self.updates, self.learning_rate = section.updates, section.learning_rate
         self.gradient_clip = section.gradient_clip
         self.tolerance, self.patience_updates = 1.0, section.updates
-        self.average_updates, self.words = section.average_updates, "linear rung"
+        self.average_updates, self.words = section.average_updates, LINEAR_RUNG
 
     def energies(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, " frames"]:
         """Energy of the averaged rung."""
@@ -241,7 +267,9 @@ def _effective(data: Data) -> float:
     return float(len(data.training) if data.chances is None else 1.0 / np.square(data.chances).sum())
 
 
-def _settled(bare: Potential, data: Data, params: TrainingParams, seed: int, replicas: int) -> Positions:
+def _settled(
+    bare: Potential, data: Data, params: TrainingParams, seed: int, replicas: int, progress: Progress
+) -> Positions:
     """Frames of replicas of a prior that began at training frames and have forgotten their fast motions."""
     section = params.relative_entropy
     generator = np.random.default_rng([seed, 3])
@@ -250,7 +278,8 @@ def _settled(bare: Potential, data: Data, params: TrainingParams, seed: int, rep
     dynamics = section.dynamics.model_copy(
         update={"replicas": replicas, "steps": steps, "stride": max(1, steps // (2 * SAVED))}
     )
-    record = run_from(bare, home, dynamics, temperature_K=bare.prior.temperature_K, seed=int(generator.integers(2**31)))
+    velocities = int(generator.integers(2**31))
+    record = run_from(bare, home, dynamics, temperature_K=bare.prior.temperature_K, seed=velocities, progress=progress)
     half = len(record.positions) // 2
     frames: Positions = record.positions[half:][record.sound[half:]]
     return frames

@@ -1,6 +1,6 @@
 """Several networks of one architecture trained on the same frames, and their mean as the model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from cgal.potential.ensemble import members_of, together
 from cgal.potential.potential import Potential
 from cgal.progress import Progress, silent
 from cgal.randomness import derive_seed
-from cgal.training.runs import TrainingResult, widen
+from cgal.training.runs import NETWORK, TrainingResult, widen
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
@@ -86,9 +86,10 @@ class MembersResult:
     results: tuple[TrainingResult, ...]
 
     @property
-    def history(self) -> tuple[Any, ...]:
-        """Those of the members, one after the other."""
-        return tuple(record for result in self.results for record in result.history)
+    def curves(self) -> Mapping[str, tuple[Any, ...]]:
+        """Those of the members, numbered."""
+        members = enumerate((result.curves[NETWORK] for result in self.results), 1)
+        return {f"{NETWORK} {number}": records for number, records in members}
 
     def summary(self) -> dict[str, float | int]:
         """Means over the members, and how many there are."""

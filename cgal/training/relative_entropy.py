@@ -43,7 +43,7 @@ from cgal.simulation.run import Record, run_from
 from cgal.training.held_out import held_out_masks, require_both
 from cgal.training.learners import Learner, NetworkLearner, Positions
 from cgal.training.population import Population
-from cgal.training.runs import annealed, deterministic_algorithms, fingerprint, read_state, write_state
+from cgal.training.runs import NETWORK, annealed, deterministic_algorithms, fingerprint, read_state, write_state
 from cgal.units import thermal_energy_kJ_per_mol
 
 if TYPE_CHECKING:
@@ -103,6 +103,11 @@ class RelativeEntropyResult:
     best: LookRecord
     train_frames: int
     held_out_frames: int
+
+    @property
+    def curves(self) -> Mapping[str, tuple[LookRecord, ...]]:
+        """The looks."""
+        return {NETWORK: self.history}
 
     def summary(self) -> dict[str, float | int]:
         """Numbers for a checkpoint's metadata and a round's metrics."""
@@ -300,6 +305,7 @@ class Run:
         return fingerprint(
             [
                 *(repr(words), repr(fraction), self.learner.words, str(self.seed), str(self.temperature_K)),
+                *map(str, (AVERAGE_START, self.learner.average_updates)),
                 self.term.words if self.term else "",
             ],
             [*initial.state_dict().values(), *map(torch.from_numpy, self._weighted())],

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -20,15 +20,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
 __all__ = [
+    "NETWORK",
     "TrainingResult",
     "annealed",
     "deterministic_algorithms",
     "fingerprint",
     "read_state",
     "widen",
-    "write_history_csv",
+    "write_curves_csv",
     "write_state",
 ]
+
+NETWORK = "network"
+"""Name of a network's curve; of several they are numbered from 1."""
 
 STATE = "training.pt"
 """File in a scratch folder that a killed training continues from."""
@@ -43,8 +47,11 @@ class TrainingResult(Protocol):
         """The potential with the best weights by the objective's held-out criterion."""
 
     @property
-    def history(self) -> tuple[Any, ...]:
-        """Named tuples, the first field of which says how far the training was: an epoch, or an update."""
+    def curves(self) -> Mapping[str, tuple[Any, ...]]:
+        """What was minimised, by part (`NETWORK`, a linear rung, a member): named tuples of the same fields in all.
+
+        The first field says how far the training was: an epoch, or an update.
+        """
 
     def summary(self) -> dict[str, float | int]:
         """Numbers for a checkpoint's metadata and a round's metrics."""
@@ -106,10 +113,12 @@ def widen(figure: "FigureBase", parts: int) -> None:
     whole.set_figwidth(whole.get_figwidth() * parts)
 
 
-def write_history_csv(result: TrainingResult, path: Path) -> None:
-    """Write one row per record."""
+def write_curves_csv(result: TrainingResult, path: Path) -> None:
+    """Write one row per record; the last column, `part`, says of what."""
     stream = StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(result.history[0]._fields)
-    writer.writerows(result.history)
+    first = next(iter(result.curves.values()))[0]
+    writer.writerow((*first._fields, "part"))
+    for part, records in result.curves.items():
+        writer.writerows((*record, part) for record in records)
     write_text(path, stream.getvalue())

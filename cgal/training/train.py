@@ -14,9 +14,9 @@ from cgal.potential.prior import Prior
 from cgal.progress import Progress, silent
 from cgal.training import linear, linear_populations
 from cgal.training.linear import Rung
-from cgal.training.linear_populations import PopulationsRung
+from cgal.training.linear_populations import PopulationsRung, Refit
 from cgal.training.members import train_members
-from cgal.training.runs import TrainingResult, widen
+from cgal.training.runs import NETWORK, TrainingResult, widen
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
@@ -65,8 +65,8 @@ def train(
     result = run(shards, initial.with_prior(rung.prior), checks)
     if isinstance(rung, Rung):
         return OnRung(result.potential, rung, result)
-    again = linear_populations.refit(rung, result.potential, params, seed=seed)
-    return OnRung(again.potential, rung, result, again.effective_share)
+    again = linear_populations.refit(rung, result.potential, params, seed=seed, progress=progress)
+    return OnRung(again.potential, rung, result, again)
 
 
 def fit_rung(
@@ -93,21 +93,20 @@ class OnRung:
     potential: Potential
     rung: Rung | PopulationsRung
     result: TrainingResult
-    refit_effective_share: float | None = None
+    refit: Refit | None = None
 
     @property
-    def history(self) -> tuple[Any, ...]:
-        """That of the network."""
-        return self.result.history
+    def curves(self) -> Mapping[str, tuple[Any, ...]]:
+        """Those of a rung which has one, and of the network."""
+        return {**({} if isinstance(self.rung, Rung) else self.rung.curves), **self.result.curves}
 
     def summary(self) -> dict[str, float | int]:
         """Numbers of both."""
-        share = {} if self.refit_effective_share is None else {"refit_effective_share": self.refit_effective_share}
-        return self.rung.summary() | self.result.summary() | share
+        return self.rung.summary() | self.result.summary() | (self.refit.summary() if self.refit else {})
 
     def draw(self, figure: "FigureBase") -> None:
         """Draw the history of the network, beside those of a rung which has one."""
-        parts = {"linear rung": self.rung, "network": self.result}
+        parts = {linear_populations.LINEAR_RUNG: self.rung, NETWORK: self.result}
         drawn = {title: part for title, part in parts.items() if part and not isinstance(part, Rung)}
         if len(drawn) == 1:
             self.result.draw(figure)

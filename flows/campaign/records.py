@@ -121,7 +121,7 @@ def round_record(workspace: Workspace, repository: Repository, round_index: int)
     labels = [OracleResult.load(part.round / "oracle.h5") for part in parts]
     selection = read_json(workspace.round / "selection.json")
     with (workspace.round / "training.csv").open() as stream:
-        history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+        history = list(csv.DictReader(stream))
     return RoundRecord(
         proteins=workspace.campaign_proteins,
         campaign=params.campaign.name,

@@ -28,7 +28,7 @@ from cgal.simulation import simulate as run_simulation
 from cgal.simulation.starts import read_starts
 from cgal.training.held_out import held_out_masks
 from cgal.training.proteins import TrainingSet, load_training_set
-from cgal.training.runs import write_history_csv
+from cgal.training.runs import write_curves_csv
 from cgal.training.train import train as run_training
 from flows.serving.task_runners import fanning_out
 from flows.workspace import Summary, Workspace
@@ -61,7 +61,7 @@ def train(workspace: Workspace, progress: Progress) -> Summary:
     }
     provenance = {"round": k, "seed": params.seed, "shards": shards}
     save_checkpoint(workspace.model, result.potential, provenance | summary, priors=training_set.priors.values())
-    write_history_csv(result, workspace.round / "training.csv")
+    write_curves_csv(result, workspace.round / "training.csv")
     figures = workspace.round / "plots" / "training"
     plot_training(result, figures)
     for part, manifest in manifests.items():

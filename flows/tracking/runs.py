@@ -86,7 +86,8 @@ class RoundRecord:
     `data_md5` has one hash for each, with spaces between. `params` is flat (see `flatten`); `metrics` is the content of
     `round/metrics.json`. `frames`, `oracle_steps` and `oracle_failed` are what this round asked of the oracle (the
     dataset's totals are in `metrics["dataset"]`).
-    `history` has the rows of `training.csv`; the first column, an epoch or an update, is the step of the others.
+    `history` has the rows of `training.csv`; the first column, an epoch or an update, is the step of the others, and
+    the last one, `part`, what was trained (rounds of older versions have none: the network).
     `uncovered_fraction` is that of the simulated frames, and `closing` says why no round follows ("" if one does).
     `timings` are wall seconds by stage, `figures` are PNG files, `model_path` is the checkpoint that the registered
     version points to; its bytes stay with DVC. `dvc_md5` is the checkpoint's hash, `data_md5` that of
@@ -442,8 +443,10 @@ def _at_step(metrics: Mapping[str, float], step: int, moment_ms: int) -> "list[M
 def _curves(record: RoundRecord, moment_ms: int) -> "list[Metric]":
     curves: list[Metric] = []
     for row in record.history:
-        (_, step), *values = row.items()
-        curves += _at_step({f"training/{name}": _number(value) for name, value in values}, int(step), moment_ms)
+        (_, step), *values = ((name, value) for name, value in row.items() if name != "part")
+        part = row.get("part", "network")
+        path = "training" if part == "network" else f"training/{part}"
+        curves += _at_step({f"{path}/{name}": _number(value) for name, value in values}, int(step), moment_ms)
     return curves
 
 
