@@ -5,15 +5,14 @@ initial weights, and the starts and noise of its simulations, which begin half a
 stretched chain, as those of the learning curves. An arm spends the same teacher time up to each of `BUDGETS`; a label
 run takes `RUN` of the slowest time. `continued` is one run from the last frame of the seed, `parallel` ten runs from
 the ends of the seed's, `least_counts` ten runs at a time from the least visited cells (`cgal.reference.least_counts`);
-the others are strategies of `cgal.selection`, which pick from the simulation of the network trained on what there was
-at the last budget. Where fewer frames qualify than runs are paid for, those run longer; where none does, frames are
-picked at random.
+the others are strategies of `cgal.selection`, which pick from the simulation of the student's model
+(`study.teacher.students`) of what there was at the last budget. Where fewer frames qualify than runs are paid for,
+those run longer; where none does, frames are picked at random.
 """
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,17 +21,12 @@ from jaxtyping import Float32
 from cgal.benchmark.observables import OBSERVABLES
 from cgal.benchmark.wasserstein import MODES
 from cgal.frames import CGTrajectory, LabelledFrames
-from cgal.params import DynamicsParams, SchNetParams, SelectionParams, TrainingParams, load_params
-from cgal.potential.architectures import initial_potential, without_network
-from cgal.potential.potential import Potential
-from cgal.potential.prior import fit_prior
+from cgal.params import SelectionParams
 from cgal.randomness import derive_seed
 from cgal.reference.least_counts import least_counts
 from cgal.selection import measure_pool, select
-from cgal.simulation.run import draw_starts, run_from, to_trajectory
-from cgal.training.train import train
-from study.learning_curves import stretched
-from study.teacher.oracle import STRIDE, STEP_ps, Teacher
+from study.teacher.oracle import Teacher
+from study.teacher.students import DISCARD, RUN, Seen, Student, joined
 
 __all__ = ["ARMS", "BUDGETS", "COLUMNS", "Task", "measure"]
 
@@ -40,9 +34,7 @@ ARMS = ("seed", "continued", "coverage", "least_counts", "random", "parallel", "
 """The primary contrast first; `seed` buys nothing."""
 
 BUDGETS = (0.1, 0.3, 1.0, 3.0)
-RUN, RUNS, SEED_RUNS = 0.01, 10, 10
-NETWORK = SchNetParams(features=16, blocks=1)
-REPLICAS, SIMULATION_STEPS, SIMULATION_STRIDE, DISCARD = 16, 24000, 240, 0.5
+RUNS, SEED_RUNS = 10, 10
 COLUMNS = (
     "arm",
     "seed_set",
@@ -72,9 +64,9 @@ class Task(NamedTuple):
     noise: float
 
 
-def measure(task: Task, teacher: Teacher, budgets: Sequence[float] = BUDGETS) -> list[Row]:
+def measure(task: Task, teacher: Teacher, student: Student, budgets: Sequence[float] = BUDGETS) -> list[Row]:
     """Run one campaign; rows in the order of `COLUMNS`, from its seed alone for the arm `seed`."""
-    seed_frames, seen = opening(teacher, task.seed_set, task.seed, task.noise)
+    seed_frames, seen = opening(teacher, student, task.seed_set, task.seed, task.noise)
     if task.arm == "seed":
         return list(_rows(task, 0.0, teacher, seen, 0, 0))
     rows: list[Row] = []
@@ -82,7 +74,7 @@ def measure(task: Task, teacher: Teacher, budgets: Sequence[float] = BUDGETS) ->
     spent = failed = 0
     for number, budget in enumerate(budgets, start=1):
         steps = teacher.steps(budget) - spent
-        for starts, length in _requests(task, teacher, frames, seen["network"], steps, number):
+        for starts, length in _requests(task, teacher, frames, seen[student.name], steps, number):
             added, lost = teacher.label(
                 starts,
                 length,
@@ -92,52 +84,18 @@ def measure(task: Task, teacher: Teacher, budgets: Sequence[float] = BUDGETS) ->
             )
             frames.append(added)
             spent, failed = spent + len(starts) * length, failed + lost
-        seen = students(teacher, frames, task.seed, number)
+        seen = student.learn(teacher, frames, task.seed, number)
         rows += _rows(task, budget, teacher, seen, spent, failed)
     return rows
 
 
 @lru_cache(maxsize=1)
-def opening(teacher: Teacher, seed_set: int, seed: int, noise: float) -> tuple[LabelledFrames, dict[str, CGTrajectory]]:
+def opening(teacher: Teacher, student: Student, seed_set: int, seed: int, noise: float) -> tuple[LabelledFrames, Seen]:
     """Frames of a seed set, and what is made of them: all arms of a seed begin with it."""
     home = np.repeat(teacher.native[None], SEED_RUNS, axis=0)
     length = teacher.steps(RUN)
     frames, _ = teacher.label(home, length, noise=noise, seed=derive_seed(seed_set, 0, "seed set"), first=0)
-    return frames, students(teacher, [frames], seed, 0)
-
-
-def students(teacher: Teacher, shards: Sequence[LabelledFrames], seed: int, number: int) -> dict[str, CGTrajectory]:
-    """The labelled frames themselves (`raw`), and simulations of the prior and of the network that learns from them."""
-    demo = load_params(Path("params.yaml"))
-    positions, sequence = _joined(shards), shards[0].sequence
-    prior = fit_prior(positions, sequence, teacher.temperature_K, demo.prior)
-    silent = without_network(prior)
-    block = max(1, teacher.steps(RUN) // STRIDE)
-    training = TrainingParams.model_validate(
-        demo.training.model_dump() | {"linear_rung": False, "validation_block_frames": block, "preflight": False}
-    )
-    initial = initial_potential(prior, sequence, NETWORK, derive_seed(seed, number, "network"))
-    network = train(shards, initial, training, seed=derive_seed(seed, number, "train")).potential
-    numbers = np.concatenate([shard.trajectory for shard in shards])
-    times = np.concatenate([shard.time_ps for shard in shards])
-    home = np.concatenate(
-        [
-            draw_starts(shards[0].positions, REPLICAS // 2, seed),
-            np.repeat(stretched(len(sequence))[None], REPLICAS // 2, 0),
-        ]
-    )
-    return {"raw": CGTrajectory.from_positions(sequence, positions, times, numbers)} | {
-        name: simulate(model, home, teacher.temperature_K, derive_seed(seed, number, "simulate"))
-        for name, model in (("prior", silent), ("network", network))
-    }
-
-
-def simulate(model: Potential, home: Positions, temperature_K: float, seed: int) -> CGTrajectory:
-    """Replicas from common starts."""
-    params = DynamicsParams(replicas=len(home), steps=SIMULATION_STEPS, stride=SIMULATION_STRIDE, timestep_ps=STEP_ps)
-    return to_trajectory(
-        model.sequence, run_from(model, home, params, temperature_K=temperature_K, seed=seed), params, "cpu"
-    )
+    return frames, student.learn(teacher, [frames], seed, 0)
 
 
 def _requests(
@@ -154,11 +112,11 @@ def _requests(
         case "least_counts":
             epochs = max(1, steps // (RUNS * run))
             for epoch in range(epochs):
-                positions = _joined(shards)
+                positions = joined(shards)
                 chosen = least_counts(positions, RUNS, seed=derive_seed(task.seed, number, "least counts", epoch))
                 yield positions[chosen], steps // (RUNS * epochs)
         case strategy:
-            picks = _picks(strategy, simulated, _joined(shards), teacher.native, steps // run, task.seed + number)
+            picks = _picks(strategy, simulated, joined(shards), teacher.native, steps // run, task.seed + number)
             yield picks, steps // len(picks)
 
 
@@ -173,17 +131,11 @@ def _picks(
     return selection.positions
 
 
-def _joined(shards: Sequence[LabelledFrames]) -> Positions:
-    return np.concatenate([shard.positions for shard in shards])
-
-
-def _rows(
-    task: Task, budget: float, teacher: Teacher, seen: dict[str, CGTrajectory], spent: int, failed: int
-) -> Iterator[Row]:
+def _rows(task: Task, budget: float, teacher: Teacher, seen: Seen, spent: int, failed: int) -> Iterator[Row]:
     for model, trajectory in seen.items():
         lost = sum(fate.lost for fate in trajectory.fates)
-        late = np.flatnonzero(trajectory.time_ps > DISCARD * SIMULATION_STEPS * STEP_ps)
-        found = teacher.score(trajectory if model == "raw" else trajectory.take(late))
+        late = np.flatnonzero(trajectory.time_ps > DISCARD * trajectory.time_ps.max())
+        found = teacher.score(trajectory if model.startswith("raw") else trajectory.take(late))
         for mode, metric in product(MODES, OBSERVABLES):
             yield {
                 "arm": task.arm,

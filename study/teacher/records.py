@@ -1,4 +1,4 @@
-"""Records of the teacher study: `python -m study.teacher [--processes N] [--until SECONDS] [--records FILE]`.
+"""Records of the teacher study: `python -m study.teacher [--student linear] [--processes N] [--until SECONDS]`.
 
 Rows that are there are not made again; `--pilot` runs the primary contrast alone, on seed
 sets of its own.
@@ -17,11 +17,16 @@ import typer
 from cgal.files import write_text
 from study.in_processes import measure_all
 from study.teacher.arms import ARMS, BUDGETS, COLUMNS, Row, Task, measure
-from study.teacher.oracle import load_teacher
+from study.teacher.oracle import ALIKE, load_teacher
+from study.teacher.students import STUDENTS
 
 __all__ = ["append", "done", "main", "tasks"]
 
-RECORDS = Path("docs", "results", "teacher.csv")
+RECORDS = {"network": "teacher", "linear": "teacher_linear"}
+"""Files of docs/results by student, `_pilot` is added for the pilot."""
+
+NOISES = {"network": 1.0, "linear": ALIKE}
+
 PRIMARY, SEEDS, OTHER_SEEDS = 3, 14, 5
 """The first three of `ARMS` have 14 seeds: by the pilot's scatter (0.44 in the log ratio) as many as show a change of
 30 % in the primary contrast with 80 % power. The others have five."""
@@ -40,10 +45,10 @@ def tasks(seeds: int, noise: float, pilot: bool) -> Iterator[Task]:
     yield from (Task(arm, seed, seed, noise) for part in parts for seed, arm in product(*part))
 
 
-def run(task: Task, budgets: Sequence[float]) -> list[Row]:
+def run(task: Task, student: str, budgets: Sequence[float]) -> list[Row]:
     """One campaign on one thread."""
     torch.set_num_threads(1)
-    return measure(task, teacher(), budgets)
+    return measure(task, teacher(), STUDENTS[student], budgets)
 
 
 def done(path: Path) -> set[Task]:
@@ -64,14 +69,18 @@ def append(path: Path, rows: list[Row]) -> None:
 
 def main(
     seeds: Annotated[int, typer.Option(help="Seeds, each with a seed set of its own.")] = SEEDS,
-    noise: Annotated[float, typer.Option(help="Noise of labels, in units of the measured one.")] = 1.0,
+    noise: Annotated[
+        float | None, typer.Option(help="Of labels, in units of the measured one; else the student's own.")
+    ] = None,
     pilot: Annotated[bool, typer.Option("--pilot", help="The primary contrast alone, on other seed sets.")] = False,
     processes: Annotated[int, typer.Option(help="Campaigns at a time, of one thread each.")] = 1,
     until: Annotated[float, typer.Option(help="Seconds after which nothing is waited for any more.")] = float("inf"),
-    records: Path = RECORDS,
+    student: Annotated[str, typer.Option(help="Of study.teacher.students.")] = "linear",
+    records: Annotated[Path | None, typer.Option(help="Instead of the student's file in docs/results.")] = None,
 ) -> None:
     """Run all campaigns whose rows are not there."""
-    known = done(records)
-    waiting = [task for task in tasks(seeds, noise, pilot) if task not in known]
-    campaign = partial(run, budgets=PILOT_BUDGETS if pilot else BUDGETS)
-    measure_all(campaign, waiting, partial(append, records), what="campaigns", processes=processes, until_s=until)
+    path = records or Path("docs", "results", f"{RECORDS[student]}{'_pilot' if pilot else ''}.csv")
+    known = done(path)
+    waiting = [task for task in tasks(seeds, noise or NOISES[student], pilot) if task not in known]
+    campaign = partial(run, student=student, budgets=PILOT_BUDGETS if pilot else BUDGETS)
+    measure_all(campaign, waiting, partial(append, path), what="campaigns", processes=processes, until_s=until)

@@ -1,0 +1,134 @@
+"""What learns from the teacher's labels: a network by force matching, or the linear rung by forces.
+
+A student makes models of the same frames, each of which is simulated from common starts; the one that it is named after
+is asked where labels are missing. `network` is the first one that was studied: prior and network, no rung. `linear` is
+what the network of today's `params.yaml` stands on, prior and linear rung by forces, and no network; beside it stands
+the rung on a prior of frames that a Markov model weighs (`linear_weighted`).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Float32
+
+from cgal.frames import CGTrajectory, LabelledFrames
+from cgal.params import DynamicsParams, Params, SchNetParams, TrainingParams, load_params
+from cgal.potential.architectures import initial_potential, without_network
+from cgal.potential.potential import Potential
+from cgal.potential.prior import fit_prior
+from cgal.randomness import derive_seed
+from cgal.simulation.run import draw_starts, run_from, to_trajectory
+from cgal.training import linear
+from cgal.training.frame_weights import weigh_shards
+from cgal.training.train import train
+from study.frame_weights import drawn
+from study.learning_curves import stretched
+from study.teacher.oracle import STRIDE, STEP_ps, Teacher
+
+__all__ = ["DISCARD", "RUN", "STUDENTS", "Seen", "Student", "joined"]
+
+RUN = 0.01
+"""Length of a label run over the slowest time."""
+
+NETWORK = SchNetParams(features=16, blocks=1)
+LAG, MEMORY = 0.0065, 0.8
+"""Of the Markov model that weighs frames, over the slowest time; on the test bed at 350 K they are 0.008 and 0.8."""
+
+DISCARD = 0.5
+"""Share of every simulation that is left out."""
+
+type Positions = Float32[np.ndarray, "_ beads 3"]
+type Seen = Mapping[str, CGTrajectory]
+"""By model: frames that count. `raw` are the labelled frames themselves."""
+
+
+class _Models(Protocol):
+    def __call__(
+        self, teacher: Teacher, shards: Sequence[LabelledFrames], params: Params, seed: int, number: int
+    ) -> Mapping[str, Potential]:
+        """What is made of the labels after so many acquisitions."""
+
+
+class Student(NamedTuple):
+    """Its name, how models are made, and how long each is simulated."""
+
+    name: str
+    models: _Models
+    weighted: bool
+    replicas: int
+    steps: int
+
+    def learn(self, teacher: Teacher, shards: Sequence[LabelledFrames], seed: int, number: int) -> Seen:
+        """The labelled frames, and the simulation of each model, half from frames of the seed, half stretched."""
+        params = load_params(Path("params.yaml"))
+        sequence, half = shards[0].sequence, self.replicas // 2
+        raw = _raw(shards)
+        seen = {"raw": raw}
+        if self.weighted:
+            weights = np.concatenate(
+                [shard.weights for shard in _weighted(teacher, shards) if shard.weights is not None]
+            )
+            seen["raw_weighted"] = drawn(raw, weights, seed)
+        stretch = np.repeat(stretched(len(sequence))[None], half, 0)
+        home = np.concatenate([draw_starts(shards[0].positions, half, seed), stretch])
+        dynamics = DynamicsParams(replicas=len(home), steps=self.steps, stride=self.steps // 100, timestep_ps=STEP_ps)
+        chance = derive_seed(seed, number, "simulate")
+        for name, model in self.models(teacher, shards, params, seed, number).items():
+            record = run_from(model, home, dynamics, temperature_K=teacher.temperature_K, seed=chance)
+            seen[name] = to_trajectory(sequence, record, dynamics, "cpu")
+        return seen
+
+
+def _network(
+    teacher: Teacher, shards: Sequence[LabelledFrames], params: Params, seed: int, number: int
+) -> Mapping[str, Potential]:
+    prior = fit_prior(joined(shards), shards[0].sequence, teacher.temperature_K, params.prior)
+    initial = initial_potential(prior, shards[0].sequence, NETWORK, derive_seed(seed, number, "network"))
+    training = _training(teacher, params)
+    network = train(shards, initial, training, seed=derive_seed(seed, number, "train")).potential
+    return {"prior": without_network(prior), "network": network}
+
+
+def _linear(
+    teacher: Teacher, shards: Sequence[LabelledFrames], params: Params, seed: int, number: int
+) -> Mapping[str, Potential]:
+    prior = fit_prior(joined(shards), shards[0].sequence, teacher.temperature_K, params.prior)
+    rung = linear.fit_rung(shards, prior, _training(teacher, params)).prior
+    weights = np.concatenate([shard.weights for shard in _weighted(teacher, shards) if shard.weights is not None])
+    weighted = fit_prior(joined(shards), shards[0].sequence, teacher.temperature_K, params.prior, weights=weights)
+    return {
+        "prior": without_network(prior),
+        "linear": without_network(rung),
+        "linear_weighted": without_network(linear.fit_rung(shards, weighted, _training(teacher, params)).prior),
+    }
+
+
+STUDENTS = {
+    "network": Student("network", _network, weighted=False, replicas=16, steps=24_000),
+    "linear": Student("linear", _linear, weighted=True, replicas=32, steps=48_000),
+}
+
+
+def _training(teacher: Teacher, params: Params) -> TrainingParams:
+    """Those of params.yaml; whole runs are held out."""
+    block = max(1, teacher.steps(RUN) // STRIDE)
+    changes = {"linear_rung": False, "validation_block_frames": block, "preflight": False}
+    return TrainingParams.model_validate(params.training.model_dump() | changes)
+
+
+def _weighted(teacher: Teacher, shards: Sequence[LabelledFrames]) -> Sequence[LabelledFrames]:
+    markov = {"lag_ps": LAG * teacher.slowest_ps, "memory_ps": MEMORY * teacher.slowest_ps}
+    return weigh_shards(shards, TrainingParams.model_validate({"frame_weights": "markov", "markov": markov}))
+
+
+def _raw(shards: Sequence[LabelledFrames]) -> CGTrajectory:
+    numbers = np.concatenate([shard.trajectory for shard in shards])
+    times = np.concatenate([shard.time_ps for shard in shards])
+    return CGTrajectory.from_positions(shards[0].sequence, joined(shards), times, numbers)
+
+
+def joined(shards: Sequence[LabelledFrames]) -> Positions:
+    """Positions of all shards."""
+    return np.concatenate([shard.positions for shard in shards])
