@@ -55,16 +55,26 @@ def _tables(entries: Entries, tested: Entries) -> Iterator[str]:
     yield from _contrasts(tested)
     headline = [each for each in entries if each["metric"] == HEADLINE and each["mode"] == "exact"]
     yield _table(
-        ["arm", "budget", "seeds (sets)", "model", "prior alone", "raw frames", *(f"to {to}, %" for to in CHANGES)],
+        [
+            "arm",
+            "budget",
+            "seeds (sets)",
+            "model",
+            "prior alone",
+            "raw frames",
+            "weighted",
+            *(f"to {to}, %" for to in CHANGES),
+        ],
         (
             [f"`{e['arm']}`", f"{e['budget']:g}", f"{e['seeds']} ({e['seed_sets']})"]
-            + [_value(e, name) for name in ("w1", "w1_prior", "w1_raw")]
+            + [_value(e, name) for name in ("w1", "w1_prior", "w1_raw", "w1_weighted")]
             + [_change(e, f"change_to_{to}") for to in CHANGES]
             for e in headline
         ),
         f"{TITLE} W1 (mode `exact`, 95 % intervals over seed sets) of models, of the prior of the same frames and of "
-        "the frames themselves, at budgets in multiples of the slowest process; changes of models are to the arm's "
-        "own round 0, to that prior, to those frames, and to continued dynamics at the same budget.",
+        "the frames themselves (and of these weighted by a Markov model of all runs), at budgets in multiples of the "
+        "slowest process; changes of models are to the arm's own round 0, to that prior, to those frames, and to "
+        "continued dynamics at the same budget.",
     )
     yield _table(
         ["arm", "budget", *(f"{o.heading}, to {to}" for o in OBSERVABLES.values() for to in ("base", "prior"))],

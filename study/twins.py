@@ -3,10 +3,11 @@
     python -m study.twins NAME [--processes 2] [--until SECONDS]
 
 For every published round of every complete campaign: `model` is the round's model, `prior` the prior of the same frames
-without the network, `raw` the all-atom frames of its training set themselves, equally weighted. Model and prior are
-simulated from the folded structure and from a stretched chain as in `study.learning_curves`, whatever starts the
-campaign took, so that all arms are measured alike. Rows that are there are not made again; the command goes on after a
-kill.
+without the network, `raw` the all-atom frames of its training set themselves, equally weighted, and `weighted` a
+thousand of them drawn by the weights of `training.frame_weights: markov` (no rows where no run is as long as its lag).
+Model and prior are simulated from the folded structure and from a stretched chain as in `study.learning_curves`,
+whatever starts the campaign took, so that all arms are measured alike. Rows that are there are not made again; the
+command goes on after a kill.
 """
 
 import csv
@@ -27,20 +28,22 @@ from cgal.benchmark.observables import OBSERVABLES
 from cgal.benchmark.suite import benchmark
 from cgal.benchmark.wasserstein import MODES
 from cgal.dataset import Manifest, load_manifest, load_shards
-from cgal.errors import BadFile
+from cgal.errors import BadFile, SamplingError
 from cgal.frames import CGTrajectory, LabelledFrames, alpha_carbons, read_pdb_text
-from cgal.params import DynamicsParams, Params, load_params
+from cgal.params import DynamicsParams, Params, TrainingParams, load_params
 from cgal.potential.architectures import without_network
 from cgal.potential.checkpoint import load_checkpoint
 from cgal.potential.potential import Potential
 from cgal.randomness import derive_seed
 from cgal.simulation.run import run_from, to_trajectory
+from cgal.training.frame_weights import weigh_shards
+from study.frame_weights import drawn
 from study.in_processes import measure_all
 from study.learning_curves import REPLICAS, LENGTH_ps, benchmark_params, stretched
 
 __all__ = ["KINDS", "Round", "measure", "rounds_of", "steps_by_kind"]
 
-KINDS = ("model", "prior", "raw")
+KINDS = ("model", "prior", "raw", "weighted")
 SAVES = 100
 LEFT = ("seed.h5", "seed_labels.h5", "force_map.h5", "warm_start.pt")
 """Files of a protein's data that are not read."""
@@ -87,6 +90,24 @@ def measure(task: Round) -> list[Row]:
         "tag": task.tag,
     }
     return [common | row for kind in KINDS for row in _rows(kind, found)]
+
+
+def _trajectory(kind: str, found: _Found) -> CGTrajectory | None:
+    """The frames of a kind, of which none is left out if they are all-atom ones; None where there are no weights."""
+    match kind:
+        case "raw":
+            return _raw(found.shards)
+        case "weighted":
+            markov = TrainingParams(frame_weights="markov", markov=found.params.training.markov)
+            try:
+                shards = weigh_shards(found.shards, markov)
+            except SamplingError:
+                return None
+            weights = np.concatenate([shard.weights for shard in shards if shard.weights is not None])
+            return drawn(_raw(found.shards), weights, found.seed)
+        case "prior":
+            return _simulate(_prior_alone(found.model), found)
+    return _simulate(found.model, found)
 
 
 def _read(task: Round) -> _Found:
@@ -144,11 +165,11 @@ def _frames_of_a_label(params: Params) -> int:
 def _rows(kind: str, found: _Found) -> list[Row]:
     began = time.monotonic()
     settings = benchmark_params().model_copy(update={"tica_lag_ps": found.params.benchmark.tica_lag_ps})
-    if kind == "raw":
+    if kind in ("raw", "weighted"):
         settings = settings.model_copy(update={"discard_fraction": 0.0})
-        trajectory = _raw(found.shards)
-    else:
-        trajectory = _simulate(found.model if kind == "model" else _prior_alone(found.model), found)
+    trajectory = _trajectory(kind, found)
+    if trajectory is None:
+        return []
     positions = np.concatenate([shard.positions for shard in found.shards])
     metrics = benchmark(
         trajectory, found.truth, settings, native=found.native, training_positions=positions, seed=found.seed
