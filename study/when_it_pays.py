@@ -3,8 +3,10 @@
 Changes are of the TICA W1 (mode exact) at equal teacher time, paired by seed. Every seed has a seed set of its own.
 """
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,7 @@ from study.advice import ADVICE
 from study.figures import COLOURS, save_figure
 from study.statistics import Interval, change, mean_interval, sample_size, smallest_effect_percent
 from study.summary import holm
+from study.teacher.oracle import ALIKE
 
 __all__ = ["contrasts", "logs", "write_when_it_pays"]
 
@@ -31,6 +34,7 @@ OTHERS = ("random", "least_counts")
 FIRST_STUDY, FIRST_BUDGET = Path("450K", "arms.csv"), 255_000 * 0.004 / 136.9
 """Records of all-atom arms at 450 K, and their steps of 4 fs over the slowest process, 137 ps."""
 
+TITLES = {"raw": "raw frames", "network": "networks", "linear": "linear rungs"}
 TICKS = (0.1, 0.3, 1.0, 3.0, 10.0)
 ENDS = ("", "_low", "_high")
 COLOUR_OF = dict(zip(("coverage", "least_counts", "random", "parallel", "rmsd_histogram"), COLOURS[1:], strict=False))
@@ -40,52 +44,91 @@ MARKERS = (("*", 1.0), ("P", 1.04), ("s", 1.08))
 RESOLVED_percent, LEVEL, LEAST_SEEDS = -30.0, 0.05, 5
 PREFACE = """# When does acquisition pay? A teacher in place of all atoms
 
-Written by `make results` from `teacher.csv` and [teacher_pilot.csv](teacher_pilot.csv), which `python -m
-study.teacher` and `python -m study.teacher --pilot` make. **None of these figures is of all-atom simulations.** The
-oracle is a fixed coarse-grained potential of chignolin at 350 K: prior, linear rung and a network by relative entropy
-(32 features, two blocks) on all of [a test bed](../decisions/19-test-beds.md), `python -m study.teacher.make`. Its
-equilibrium is known from 64 runs of 600 ps, 0.13 of it folded, with 319 unfoldings; a Markov model gives its slowest
-process 155 ps (121 to 198) at a lag of 20 ps, and 143 to 160 ps at lags of 8 to 200 ps. A label run is a run of the
-teacher, a frame every 0.25 ps, its forces with white noise of 241 kJ/mol/nm (`local_frames`, [noise of
-labels](label-noise.md)) times a factor. So backmapping, its failures and its cost are left out, and so is what atoms
-that are not yet at rest do to a label.
+Written by `make results` from the records of `python -m study.teacher --student linear` and `--student network`, and
+of their pilots (`--pilot`). **None of these figures is of all-atom simulations.** The oracle is a fixed coarse-grained
+potential of chignolin at 350 K: prior, linear rung and a network by relative entropy (32 features, two blocks) on all
+of [a test bed](../decisions/19-test-beds.md), `python -m study.teacher.make`. Its equilibrium is known from 64 runs of
+600 ps, 0.13 of it folded, with 319 unfoldings; a Markov model gives its slowest process 155 ps (121 to 198) at a lag of
+20 ps, and 143 to 160 ps at lags of 8 to 200 ps. A label run is a run of the teacher, a frame every 0.25 ps, its forces
+with white noise of 241 kJ/mol/nm (`local_frames`, [noise of labels](label-noise.md)) times a factor. So backmapping,
+its failures and its cost are left out, and so is what atoms that are not yet at rest do to a label.
 
-All arms share, seed by seed, ten runs of 0.01 of the slowest time from the folded structure, the student's first
-weights, and the starts of its simulations: half at frames of the seed, half at a stretched chain (16 times 120 ps,
-the first half left out, as in the [learning curves](learning-curves.md)). The student is smaller than the teacher (16
-features, one block), its prior has no rung, and it is trained by force matching with the settings of `params.yaml`.
-Every arm spends the same teacher time; a label run takes 0.01 of the slowest. `continued` is one run from the last
-frame of the seed, `parallel` ten from the ends of the seed's, `least_counts` restarts ten at a time from the cells
-visited least; the others pick frames of the network's simulation at 0, 0.1, 0.3 and 1 of the slowest time, `novel_nm`
-0.1. Where fewer frames qualify than runs are paid for, those run longer.
+All arms share, seed by seed, ten runs of 0.01 of the slowest time from the folded structure, and the starts of the
+models' simulations: half at frames of the seed, half at a stretched chain, the first half left out. Every arm spends
+the same teacher time; a label run takes 0.01 of the slowest. `continued` is one run from the last frame of the seed,
+`parallel` ten from the ends of the seed's, `least_counts` restarts ten at a time from the cells visited least; the
+others pick frames of the student's simulation at 0, 0.1, 0.3 and 1 of the slowest time, `novel_nm` 0.1. Where fewer
+frames qualify than runs are paid for, those run longer. A committee is not in these studies."""
 
-`committee` and frames weighted by a Markov model are not in this study."""
+
+class Study(NamedTuple):
+    """Arms with one student: the file of its records, the noise of its labels and what is said of it."""
+
+    student: str
+    stem: str
+    noise: float
+    told: str
+
+
+STUDIES = (
+    Study(
+        "linear",
+        "teacher_linear",
+        ALIKE,
+        f"""The student is what the network of `params.yaml` stands on: the prior with a linear rung by forces, and no
+network (the teacher has such a rung too, so that it fits this student well). Labels have {ALIKE:g} of the measured
+noise: the teacher's slowest time holds 620 frames, that of chignolin at 350 K 13,200 of the all-atom oracle (1270 ps, a
+frame every 24 steps of 4 fs), so that with this noise a slowest time of labels tells as much of mean forces as there.
+Models are simulated 32 times for 240 ps. `prior` is the model without the rung, `linear_weighted` the same rung on a
+prior of frames weighted by a Markov model of all runs (`training.frame_weights`), `raw_weighted` the frames drawn by
+these weights. Noise and student were chosen after one seed of three arms (991, up to the slowest time, not kept as
+records) had been seen with the whole noise, where the rung helps as little as the first study's network, and then with
+this.""",
+    ),
+    Study(
+        "network",
+        "teacher",
+        1.0,
+        """The first study. The student is smaller than the teacher (16 features, one block), its prior has no rung, and
+it is trained by force matching with the settings of `params.yaml`, on labels of which a slowest time tells a twentieth
+of what it does with all atoms (see above). Models are simulated 16 times for 120 ps.""",
+    ),
+)
 
 
 def write_when_it_pays(folder: Path, told: Path = ADVICE) -> None:
-    """Write page and map into a folder that has `teacher_pilot.csv`, and with `teacher.csv` the advice to `told`.
+    """Write page and map into a folder that has pilots and records of `STUDIES`, and the advice of the first to `told`.
 
-    Before an arm has five seeds there, the map and the table are of the pilot, and there is no advice.
+    Before an arm of a study has five seeds, its table is of the pilot; without any such study there is no advice.
     """
-    pilot = pd.read_csv(folder / "teacher_pilot.csv")
-    records = pd.read_csv(folder / "teacher.csv") if (folder / "teacher.csv").is_file() else pilot.head(0)
-    found = contrasts(records[records["noise"] == 1.0])
-    parts, shown = [PREFACE, _power(pilot, found)], records if len(found) else pilot
-    if len(found):
-        sentence = _advise(found)
+    parts, sentence, panels = [PREFACE], "", list[tuple[pd.DataFrame, str, float, str]]()
+    for study in STUDIES:
+        paths = folder / f"{study.stem}.csv", folder / f"{study.stem}_pilot.csv"
+        if not paths[1].is_file():
+            continue
+        pilot = pd.read_csv(paths[1])
+        records = pd.read_csv(paths[0]) if paths[0].is_file() else pilot.head(0)
+        found = contrasts(records[records["noise"] == study.noise], study.student)
+        shown = records if len(found) else pilot
+        parts += [f"## The student `{study.student}`", study.told, _power(pilot, found, study.student)]
+        if len(found):
+            sentence = sentence or _advise(found, study.student)
+            parts += [_contrast_table(found), _twins_table(records[records["noise"] == study.noise], study.student)]
+        else:
+            parts += ["**The records are not there yet**: what follows is the pilot, which decides nothing."]
+        noises = sorted(shown["noise"].unique())
+        parts += [_table(shown, noise) for noise in noises]
+        stage = "" if len(found) else ", pilot"
+        panels += [(shown, model, noise, stage) for model in (study.student, "raw") for noise in noises]
+    if sentence:
         write_text(told, sentence + "\n")
-        parts += [f"## Advice\n\n{sentence}", _contrast_table(found)]
-    else:
-        parts += ["**The records are not there yet**: what follows is the pilot, which decides nothing."]
-    save_figure(_draw(shown, all_atom(folder), "" if len(found) else ", pilot"), folder / "when_it_pays.png")
-    parts += ["![when it pays](when_it_pays.png)"]
-    parts += [_table(shown, noise) for noise in sorted(shown["noise"].unique())]
+        parts.insert(1, f"## Advice\n\n{sentence}")
+    save_figure(_draw(panels, all_atom(folder)), folder / "when_it_pays.png")
+    parts.insert(2 if sentence else 1, "![when it pays](when_it_pays.png)")
     write_text(folder / "when-it-pays.md", "\n\n".join(parts) + "\n")
 
 
-def logs(
-    records: pd.DataFrame, arm: str, to: str, budget: float, models: tuple[str, str] = ("network", "network")
-) -> list[float]:
+def logs(records: pd.DataFrame, arm: str, to: str, budget: float, models: tuple[str, str]) -> list[float]:
     """Log ratios of W1 of an arm's model to that of another at a budget, a seed each."""
     rows = records.query("metric == @HEADLINE and mode == 'exact' and budget_over_slowest == @budget")
     one, other = (
@@ -96,17 +139,17 @@ def logs(
     return found
 
 
-def contrasts(records: pd.DataFrame) -> pd.DataFrame:
-    """Every arm against continued dynamics, and `coverage` against `OTHERS`, at every budget that has `LEAST_SEEDS`.
+def contrasts(records: pd.DataFrame, student: str) -> pd.DataFrame:
+    """Of a student's models: each arm against continued dynamics, and `coverage` against `OTHERS`.
 
-    `p` of the primary contrast is that of a paired t-test; of the others it is corrected for their number.
+    Budgets with fewer than `LEAST_SEEDS` are left out. `p` of the primary contrast is that of a paired t-test; of the others it is corrected for their number.
     """
     arms = [arm for arm in records["arm"].unique() if arm not in ("seed", CONTROL)]
     budgets = sorted(budget for budget in records["budget_over_slowest"].unique() if budget)
     pairs = [(arm, CONTROL) for arm in arms] + [(PRIMARY[0], to) for to in OTHERS if to in arms]
     rows = []
     for (arm, to), budget in product(pairs, budgets):
-        values = logs(records, arm, to, budget)
+        values = logs(records, arm, to, budget, (student, student))
         if len(values) >= LEAST_SEEDS:
             test = float(stats.ttest_1samp(values, 0.0).pvalue)
             percent = Interval(*(float(100 * np.expm1(value)) for value in mean_interval(values)))
@@ -137,7 +180,7 @@ def all_atom(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["system", "arm", "budget", "change", "low", "high"]).dropna()
 
 
-def _advise(found: pd.DataFrame) -> str:
+def _advise(found: pd.DataFrame, student: str) -> str:
     """For each budget the arm with the largest gain over plain dynamics that is sure, if there is one."""
     plain = found[found["control"] == CONTROL]
     said = []
@@ -150,9 +193,9 @@ def _advise(found: pd.DataFrame) -> str:
             first = rows.sort_values("change").iloc[0]
             said.append(f"{budget:g}: no arm is surely better than one long run (nearest {_percent(first, True)})")
     return (
-        f"Which strategy, by the budget over the slowest process of your protein (measured with a coarse-grained "
-        f"teacher in place of all atoms, {plain['seeds'].max()} seeds; change of the model's TICA W1 to one continued "
-        f"run of the same length): {'; '.join(said)}."
+        "Which strategy, by the budget over the slowest process of your protein (measured with a coarse-grained "
+        f"teacher in place of all atoms, student {student}, {plain['seeds'].max()} seeds; change of the model's TICA W1 to one "
+        f"continued run of the same length): {'; '.join(said)}."
     )
 
 
@@ -161,16 +204,14 @@ def _percent(row: pd.Series, named: bool = False) -> str:
     return f"{name}{row['change']:+.0f} %, {row['low']:+.0f} to {row['high']:+.0f}"
 
 
-def _power(pilot: pd.DataFrame, found: pd.DataFrame) -> str:
+def _power(pilot: pd.DataFrame, found: pd.DataFrame, student: str) -> str:
     arm, to, budget = PRIMARY
-    values = logs(pilot, arm, to, budget)
+    values = logs(pilot, arm, to, budget, (student, student))
     scatter, needed = float(np.std(values, ddof=1)), sample_size(values, RESOLVED_percent)
     lines = [
-        "## The primary contrast",
-        "",
-        f"`{arm}` against `{to}` at {budget:g} of the slowest time, TICA W1 of the network, mode exact. The pilot "
-        f"({len(values)} seeds on other seed sets) has a scatter of {scatter:.2f} in the log ratio: a change by "
-        f"{RESOLVED_percent:.0f} % takes {needed or 'more than a thousand'} seeds for 80 % power.",
+        f"**The primary contrast** is `{arm}` against `{to}` at {budget:g} of the slowest time, TICA W1 of the model, "
+        f"mode exact. The pilot ({len(values)} seeds on other seed sets) has a scatter of {scatter:.2f} in the log ratio: "
+        f"a change by {RESOLVED_percent:.0f} % takes {needed or 'over a thousand'} seeds for 80 % power.",
     ]
     for _, row in found[found["primary"]].iterrows():
         lines[-1] += (
@@ -182,9 +223,9 @@ def _power(pilot: pd.DataFrame, found: pd.DataFrame) -> str:
 
 def _contrast_table(found: pd.DataFrame) -> str:
     lines = [
-        "## All contrasts, noise as measured",
+        "### All contrasts",
         "",
-        "Change of the network's TICA W1 in percent with 95 % intervals over seeds; p of the secondary ones is "
+        "Change of the model's TICA W1 in percent with 95 % intervals over seeds; p of the secondary ones is "
         f"corrected for their number (Holm, {len(found) - int(found['primary'].sum())}); in the last column the "
         "smallest decrease that would have been seen with 80 % power.",
         "",
@@ -201,14 +242,32 @@ def _contrast_table(found: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def _twins_table(records: pd.DataFrame, student: str) -> str:
+    """The model's W1 over that of other things made of the same labels."""
+    others = [model for model in records["model"].unique() if model != student]
+    lines = [
+        "### The model against what else its labels give",
+        "",
+        "Change of the model's TICA W1 in percent, with 95 % intervals over seeds, to that of the others.",
+        "",
+        f"| arm | budget | seeds | {' | '.join(f'to `{other}`' for other in others)} |",
+        f"|---|---|---|{'---|' * len(others)}",
+    ]
+    for arm, budget in records[["arm", "budget_over_slowest"]].drop_duplicates().itertuples(index=False):
+        values = [logs(records, arm, arm, budget, (student, other)) for other in others]
+        cells = ["{:+.0f} ({:+.0f} to {:+.0f})".format(*100 * np.expm1(mean_interval(each))) for each in values]
+        lines.append(f"| `{arm}` | {budget:g} | {len(values[0])} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _table(records: pd.DataFrame, noise: float) -> str:
     rows = records.query("noise == @noise and mode == 'exact'")
     metrics = list(OBSERVABLES.values())
     lines = [
-        f"## W1 of every arm, noise {noise:g} times the measured one",
+        f"### W1 of every arm, noise {noise:g} times the measured one",
         "",
-        "Mode exact, means over seeds, TICA with its 95 % interval; of the raw labelled frames, of the prior fitted to "
-        "them, and of the network on top of it. Failed are label runs that were lost, lost are simulated replicas.",
+        "Mode exact, means over seeds, TICA with its 95 % interval; of the raw labelled frames and of the models made "
+        "of them. Failed are label runs that were lost, lost are simulated replicas.",
         "",
         f"| budget | arm | model | seeds | {' | '.join(each.heading for each in metrics)} | failed | lost |",
         f"|---|---|---|---|{'---|' * len(metrics)}---|---|",
@@ -231,12 +290,11 @@ def _table(records: pd.DataFrame, noise: float) -> str:
     )
 
 
-def _draw(records: pd.DataFrame, atoms: pd.DataFrame, stage: str) -> Figure:
-    """Change to continued dynamics against the budget: networks at each noise, beside all-atom ones, and raw frames."""
-    panels_of = [("network", noise) for noise in sorted(records["noise"].unique())] + [("raw", 1.0)]
-    figure = Figure(figsize=(4.8 * len(panels_of), 4.2), layout="constrained")
+def _draw(panels_of: Sequence[tuple[pd.DataFrame, str, float, str]], atoms: pd.DataFrame) -> Figure:
+    """Change to continued dynamics against the budget: models at each noise, beside all-atom ones, and raw frames."""
+    figure = Figure(figsize=(4.4 * len(panels_of), 4.4), layout="constrained")
     panels = figure.subplots(1, len(panels_of), squeeze=False, sharey=True)[0]
-    for panel, (model, noise) in zip(panels, panels_of, strict=True):
+    for panel, (records, model, noise, stage) in zip(panels, panels_of, strict=True):
         rows = records[records["noise"] == noise]
         budgets = np.array(sorted(budget for budget in rows["budget_over_slowest"].unique() if budget))
         for number, (arm, colour) in enumerate(COLOUR_OF.items()):
@@ -245,11 +303,11 @@ def _draw(records: pd.DataFrame, atoms: pd.DataFrame, stage: str) -> Figure:
             at = budgets * 1.07 ** (number - 2)
             panel.errorbar(at, value, [value - low, high - value], color=colour, label=arm, marker="o", capsize=2)
         panel.axhline(0.0, color="0.4", linewidth=0.8)
-        title = f"{'raw frames' if model == 'raw' else f'networks, noise x {noise:g}'} (circles: teacher{stage})"
+        title = f"{TITLES.get(model, model)}, noise x {noise:g} (circles: teacher{stage})"
         panel.set(xscale="log", xlabel="budget over slowest time", title=title, xlim=(0.07, 14.0), ylim=(-100, 150))
         panel.set_xticks(TICKS, [f"{budget:g}" for budget in TICKS], minor=False)
         panel.minorticks_off()
-    _add_all_atom(panels[panels_of.index(("network", 1.0))], atoms)
+    _add_all_atom(panels[0], atoms)
     panels[0].set_ylabel("change of TICA W1 to continued dynamics [%]")
     handles = {label: h for panel in panels for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)

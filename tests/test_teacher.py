@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from cgal.benchmark.observables import OBSERVABLES
+from cgal.params import load_params
 from cgal.potential.architectures import freeze
-from study.teacher import arms
 from study.teacher.arms import ARMS, BUDGETS, Task, measure
-from study.teacher.oracle import NOISE_kJ_per_mol_nm, Teacher, load_teacher
-from study.teacher.records import append, done
+from study.teacher.oracle import ALIKE, STRIDE, NOISE_kJ_per_mol_nm, STEP_ps, Teacher, load_teacher
+from study.teacher.records import NOISES, append, done
+from study.teacher.students import STUDENTS
 from study.when_it_pays import contrasts, write_when_it_pays
 from tests.conftest import REPOSITORY
 
@@ -48,13 +49,11 @@ def test_the_truth_is_in_equilibrium_under_the_teacher(teacher):
 
 def test_campaigns_of_one_seed_spend_the_same_teacher_time_and_give_the_same_rows_again(teacher, monkeypatch, tmp_path):
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr(arms, "REPLICAS", 4)
-    monkeypatch.setattr(arms, "SIMULATION_STEPS", 1200)
-    monkeypatch.setattr(arms, "SIMULATION_STRIDE", 60)
+    short = {name: student._replace(replicas=4, steps=1200) for name, student in STUDENTS.items()}
     tasks = [Task(arm, 7, 7, 1.0) for arm in ("seed", "continued", "parallel", "least_counts", "coverage")]
     path = tmp_path / "records.csv"
     for task in tasks:
-        append(path, measure(task, teacher, (0.1,)))
+        append(path, measure(task, teacher, short["network"], (0.1,)))
     assert done(path) == set(tasks)
     records = pd.read_csv(path)
     assert len(records) == len(tasks) * 3 * 2 * len(OBSERVABLES)
@@ -62,27 +61,44 @@ def test_campaigns_of_one_seed_spend_the_same_teacher_time_and_give_the_same_row
     assert spent.between(0.99 * teacher.steps(0.1), teacher.steps(0.1)).all()
     assert (records["value"] > 0).all()
     again = tmp_path / "again.csv"
-    append(again, measure(tasks[-1], teacher, (0.1,)))
+    append(again, measure(tasks[-1], teacher, short["network"], (0.1,)))
     assert path.read_text().endswith(again.read_text().split("\n", 1)[1])
 
 
-def known(factor: float, scatter: float = 0.05, seeds: int = 6) -> pd.DataFrame:
+def test_the_linear_student_has_models_with_and_without_weights(teacher, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    student = STUDENTS["linear"]._replace(replicas=4, steps=1200)
+    rows = measure(Task("coverage", 7, 7, ALIKE), teacher, student, (0.1,))
+    models = ["raw", "raw_weighted", "prior", "linear", "linear_weighted"]
+    assert [row["model"] for row in rows if (row["metric"], row["mode"]) == ("tica", "exact")] == models
+    assert all(row["value"] > 0 for row in rows)
+
+
+def test_noise_that_tells_as_much_as_the_all_atom_labels_of_a_slowest_time(teacher):
+    truths = pd.read_csv(REPOSITORY / "docs" / "results" / "ground_truths.csv").set_index("system")
+    params = load_params(REPOSITORY / "params.yaml")
+    spacing_ps = params.oracle.free_stride * params.force_field.timestep_ps
+    all_atom = truths.loc["chignolin, ff96 + OBC2, 350 K", "slowest_ps"] / spacing_ps
+    assert teacher.slowest_ps / (STRIDE * STEP_ps) / all_atom == pytest.approx(ALIKE**2, rel=0.05)
+
+
+def known(factor: float, scatter: float = 0.05, seeds: int = 6, student: str = "linear") -> pd.DataFrame:
     """Records in which `coverage` has so many times the W1 of all other arms, at 0.3 and 1 of the slowest time."""
     generator = np.random.default_rng(1)
     rows = [
-        {"arm": arm, "seed_set": seed, "seed": seed, "budget_over_slowest": budget, "noise": 1.0, "model": model,
-         "metric": metric, "mode": mode, "floor": 0.1, "teacher_steps": 1, "failed": 0, "lost_replicas": 0,
+        {"arm": arm, "seed_set": seed, "seed": seed, "budget_over_slowest": budget, "noise": NOISES[student],
+         "model": model, "metric": metric, "mode": mode, "floor": 0.1, "teacher_steps": 1, "failed": 0, "lost_replicas": 0,
          "value": seed * math.exp(scatter * generator.normal())
          * (factor if arm == "coverage" and budget in (0.3, 1.0) else 1.0)}
         for arm, seed, model, metric, mode in product(
-            ARMS, range(1, seeds + 1), ("raw", "prior", "network"), OBSERVABLES, ("exact", "paper"))
+            ARMS, range(1, seeds + 1), ("raw", "prior", student), OBSERVABLES, ("exact", "paper"))
         for budget in ((0.0,) if arm == "seed" else BUDGETS)
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def test_a_known_gain_is_found_where_it_is_and_nowhere_else():
-    found = contrasts(known(0.5))
+    found = contrasts(known(0.5), "linear")
     primary = found[found["primary"]].iloc[0]
     assert primary["change"] == pytest.approx(-50, abs=8)
     assert primary["low"] < primary["change"] < primary["high"] < 0
@@ -93,15 +109,17 @@ def test_a_known_gain_is_found_where_it_is_and_nowhere_else():
 
 
 def test_without_records_the_page_is_of_the_pilot_and_advises_nothing(tmp_path):
-    known(1.0).query("budget_over_slowest in (0.1, 0.3)").to_csv(tmp_path / "teacher_pilot.csv", index=False)
+    known(1.0).query("budget_over_slowest in (0.1, 0.3)").to_csv(tmp_path / "teacher_linear_pilot.csv", index=False)
     write_when_it_pays(tmp_path, tmp_path / "advice.txt")
     assert "the pilot, which decides nothing" in (tmp_path / "when-it-pays.md").read_text()
     assert not (tmp_path / "advice.txt").exists()
 
 
 def test_the_page_advises_what_its_records_say(tmp_path):
-    known(0.5).to_csv(tmp_path / "teacher.csv", index=False)
-    known(1.0).to_csv(tmp_path / "teacher_pilot.csv", index=False)
+    known(0.5).to_csv(tmp_path / "teacher_linear.csv", index=False)
+    known(1.0).to_csv(tmp_path / "teacher_linear_pilot.csv", index=False)
+    for name in ("teacher", "teacher_pilot"):
+        known(2.0, student="network").to_csv(tmp_path / f"{name}.csv", index=False)
     write_when_it_pays(tmp_path, tmp_path / "advice.txt")
     said = (tmp_path / "advice.txt").read_text()
     assert "0.3: coverage (-5" in said or "0.3: coverage (-4" in said
