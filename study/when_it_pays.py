@@ -142,7 +142,9 @@ def logs(records: pd.DataFrame, arm: str, to: str, budget: float, models: tuple[
 def contrasts(records: pd.DataFrame, student: str) -> pd.DataFrame:
     """Of a student's models: each arm against continued dynamics, and `coverage` against `OTHERS`.
 
-    Budgets with fewer than `LEAST_SEEDS` are left out. `p` of the primary contrast is that of a paired t-test; of the others it is corrected for their number.
+    Budgets with fewer than `LEAST_SEEDS` are left out.
+
+    `p` of the primary contrast is that of a paired t-test; of the others it is corrected for their number.
     """
     arms = [arm for arm in records["arm"].unique() if arm not in ("seed", CONTROL)]
     budgets = sorted(budget for budget in records["budget_over_slowest"].unique() if budget)
@@ -194,8 +196,8 @@ def _advise(found: pd.DataFrame, student: str) -> str:
             said.append(f"{budget:g}: no arm is surely better than one long run (nearest {_percent(first, True)})")
     return (
         "Which strategy, by the budget over the slowest process of your protein (measured with a coarse-grained "
-        f"teacher in place of all atoms, student {student}, {plain['seeds'].max()} seeds; change of the model's TICA W1 to one "
-        f"continued run of the same length): {'; '.join(said)}."
+        f"teacher in place of all atoms, student {student}, {plain['seeds'].max()} seeds; change of the model's "
+        f"TICA W1 to one continued run of the same length): {'; '.join(said)}."
     )
 
 
@@ -210,8 +212,8 @@ def _power(pilot: pd.DataFrame, found: pd.DataFrame, student: str) -> str:
     scatter, needed = float(np.std(values, ddof=1)), sample_size(values, RESOLVED_percent)
     lines = [
         f"**The primary contrast** is `{arm}` against `{to}` at {budget:g} of the slowest time, TICA W1 of the model, "
-        f"mode exact. The pilot ({len(values)} seeds on other seed sets) has a scatter of {scatter:.2f} in the log ratio: "
-        f"a change by {RESOLVED_percent:.0f} % takes {needed or 'over a thousand'} seeds for 80 % power.",
+        f"mode exact. The pilot ({len(values)} seeds on other seed sets) has a scatter of {scatter:.2f} in the log "
+        f"ratio: a change by {RESOLVED_percent:.0f} % takes {needed or 'over a thousand'} seeds for 80 % power.",
     ]
     for _, row in found[found["primary"]].iterrows():
         lines[-1] += (

@@ -87,7 +87,8 @@ def known(factor: float, scatter: float = 0.05, seeds: int = 6, student: str = "
     generator = np.random.default_rng(1)
     rows = [
         {"arm": arm, "seed_set": seed, "seed": seed, "budget_over_slowest": budget, "noise": NOISES[student],
-         "model": model, "metric": metric, "mode": mode, "floor": 0.1, "teacher_steps": 1, "failed": 0, "lost_replicas": 0,
+         "model": model, "metric": metric, "mode": mode, "floor": 0.1, "teacher_steps": 1, "failed": 0,
+         "lost_replicas": 0,
          "value": seed * math.exp(scatter * generator.normal())
          * (factor if arm == "coverage" and budget in (0.3, 1.0) else 1.0)}
         for arm, seed, model, metric, mode in product(
