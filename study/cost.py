@@ -30,8 +30,8 @@ from cgal.training.train import train
 from study.bed_data import SWARMS, bed_of, ground_truth
 from study.beds import GroundTruth
 from study.design import CampaignPlan, Design, load_design
-from study.learning_curves import REPLICAS, LENGTH_ps, benchmark_params
-from study.twins import KINDS
+from study.learning_curves import LENGTH_ps, benchmark_params
+from study.twins import KINDS, REPLICAS
 
 __all__ = ["Speeds", "core_hours", "measure"]
 

@@ -5,9 +5,9 @@
 For every published round of every complete campaign: `model` is the round's model, `prior` the prior of the same frames
 without the network, `raw` the all-atom frames of its training set themselves, equally weighted, and `weighted` a
 thousand of them drawn by the weights of `training.frame_weights: markov` (no rows where no run is as long as its lag).
-Model and prior are simulated from the folded structure and from a stretched chain as in `study.learning_curves`,
-whatever starts the campaign took, so that all arms are measured alike. Rows that are there are not made again; the
-command goes on after a kill.
+Model and prior are simulated from the folded structure and from a stretched chain, for as long as in
+`study.learning_curves` and whatever starts the campaign took, so that all arms are measured alike. Rows that are there
+are not made again; the command goes on after a kill.
 """
 
 import csv
@@ -39,11 +39,14 @@ from cgal.simulation.run import run_from, to_trajectory
 from cgal.training.frame_weights import weigh_shards
 from study.frame_weights import drawn
 from study.in_processes import measure_all
-from study.learning_curves import REPLICAS, LENGTH_ps, benchmark_params, stretched
+from study.learning_curves import LENGTH_ps, benchmark_params, stretched
 
-__all__ = ["KINDS", "Round", "measure", "rounds_of", "steps_by_kind"]
+__all__ = ["KINDS", "REPLICAS", "Round", "measure", "rounds_of", "steps_by_kind"]
 
 KINDS = ("model", "prior", "raw", "weighted")
+REPLICAS = 16
+"""From each of the two starts: half of those of the learning curves, as seeds scatter more than simulations do."""
+
 SAVES = 100
 LEFT = ("seed.h5", "seed_labels.h5", "force_map.h5", "warm_start.pt")
 """Files of a protein's data that are not read."""
