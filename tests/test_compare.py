@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from cgal.benchmark.lag import frame_spacing_ps
+from cgal.benchmark.observables import OBSERVABLES
+from cgal.benchmark.wasserstein import MODES
 from cgal.errors import BadFile, BadParams
 from cgal.frames import AtomFrames, CGTrajectory
 from cgal.params import check_params, merged
@@ -92,7 +94,7 @@ def test_arms_spend_the_same_budget_and_leave_the_project_as_it_was(
     assert len(rounds) == len(set(records["tag"]))
     for key in (("random", 1), ("continued_md", 1)):
         found = pd.DataFrame(twins.measure(rounds[key]))
-        assert len(found) == 3 * 5 * 2
+        assert len(found) == len(twins.KINDS) * len(OBSERVABLES) * len(MODES)
         assert np.isfinite(found["w1"]).all()
         by_kind = found.iloc[0][["label_steps", "failed_steps", "minimisation_steps", "steering_steps"]]
         assert by_kind.sum() == found["oracle_steps"].iloc[0] > 0

@@ -61,6 +61,11 @@ def frames() -> LabelledFrames:
     return sampled(twisted(), 1)
 
 
+@pytest.fixture(scope="module")
+def rung(frames) -> PopulationsRung:
+    return fit_rung([frames], real_prior(), PARAMS, seed=1)
+
+
 def sine(positions: np.ndarray) -> float:
     """Mean sine of the first dihedral: SchNet is blind to it."""
     angles = dihedral_angles(internal_coordinates(torch.from_numpy(positions.astype(np.float64))))
@@ -77,8 +82,7 @@ def test_unit_energies_are_those_of_a_prior_with_such_a_rung():
     assert (found - of_rung).abs().max() < 1e-9 * of_rung.abs().max()
 
 
-def test_a_twist_that_a_network_cannot_see_is_learned(frames):
-    rung = fit_rung([frames], real_prior(), PARAMS, seed=1)
+def test_a_twist_that_a_network_cannot_see_is_learned(frames, rung):
     assert rung.weight == 1
     assert rung.result.best.held_out_change_kT < 0
     learned, unlearned = (sine(sampled(prior, 2).positions) for prior in (rung.prior, real_prior()))
@@ -109,9 +113,8 @@ def on_rung(rung: PopulationsRung, strength: float) -> Potential:
     return Potential(rung.prior, network, SEQUENCE)
 
 
-def test_beneath_a_network_the_rung_is_moved_to_leave_the_populations_as_they_were(frames):
+def test_beneath_a_network_the_rung_is_moved_to_leave_the_populations_as_they_were(frames, rung):
     """A network that pulls at the chain moves them away from those of the rung alone; most of that is taken back."""
-    rung = fit_rung([frames], real_prior(), PARAMS, seed=1)
     trained = on_rung(rung, strength=2.0)
     moved = refit(rung, trained, PARAMS, seed=1)
     assert moved.moved == 1
@@ -126,8 +129,7 @@ def test_beneath_a_network_the_rung_is_moved_to_leave_the_populations_as_they_we
     assert (averages(moved.potential) - wanted).norm() < 0.5 * (averages(trained) - wanted).norm()
 
 
-def test_a_network_that_has_left_the_frames_of_the_rung_behind_does_not_move_it(frames):
-    rung = fit_rung([frames], real_prior(), PARAMS, seed=1)
+def test_a_network_that_has_left_the_frames_of_the_rung_behind_does_not_move_it(rung):
     trained = on_rung(rung, strength=200.0)
     left = refit(rung, trained, PARAMS, seed=1)
     assert left.moved == 0
