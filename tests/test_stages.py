@@ -55,6 +55,7 @@ def test_a_stage_reads_the_parameters_that_dvc_names_for_it_and_no_others(
 
 def test_a_round_is_trained_by_relative_entropy(make_project: Callable[..., Path]) -> None:
     entropy = {"updates": 2, "look_updates": 1, "look_replicas": 8, "look_steps": 10, "settle_steps": 10}
+    entropy |= {"rung": {"updates": 2}}
     dynamics = {"replicas": 4, "steps": 10, "stride": 5}
     root = make_project(
         training={
