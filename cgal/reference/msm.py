@@ -13,7 +13,6 @@ import numpy as np
 from deeptime.clustering import KMeans
 from deeptime.decomposition import TICA
 from deeptime.markov import TransitionCountEstimator, TransitionCountModel, pcca
-from deeptime.markov.msm import MaximumLikelihoodMSM
 from deeptime.markov.tools.estimation.dense.tmat_sampling.sampler_rev import SamplerRev
 from jaxtyping import Bool, Float64, Int32, Int64
 
@@ -23,6 +22,7 @@ from cgal.params import ReferenceParams
 from cgal.progress import Progress, silent
 from cgal.randomness import derive_generator, derive_seed
 from cgal.reference.sampling import bead_distances
+from cgal.reversible import fit_reversible
 from cgal.units import whole_frames
 
 __all__ = [
@@ -217,6 +217,8 @@ def implied_timescales(
         value[k] = model.timescales_ps(processes)
         chains = _posterior(discrete, lag_ps, samples, derive_seed(seed, k, "timescales"))
         drawn = np.array([chain.timescales_ps(processes) for chain in chains])
+        if not len(drawn):
+            continue
         known = min(processes, len(model.active) - 1)
         low[k, :known], high[k, :known] = np.percentile(drawn[:, :known], PERCENTILES, axis=0)
     return Timescales(lags * discrete.spacing_ps, value, low, high)
@@ -245,6 +247,11 @@ def chapman_kolmogorov(
         _moved(chain, memberships, multiples)
         for chain in _posterior(discrete, lag_ps, samples, derive_seed(seed, 0, "ck"))
     ]
+    if not drawn:
+        raise SamplingError(
+            f"hardly any two of the Markov model's {len(model.active)} states are connected both ways: raise "
+            "reference.trajectories or reference.trajectory_ns, or lower reference.states"
+        )
     low, high = np.percentile(drawn, PERCENTILES, axis=0)
     counted = np.full_like(predicted, np.nan)
     counted[0] = predicted[0]
@@ -350,10 +357,9 @@ def _fit_if_connected(discrete: DiscreteTrajectories, lag_ps: float) -> MarkovMo
 
 def _reversible(counts: Float64[np.ndarray, "states states"], lag_ps: float) -> MarkovModel:
     """Maximum-likelihood chain on the largest strongly connected set."""
-    connected = TransitionCountModel(counts).submodel_largest()
-    if connected.n_states == 1:  # deeptime asks for two
+    connected, model = fit_reversible(TransitionCountModel(counts))
+    if model is None:
         return MarkovModel(lag_ps, np.asarray(connected.state_symbols, dtype=np.int64), np.ones((1, 1)), np.ones(1))
-    model = MaximumLikelihoodMSM(reversible=True).fit(connected).fetch_model()
     return MarkovModel(
         lag_ps,
         np.asarray(connected.state_symbols, dtype=np.int64),
@@ -370,12 +376,16 @@ def _path_counts(discrete: DiscreteTrajectories, lag: int) -> Iterator[Int64[np.
 
 
 def _posterior(discrete: DiscreteTrajectories, lag_ps: float, samples: int, seed: int) -> Iterator[MarkovModel]:
-    """Reversible chains drawn from the posterior of effective counts (Trendelkamp-Schroer et al. 2015), seeded."""
+    """Reversible chains drawn from the posterior of effective counts (Trendelkamp-Schroer et al. 2015), seeded.
+
+    None where no two states are connected both ways.
+    """
     lag = discrete.frames(lag_ps)
     long = [path for path in discrete.paths if len(path) > lag]
     counts = TransitionCountEstimator(lag, "effective", n_states=discrete.count).fit(long, n_jobs=1).fetch_model()
-    connected = counts.submodel_largest()
-    model = MaximumLikelihoodMSM(reversible=True).fit(connected).fetch_model()
+    connected, model = fit_reversible(counts)
+    if model is None:
+        return
     sampler = posterior_sampler(connected.count_matrix, model.transition_matrix, seed)
     active = np.asarray(connected.state_symbols, dtype=np.int64)
     for _ in range(samples):

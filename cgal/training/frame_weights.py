@@ -22,13 +22,13 @@ import torch
 from deeptime.clustering import KMeans
 from deeptime.decomposition import TICA
 from deeptime.markov import TransitionCountModel
-from deeptime.markov.msm import MaximumLikelihoodMSM
 from jaxtyping import Float64, Int64
 
 from cgal.errors import SamplingError
 from cgal.frames import LabelledFrames
 from cgal.params import MarkovParams, TrainingParams
 from cgal.potential.geometry import pair_distances
+from cgal.reversible import fit_reversible
 
 __all__ = ["effective_frames", "weigh_shards"]
 
@@ -99,9 +99,9 @@ def _shares(
 ) -> Float64[np.ndarray, " states"]:
     """Weight of a frame in each state; states that are not connected to most others keep what they have."""
     counts = np.bincount(transitions, minlength=count**2).reshape(count, count).astype(np.float64)
-    connected, matrix = TransitionCountModel(counts).submodel_largest(), np.eye(count)
-    if connected.n_states > 1:
-        model = MaximumLikelihoodMSM(reversible=True).fit(connected).fetch_model()
+    matrix = np.eye(count)
+    connected, model = fit_reversible(TransitionCountModel(counts))
+    if model is not None:
         matrix[np.ix_(connected.state_symbols, connected.state_symbols)] = model.transition_matrix
     visits = np.bincount(states, minlength=count)
     propagated = np.linalg.solve((np.eye(count) - (1.0 - forgotten) * matrix).T, forgotten * visits)

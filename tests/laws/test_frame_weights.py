@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from deeptime.markov import TransitionCountModel
 from torch.nn.utils import parameters_to_vector
 
 from cgal.errors import EmptyTrajectory, SamplingError
@@ -12,6 +13,7 @@ from cgal.frames import LabelledFrames
 from cgal.params import MarkovParams, PriorParams, TrainingParams
 from cgal.potential.architectures import initial_potential
 from cgal.potential.prior import fit_prior
+from cgal.reversible import fit_reversible
 from cgal.training.frame_weights import effective_frames, weigh_shards
 from cgal.training.held_out import held_out_masks
 from cgal.training.train import train
@@ -51,6 +53,17 @@ def test_weights_undo_the_choice_of_starts_of_short_runs():
         assert effective_frames(weights) < len(frames)
         found.append(weights[left].sum() / weights.sum())
     assert abs(np.mean(found) - LEFT) < 0.1
+
+
+def test_states_that_runs_only_leave_are_no_obstacle():
+    """A thousand transitions up for each one down: stationary probabilities that no number holds."""
+    climbing = np.diag(np.full(11, 1000.0), 1) + np.diag(np.ones(11), -1)
+    climbing[-3:, -3:] += 5.0
+    connected, model = fit_reversible(TransitionCountModel(climbing))
+    assert model is not None
+    assert connected.state_symbols.tolist() == [9, 10, 11]
+    connected, model = fit_reversible(TransitionCountModel(climbing[:8, :8]))
+    assert (connected.n_states, model) == (1, None)
 
 
 def test_without_memory_all_frames_are_equal():
