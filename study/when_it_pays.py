@@ -210,10 +210,13 @@ def _power(pilot: pd.DataFrame, found: pd.DataFrame, student: str) -> str:
     arm, to, budget = PRIMARY
     values = logs(pilot, arm, to, budget, (student, student))
     scatter, needed = float(np.std(values, ddof=1)), sample_size(values, RESOLVED_percent)
+    mean = mean_interval(values)
     lines = [
         f"**The primary contrast** is `{arm}` against `{to}` at {budget:g} of the slowest time, TICA W1 of the model, "
         f"mode exact. The pilot ({len(values)} seeds on other seed sets) has a scatter of {scatter:.2f} in the log "
-        f"ratio: a change by {RESOLVED_percent:.0f} % takes {needed or 'over a thousand'} seeds for 80 % power.",
+        f"ratio: a change by {RESOLVED_percent:.0f} % takes {needed or 'over a thousand'} seeds for 80 % power. "
+        f"Its own change is {100 * np.expm1(mean.value):+.0f} %, {100 * np.expm1(mean.low):+.0f} to "
+        f"{100 * np.expm1(mean.high):+.0f}.",
     ]
     for _, row in found[found["primary"]].iterrows():
         lines[-1] += (

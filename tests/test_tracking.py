@@ -70,7 +70,8 @@ def make_record(root: Path, k: int, protein: str = "chignolin", **changes: Any) 
         history=[
             {"epoch": e, "train_rmse": 90 + 40 / e, "validation_rmse": 95 + 35 / e, "learning_rate": 1e-3 / e}
             for e in range(1, 31)
-        ],
+        ]
+        + [{"epoch": str(e), "validation_rmse": str(5.0 / e), "part": "linear rung"} for e in (1, 2)],
         frames=24 if k < 2 else 0,
         oracle_steps=20400 if k < 2 else 0,
         oracle_failed=1 if k < 2 else 0,
@@ -271,8 +272,10 @@ def test_a_round_run_holds_params_metrics_curves_figures_and_pointers(store: Sto
     assert {name: run.data.metrics[name] for name in expected} == expected
     curve = client.get_metric_history(ids.round, "training/validation_rmse")
     assert [(point.step, point.value) for point in curve] == [
-        (r["epoch"], r["validation_rmse"]) for r in record.history
+        (r["epoch"], r["validation_rmse"]) for r in record.history if "part" not in r
     ]
+    rung = client.get_metric_history(ids.round, "training/linear rung/validation_rmse")
+    assert [(point.step, point.value) for point in rung] == [(1, 5.0), (2, 2.5)]
     assert set(list_files(client, ids.round)) == {
         "figures/training/loss.png",
         "figures/benchmark/densities.png",
