@@ -11,7 +11,7 @@ import torch
 from cgal.benchmark.observables import OBSERVABLES
 from cgal.params import load_params
 from cgal.potential.architectures import freeze
-from study.teacher.arms import ARMS, BUDGETS, Task, measure
+from study.teacher.arms import ARMS, BOUND, BUDGETS, Task, measure
 from study.teacher.oracle import ALIKE, STRIDE, NOISE_kJ_per_mol_nm, STEP_ps, Teacher, load_teacher
 from study.teacher.records import NOISES, append, done
 from study.teacher.students import STUDENTS
@@ -50,7 +50,7 @@ def test_the_truth_is_in_equilibrium_under_the_teacher(teacher):
 def test_campaigns_of_one_seed_spend_the_same_teacher_time_and_give_the_same_rows_again(teacher, monkeypatch, tmp_path):
     monkeypatch.chdir(REPOSITORY)
     short = {name: student._replace(replicas=4, steps=1200) for name, student in STUDENTS.items()}
-    tasks = [Task(arm, 7, 7, 1.0) for arm in ("seed", "continued", "parallel", "least_counts", "coverage")]
+    tasks = [Task(arm, 7, 7, 1.0) for arm in ("seed", "continued", "parallel", "least_counts", BOUND, "coverage")]
     path = tmp_path / "records.csv"
     for task in tasks:
         append(path, measure(task, teacher, short["network"], (0.1,)))
@@ -106,7 +106,7 @@ def test_a_known_gain_is_found_where_it_is_and_nowhere_else():
     sure = found[(found["p"] < 0.05) & (found["change"] < 0)]
     assert set(sure["arm"]) == {"coverage"}
     assert set(sure["budget"]) == {0.3, 1.0}
-    assert len(found) == len(BUDGETS) * (len(ARMS) - 2 + 2)
+    assert len(found) == len(BUDGETS) * (len(ARMS) - 3 + 2)
 
 
 def test_without_records_the_page_is_of_the_pilot_and_advises_nothing(tmp_path):
@@ -127,4 +127,6 @@ def test_the_page_advises_what_its_records_say(tmp_path):
     assert "0.1: no arm is surely better" in said
     page = (tmp_path / "when-it-pays.md").read_text()
     assert said.strip() in page
+    assert BOUND not in said
+    assert page.count("at most\n") == 2
     assert (tmp_path / "when_it_pays.png").is_file()

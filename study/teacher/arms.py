@@ -7,7 +7,8 @@ run takes `RUN` of the slowest time. `continued` is one run from the last frame 
 the ends of the seed's, `least_counts` ten runs at a time from the least visited cells (`cgal.reference.least_counts`);
 the others are strategies of `cgal.selection`, which pick from the simulation of the student's model
 (`study.teacher.students`) of what there was at the last budget. Where fewer frames qualify than runs are paid for,
-those run longer; where none does, frames are picked at random.
+those run longer; where none does, frames are picked at random. `equilibrium`, which nobody has, begins label runs at
+frames drawn from the truth: what a better choice of starts could give at most.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,9 +29,10 @@ from cgal.selection import measure_pool, select
 from study.teacher.oracle import Teacher
 from study.teacher.students import DISCARD, RUN, Seen, Student, joined
 
-__all__ = ["ARMS", "BUDGETS", "COLUMNS", "Task", "measure"]
+__all__ = ["ARMS", "BOUND", "BUDGETS", "COLUMNS", "Task", "measure"]
 
-ARMS = ("seed", "continued", "coverage", "least_counts", "random", "parallel", "rmsd_histogram")
+BOUND = "equilibrium"
+ARMS = ("seed", "continued", "coverage", "least_counts", "random", "parallel", "rmsd_histogram", BOUND)
 """The primary contrast first; `seed` buys nothing."""
 
 BUDGETS = (0.1, 0.3, 1.0, 3.0)
@@ -115,6 +117,10 @@ def _requests(
                 positions = joined(shards)
                 chosen = least_counts(positions, RUNS, seed=derive_seed(task.seed, number, "least counts", epoch))
                 yield positions[chosen], steps // (RUNS * epochs)
+        case "equilibrium":
+            chance = np.random.default_rng(derive_seed(task.seed, number, BOUND))
+            count = steps // run
+            yield chance.choice(teacher.truth.positions, count, replace=False), steps // count
         case strategy:
             picks = _picks(strategy, simulated, joined(shards), teacher.native, steps // run, task.seed + number)
             yield picks, steps // len(picks)
