@@ -38,7 +38,8 @@ FIRST_STUDY, FIRST_BUDGET = Path("450K", "arms.csv"), 255_000 * 0.004 / 136.9
 TITLES = {"raw": "raw frames", "network": "networks", "linear": "linear rungs"}
 TICKS = (0.1, 0.3, 1.0, 3.0, 10.0)
 ENDS = ("", "_low", "_high")
-COLOUR_OF = dict(zip(("coverage", "least_counts", "random", "parallel", "rmsd_histogram", BOUND), COLOURS[1:], strict=False))
+DRAWN = ("coverage", "least_counts", "random", "parallel", "rmsd_histogram", BOUND)
+COLOUR_OF = dict(zip(DRAWN, COLOURS[1:], strict=False))
 MARKERS = (("*", 1.0), ("P", 1.04), ("s", 1.08))
 """Of all-atom systems, and what sets them apart along the budget."""
 
