@@ -165,8 +165,8 @@ def test_c_alpha_stay_while_water_settles_and_runs_show_the_protein_alone(tmp_pa
     start, spent = solvated(SMALL.positions[COMPACT[0]], SMALL.pdb, PARAMS, temperature_K=300.0, seed=1)
     np.testing.assert_allclose(start[CARBONS], SMALL.positions[COMPACT[0], CARBONS], atol=1e-6)
     result = run_md(
-        SMALL.pdb, SMALL.positions[COMPACT[:1]], steps=20, stride=10, force_field=PARAMS, temperature_K=300.0, seeds=[1],
-        workers=1, scratch=tmp_path,
+        SMALL.pdb, SMALL.positions[COMPACT[:1]], steps=20, stride=10, force_field=PARAMS, temperature_K=300.0,
+        seeds=[1], workers=1, scratch=tmp_path,
     )  # fmt: skip
     assert not result.failures
     assert result.labelled.positions.shape == result.labelled.forces.shape == (2, ATOMS, 3)
