@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from cgal.frames import CGTrajectory, LabelledFrames
 from cgal.params import DynamicsParams, Params, SchNetParams, TrainingParams, load_params
@@ -40,13 +40,20 @@ DISCARD = 0.5
 """Share of every simulation that is left out."""
 
 type Positions = Float32[np.ndarray, "_ beads 3"]
+type Weights = Float64[np.ndarray, " frames"]
 type Seen = Mapping[str, CGTrajectory]
 """By model: frames that count. `raw` are the labelled frames themselves."""
 
 
 class _Models(Protocol):
     def __call__(
-        self, teacher: Teacher, shards: Sequence[LabelledFrames], params: Params, seed: int, number: int
+        self,
+        teacher: Teacher,
+        shards: Sequence[LabelledFrames],
+        params: Params,
+        seed: int,
+        number: int,
+        weights: Weights | None,
     ) -> Mapping[str, Potential]:
         """What is made of the labels after so many acquisitions."""
 
@@ -66,23 +73,26 @@ class Student(NamedTuple):
         sequence, half = shards[0].sequence, self.replicas // 2
         raw = _raw(shards)
         seen = {"raw": raw}
-        if self.weighted:
-            weights = np.concatenate(
-                [shard.weights for shard in _weighted(teacher, shards) if shard.weights is not None]
-            )
+        weights = _weights(teacher, shards) if self.weighted else None
+        if weights is not None:
             seen["raw_weighted"] = drawn(raw, weights, seed)
         stretch = np.repeat(stretched(len(sequence))[None], half, 0)
         home = np.concatenate([draw_starts(shards[0].positions, half, seed), stretch])
         dynamics = DynamicsParams(replicas=len(home), steps=self.steps, stride=self.steps // 100, timestep_ps=STEP_ps)
         chance = derive_seed(seed, number, "simulate")
-        for name, model in self.models(teacher, shards, params, seed, number).items():
+        for name, model in self.models(teacher, shards, params, seed, number, weights).items():
             record = run_from(model, home, dynamics, temperature_K=teacher.temperature_K, seed=chance)
             seen[name] = to_trajectory(sequence, record, dynamics, "cpu")
         return seen
 
 
 def _network(
-    teacher: Teacher, shards: Sequence[LabelledFrames], params: Params, seed: int, number: int
+    teacher: Teacher,
+    shards: Sequence[LabelledFrames],
+    params: Params,
+    seed: int,
+    number: int,
+    weights: Weights | None,
 ) -> Mapping[str, Potential]:
     prior = fit_prior(joined(shards), shards[0].sequence, teacher.temperature_K, params.prior)
     initial = initial_potential(prior, shards[0].sequence, NETWORK, derive_seed(seed, number, "network"))
@@ -92,11 +102,15 @@ def _network(
 
 
 def _linear(
-    teacher: Teacher, shards: Sequence[LabelledFrames], params: Params, seed: int, number: int
+    teacher: Teacher,
+    shards: Sequence[LabelledFrames],
+    params: Params,
+    seed: int,
+    number: int,
+    weights: Weights | None,
 ) -> Mapping[str, Potential]:
     prior = fit_prior(joined(shards), shards[0].sequence, teacher.temperature_K, params.prior)
     rung = linear.fit_rung(shards, prior, _training(teacher, params)).prior
-    weights = np.concatenate([shard.weights for shard in _weighted(teacher, shards) if shard.weights is not None])
     weighted = fit_prior(joined(shards), shards[0].sequence, teacher.temperature_K, params.prior, weights=weights)
     return {
         "prior": without_network(prior),
@@ -118,9 +132,10 @@ def _training(teacher: Teacher, params: Params) -> TrainingParams:
     return TrainingParams.model_validate(params.training.model_dump() | changes)
 
 
-def _weighted(teacher: Teacher, shards: Sequence[LabelledFrames]) -> Sequence[LabelledFrames]:
+def _weights(teacher: Teacher, shards: Sequence[LabelledFrames]) -> Weights:
     markov = {"lag_ps": LAG * teacher.slowest_ps, "memory_ps": MEMORY * teacher.slowest_ps}
-    return weigh_shards(shards, TrainingParams.model_validate({"frame_weights": "markov", "markov": markov}))
+    weighed = weigh_shards(shards, TrainingParams.model_validate({"frame_weights": "markov", "markov": markov}))
+    return np.concatenate([shard.weights for shard in weighed if shard.weights is not None])
 
 
 def _raw(shards: Sequence[LabelledFrames]) -> CGTrajectory:
