@@ -198,9 +198,10 @@ def _advise(found: pd.DataFrame, student: str) -> str:
         else:
             first = rows.sort_values("change").iloc[0]
             said.append(f"{budget:g}: no arm is surely better than one long run (nearest {_percent(first, True)})")
+    seeds = " to ".join(str(number) for number in sorted({plain["seeds"].min(), plain["seeds"].max()}))
     return (
         "Which strategy, by the budget over the slowest process of your protein (measured with a coarse-grained "
-        f"teacher in place of all atoms, student {student}, {plain['seeds'].max()} seeds; change of the model's "
+        f"teacher in place of all atoms, student {student}, {seeds} seeds; change of the model's "
         f"TICA W1 to one continued run of the same length): {'; '.join(said)}."
     )
 
@@ -227,6 +228,8 @@ def _power(pilot: pd.DataFrame, found: pd.DataFrame, student: str) -> str:
             f" The records have {row['seeds']}: {_percent(row)} (95 %), p = {row['p']:.3f}; the smallest decrease that "
             f"they would have shown with 80 % power is {row['detectable']:.0f} %."
         )
+        if row["low"] > RESOLVED_percent:
+            lines[-1] += f" A decrease by {-RESOLVED_percent:.0f} % lies outside of the interval."
     return "\n".join(lines)
 
 
