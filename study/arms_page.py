@@ -22,7 +22,7 @@ from study.summary import contrasts, summarise_budgets
 __all__ = ["write_arms"]
 
 TITLE = OBSERVABLES[HEADLINE].title
-CHANGES = ("base", "prior", "raw", "continued")
+CHANGES = ("base", "linear", "prior", "raw", "continued")
 """What a change is to, as `summarise_budgets` names them."""
 
 type Entries = Sequence[Mapping[str, Any]]
@@ -60,6 +60,7 @@ def _tables(entries: Entries, tested: Entries) -> Iterator[str]:
             "budget",
             "seeds (sets)",
             "model",
+            "prior and rung",
             "prior alone",
             "raw frames",
             "weighted",
@@ -67,14 +68,15 @@ def _tables(entries: Entries, tested: Entries) -> Iterator[str]:
         ],
         (
             [f"`{e['arm']}`", f"{e['budget']:g}", f"{e['seeds']} ({e['seed_sets']})"]
-            + [_value(e, name) for name in ("w1", "w1_prior", "w1_raw", "w1_weighted")]
+            + [_value(e, name) for name in ("w1", "w1_linear", "w1_prior", "w1_raw", "w1_weighted")]
             + [_change(e, f"change_to_{to}") for to in CHANGES]
             for e in headline
         ),
-        f"{TITLE} W1 (mode `exact`, 95 % intervals over seed sets) of models, of the prior of the same frames and of "
-        "the frames themselves (and of these weighted by a Markov model of all runs), at budgets in multiples of the "
-        "slowest process; changes of models are to the arm's own round 0, to that prior, to those frames, and to "
-        "continued dynamics at the same budget.",
+        f"{TITLE} W1 (mode `exact`, 95 % intervals over seed sets) of models, of prior and linear rung without the "
+        "network and of the prior alone, all of the same frames, and of the frames themselves (and of these weighted "
+        "by a Markov model of all runs), at budgets in multiples of the slowest process; changes of models are to the "
+        "arm's own round 0, to prior and rung, to the prior, to those frames, and to continued dynamics at the same "
+        "budget.",
     )
     yield _table(
         ["arm", "budget", *(f"{o.heading}, to {to}" for o in OBSERVABLES.values() for to in ("base", "prior"))],

@@ -106,8 +106,9 @@ def contrast_logs(twins: pd.DataFrame, design: Design, contrast: Contrast) -> li
 def summarise_budgets(twins: pd.DataFrame, design: Design) -> list[dict[str, Any]]:
     """An entry for each arm, budget, metric and mode: W1, its changes [%], what it cost; means over campaigns.
 
-    `change_to_base` is to the arm's own round 0, `change_to_prior` to the prior of the same frames, `change_to_raw` to
-    these frames, `change_to_continued` to continued dynamics at the same budget; each with `_low` and `_high`.
+    `change_to_base` is to the arm's own round 0, `change_to_linear` to prior and linear rung without the network,
+    `change_to_prior` to the prior alone, `change_to_raw` to the frames that all of them are made of,
+    `change_to_continued` to continued dynamics at the same budget; each with `_low` and `_high`.
     """
     entries = []
     for arm in dict.fromkeys(twins["arm"]):
@@ -121,6 +122,7 @@ def summarise_budgets(twins: pd.DataFrame, design: Design) -> list[dict[str, Any
                     | _values(found)
                     | _named("change_to_base", _percent(log_ratios(rows, base, str(metric), str(mode))))
                     | _named("change_to_prior", _percent(log_ratios(rows, rows, str(metric), str(mode), "prior")))
+                    | _named("change_to_linear", _percent(log_ratios(rows, rows, str(metric), str(mode), "linear")))
                     | _named("change_to_raw", _percent(log_ratios(rows, rows, str(metric), str(mode), "raw")))
                     | _named("change_to_continued", _percent(log_ratios(rows, control, str(metric), str(mode))))
                 )

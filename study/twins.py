@@ -2,12 +2,12 @@
 
     python -m study.twins NAME [--processes 2] [--until SECONDS]
 
-For every published round of every complete campaign: `model` is the round's model, `prior` the prior of the same frames
-without the network, `raw` the all-atom frames of its training set themselves, equally weighted, and `weighted` a
-thousand of them drawn by the weights of `training.frame_weights: markov` (no rows where no run is as long as its lag).
-Model and prior are simulated from the folded structure and from a stretched chain, for as long as in
-`study.learning_curves` and whatever starts the campaign took, so that all arms are measured alike. Rows that are there
-are not made again; the command goes on after a kill.
+For every published round of every complete campaign: `model` is the round's model, `linear` its prior and linear rung
+without the network, `prior` the prior alone, all of the same frames, `raw` the all-atom frames of its training set
+themselves, equally weighted, and `weighted` a thousand of them drawn by the weights of `training.frame_weights: markov`
+(no rows where no run is as long as its lag). Potentials are simulated from the folded structure and from a stretched
+chain, for as long as in `study.learning_curves` and whatever starts the campaign took, so that all arms are measured
+alike. Rows that are there are not made again; the command goes on after a kill.
 """
 
 import csv
@@ -43,7 +43,7 @@ from study.learning_curves import LENGTH_ps, benchmark_params, stretched
 
 __all__ = ["KINDS", "REPLICAS", "Round", "measure", "rounds_of", "steps_by_kind"]
 
-KINDS = ("model", "prior", "raw", "weighted")
+KINDS = ("model", "linear", "prior", "raw", "weighted")
 REPLICAS = 16
 """From each of the two starts: half of those of the learning curves, as seeds scatter more than simulations do."""
 
@@ -108,8 +108,10 @@ def _trajectory(kind: str, found: _Found) -> CGTrajectory | None:
                 return None
             weights = np.concatenate([shard.weights for shard in shards if shard.weights is not None])
             return drawn(_raw(found.shards), weights, found.seed)
+        case "linear":
+            return _simulate(without_network(found.model.prior), found)
         case "prior":
-            return _simulate(_prior_alone(found.model), found)
+            return _simulate(without_network(found.model.prior.with_rung({})), found)
     return _simulate(found.model, found)
 
 
@@ -201,12 +203,6 @@ def _raw(shards: tuple[LabelledFrames, ...]) -> CGTrajectory:
     positions = np.concatenate([shard.positions for shard in shards])
     times = np.concatenate([shard.time_ps for shard in shards])
     return CGTrajectory.from_positions(shards[0].sequence, positions, times, replica)
-
-
-def _prior_alone(model: Potential) -> Potential:
-    """The prior without linear rung and network."""
-    prior = model.prior.with_rung({})
-    return without_network(prior)
 
 
 def _simulate(model: Potential, found: _Found) -> CGTrajectory:

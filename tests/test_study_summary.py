@@ -42,7 +42,7 @@ def twins(noise: float = 0.0, seeds: int = 8, of_a_set: float = 0.0) -> pd.DataF
             share = (1.0, (1 + factor) / 2, factor)[k]
             w1 = seed * share * (common if k else 1.0) * math.exp(noise * generator.normal())
             budget = [100, 300][k - 1] if arm == "continued_md" else 300
-            kinds = {"model": 1.0, "prior": 2.0, "raw": 0.5}
+            kinds = {"model": 1.0, "linear": 1.25, "prior": 2.0, "raw": 0.5}
             rows += [
                 {"arm": arm, "seed": seed, "seed_set": seed_set, "budget_steps": budget, "round": k, "frames": 10,
                  "oracle_steps": spent, "label_steps": spent, "failed_steps": 0, "minimisation_steps": 0,
@@ -62,7 +62,7 @@ def test_an_arm_stands_at_a_budget_with_the_last_round_that_it_paid_for() -> Non
     assert set(at_budget(rows, "continued_md", 300)["budget_steps"]) == {300}
     lost = rows.query("arm != 'continued_md' or budget_steps == 100")
     assert at_budget(lost, "continued_md", 300).empty, "a campaign that failed has no smaller one in its place"
-    assert len(at_budget(lost, "coverage", 200)) == 8 * 3 * len(OBSERVABLES) * 2
+    assert len(at_budget(lost, "coverage", 200)) == 8 * rows["kind"].nunique() * len(OBSERVABLES) * 2
 
 
 def test_changes_are_to_the_own_base_the_prior_the_frames_and_continued_dynamics() -> None:
@@ -70,7 +70,7 @@ def test_changes_are_to_the_own_base_the_prior_the_frames_and_continued_dynamics
     assert len(entries) == 4 * 2 * len(OBSERVABLES) * 2
     found = {(e["arm"], e["budget"]): e for e in entries if e["metric"] == "tica" and e["mode"] == "exact"}
     coverage = found["coverage", 0.3]
-    expected = {"base": -60.0, "prior": -50.0, "raw": 100.0, "continued": -50.0}
+    expected = {"base": -60.0, "linear": -20.0, "prior": -50.0, "raw": 100.0, "continued": -50.0}
     for to, percent in expected.items():
         assert coverage[f"change_to_{to}"] == pytest.approx(percent)
         assert coverage[f"change_to_{to}_low"] == pytest.approx(percent)
