@@ -1,10 +1,12 @@
 """`docs/results.md`, its figures and `summary.json`: comparisons on test beds, from their designs and twins alone.
 
-A comparison is there when its design (`docs/results/NAME.yaml`) names a test bed and `docs/results/NAME_twins.csv` has
-rows (`study.twins`). What was asked and done is told by hand in `docs/results/preface.md`.
+A comparison is there when `docs/results/NAME_twins.csv` has rows (`study.twins`) beside its design
+(`docs/results/NAME.yaml`); its pilot is in `docs/results/NAME_pilot_twins.csv`. What was asked and done is told by hand
+in `docs/results/preface.md`.
 """
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -15,9 +17,10 @@ from matplotlib.figure import Figure
 
 from cgal.benchmark.observables import HEADLINE, MISSING, OBSERVABLES
 from cgal.files import write_json, write_text
-from study.design import load_design
+from study.design import Contrast, load_design
 from study.figures import COLOURS, save_figure
-from study.summary import contrasts, summarise_budgets
+from study.statistics import Interval, mean_interval, sample_size
+from study.summary import RESOLVED_percent, contrast_logs, contrasts, summarise_budgets
 
 __all__ = ["write_arms"]
 
@@ -32,23 +35,35 @@ def write_arms(folder: Path, page: Path) -> None:
     """Write the page, a figure for each comparison, and `summary.json` with all entries and contrasts."""
     parts = [(folder / "preface.md").read_text().rstrip()]
     summary: dict[str, list[dict[str, Any]]] = {"budgets": [], "contrasts": []}
-    for path in sorted(folder.glob("*_twins.csv")):
-        name = path.stem.removesuffix("_twins")
-        if not (folder / f"{name}.yaml").is_file():
+    for path in sorted(folder.glob("*.yaml")):
+        design, name = load_design(path), path.stem
+        pilot, found = folder / f"{name}_pilot_twins.csv", folder / f"{name}_twins.csv"
+        if pilot.is_file() or found.is_file():
+            parts.append(f"## {design.system}")
+        if pilot.is_file() and design.primary:
+            parts.append(_pilot(contrast_logs(pd.read_csv(pilot), design, design.primary), design.primary))
+        if not found.is_file():
             continue
-        design, twins = load_design(folder / f"{name}.yaml"), pd.read_csv(path)
+        twins = pd.read_csv(found)
         entries, tested = summarise_budgets(twins, design), contrasts(twins, design)
         save_figure(_draw(entries), folder / f"{name}.png")
-        parts += [
-            f"## {design.system}",
-            *_tables(entries, tested),
-            f"![W1 against the budget](results/{name}.png)",
-        ]
+        parts += [*_tables(entries, tested), f"![W1 against the budget](results/{name}.png)"]
         summary["budgets"] += entries
         summary["contrasts"] += [{"system": design.system} | each for each in tested]
     if summary["budgets"]:
         write_json(folder / "summary.json", summary)
     write_text(page, "\n\n".join(parts) + "\n")
+
+
+def _pilot(logs: Sequence[float], primary: Contrast) -> str:
+    change = Interval(*(100 * math.expm1(value) for value in mean_interval(logs)))
+    return (
+        f"**The pilot**, {len(logs)} seeds on seed sets of their own, decided how many seed sets there are: the log "
+        f"ratio of `{primary.arm}` to `{primary.control}` at {primary.budget:g} of the slowest process scatters by "
+        f"{statistics.stdev(logs):.2f}, so that a change by {RESOLVED_percent:.0f} % takes "
+        f"{sample_size(logs, RESOLVED_percent) or 'over a thousand'} for 80 % power. Its own change is "
+        f"{change.value:+.0f} % ({change.low:+.0f} to {change.high:+.0f})."
+    )
 
 
 def _tables(entries: Entries, tested: Entries) -> Iterator[str]:

@@ -16,7 +16,7 @@ from cgal.benchmark.observables import HEADLINE
 from study.design import Contrast, Design
 from study.statistics import BASE, Interval, mean_interval, sample_size, smallest_effect_percent
 
-__all__ = ["at_budget", "contrast_logs", "contrasts", "holm", "log_ratios", "summarise_budgets"]
+__all__ = ["RESOLVED_percent", "at_budget", "contrast_logs", "contrasts", "holm", "log_ratios", "summarise_budgets"]
 
 TOLERANCE = 0.1
 """A label that had to be tried again may spend more than it should."""

@@ -122,8 +122,13 @@ def test_the_page_tells_every_comparison_that_has_rows(tmp_path: Path) -> None:
     (tmp_path / "preface.md").write_text("# Title\n")
     write_arms(tmp_path, tmp_path / "page.md")
     assert (tmp_path / "page.md").read_text() == "# Title\n"
-    twins(noise=0.05).to_csv(tmp_path / "bed_twins.csv", index=False)
     (tmp_path / "bed.yaml").write_text(yaml.safe_dump(DESIGN.model_dump(mode="json")))
+    twins(noise=0.05, seeds=4).to_csv(tmp_path / "bed_pilot_twins.csv", index=False)
+    write_arms(tmp_path, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "**The pilot**, 4 seeds" in page
+    assert "Its own change is -5" in page or "Its own change is -4" in page
+    twins(noise=0.05).to_csv(tmp_path / "bed_twins.csv", index=False)
     write_arms(tmp_path, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     assert "| **primary** `coverage` against `continued_md` | 0.3 | 4 |" in page
