@@ -28,6 +28,9 @@ TITLE = OBSERVABLES[HEADLINE].title
 CHANGES = ("base", "linear", "prior", "raw", "continued")
 """What a change is to, as `summarise_budgets` names them."""
 
+FEWEST_SEEDS = 2
+"""That have a scatter."""
+
 type Entries = Sequence[Mapping[str, Any]]
 
 
@@ -56,6 +59,9 @@ def write_arms(folder: Path, page: Path) -> None:
 
 
 def _pilot(logs: Sequence[float], primary: Contrast) -> str:
+    """Scatter, power and change of the primary contrast."""
+    if len(logs) < FEWEST_SEEDS:
+        return f"**The pilot** has {len(logs)} seeds with both arms of the primary contrast: too few to tell a scatter."
     change = Interval(*(100 * math.expm1(value) for value in mean_interval(logs)))
     return (
         f"**The pilot**, {len(logs)} seeds on seed sets of their own, decided how many seed sets there are: the log "

@@ -113,17 +113,17 @@ def _tables(records: pd.DataFrame) -> Iterator[str]:
             f"### {system}",
             "",
             f"Folded share of the ground truth: {reference:.3f}. W1 in mode `exact`; in brackets the 95 % interval of "
-            "TICA over seeds.",
+            "TICA over seeds. Lost are simulated replicas, mean over seeds.",
             "",
             f"| ns | model | seeds | {' | '.join(observable.heading for observable in metrics)} | TICA over prior's "
-            "| folded | from native | from stretched |",
-            f"|---|---|---|{'---|' * len(metrics)}---|---|---|---|",
+            "| folded | from native | from stretched | lost |",
+            f"|---|---|---|{'---|' * len(metrics)}---|---|---|---|---|",
         ]
         for (length, model), found in rows.query("mode == 'exact'").groupby(["length_ns", "model"], sort=True):
             lines.append(_line(records, str(system), float(length), str(model), found))
         floors = rows.query("mode == 'exact'").groupby("metric")["floor"].first()
         cells = [f"{floors[observable.name] * observable.scale:.3g}" for observable in metrics]
-        lines.append(f"| | floor | | {' | '.join(cells)} | | | | |")
+        lines.append(f"| | floor | | {' | '.join(cells)} | | | | | |")
         yield "\n".join(lines)
 
 
@@ -137,6 +137,7 @@ def _line(records: pd.DataFrame, system: str, length: float, model: str, found: 
     to_prior = "" if model in (PRIOR, RAW) else _interval(ratio(records, system, ns, model, PRIOR))
     shares = [one[column].mean() for column in ("folded_model", "folded_from_native", "folded_from_extended")]
     said = ["" if np.isnan(share) else f"{share:.3f}" for share in shares]
+    said.append("" if model == RAW or "lost_replicas" not in one else f"{one['lost_replicas'].mean():.1f}")
     return f"| {_size(length)} | `{model}` | {len(one)} | {' | '.join(cells)} | {to_prior} | {' | '.join(said)} |"
 
 

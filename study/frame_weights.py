@@ -26,7 +26,7 @@ from study.beds import GROUND_TRUTHS
 from study.handedness import parted
 from study.learning_curves import Halves, as_trajectory, benchmark_params, system_of
 
-__all__ = ["WAYS", "cut"]
+__all__ = ["WAYS", "Weights", "cut", "drawn"]
 
 LENGTHS_ps = (20.0, 100.0, 400.0)
 FIRST_SEED = 10

@@ -85,7 +85,8 @@ Models are simulated 32 times for 240 ps. `prior` is the model without the rung,
 prior of frames weighted by a Markov model of all runs (`training.frame_weights`), `raw_weighted` the frames drawn by
 these weights. Noise and student were chosen after one seed of three arms (991, up to the slowest time, not kept as
 records) had been seen with the whole noise, where the rung helps as little as the first study's network, and then with
-this.""",
+this. Label runs of 0.033 and 0.1 of the slowest time and frames of the later half of the simulations were tried on one
+seed set of the pilot (101, not kept as records), and nothing was changed by it.""",
     ),
     Study(
         "network",
@@ -260,30 +261,24 @@ def _bound(records: pd.DataFrame, student: str) -> str:
         "### What the choice of starts could give at most",
         "",
         f"`{BOUND}` begins each label run at a frame drawn from the truth, which no strategy has; it was added when "
-        "the records of the other arms had been seen, and is no candidate. Change of its TICA W1 in percent, with "
-        "95 % intervals over seeds: where this is not clear of zero, no choice of starts can be shown to pay.",
+        "the records of the other arms had been seen, and is no candidate. Change of TICA W1 in percent, with 95 % "
+        "intervals over seeds. Where its model is surely further from the truth than its own raw frames, what is "
+        "learned from the labels holds the model back, wherever they begin.",
         "",
-        f"| budget | seeds | model to that of `{CONTROL}` | to that of `{PRIMARY[0]}` | raw frames to those of "
-        f"`{CONTROL}` |",
-        "|---|---|---|---|---|",
+        f"| budget | seeds | its model to that of `{CONTROL}` | its model to that of `{PRIMARY[0]}` | its raw frames "
+        f"to those of `{CONTROL}` | its model to its raw frames |",
+        "|---|---|---|---|---|---|",
     ]
-    pairs = {"model": (CONTROL, student), "coverage": (PRIMARY[0], student), "raw": (CONTROL, "raw")}
-    sure: dict[str, list[str]] = {name: [] for name in pairs}
-    for budget in sorted(records.loc[records["arm"] == BOUND, "budget_over_slowest"].unique()):
-        found = {name: logs(records, BOUND, to, budget, (model, model)) for name, (to, model) in pairs.items()}
-        lines.append(f"| {budget:g} | {len(found['model'])} | {' | '.join(map(_changed, found.values()))} |")
-        for name, values in found.items():
-            sure[name] += [f"{budget:g}"] if mean_interval(values).high < 0 else []
-    surely = {name: ", ".join(budgets) or "no budget" for name, budgets in sure.items()}
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"The raw frames gain surely at {surely['raw']} of the slowest time, the model made of them at "
-            f"{surely['model']}: where only the frames gain, it is what is learned from labels that holds the model "
-            "back, not where they begin.",
-        ]
+    pairs = (
+        (CONTROL, student, student),
+        (PRIMARY[0], student, student),
+        (CONTROL, "raw", "raw"),
+        (BOUND, student, "raw"),
     )
+    for budget in sorted(records.loc[records["arm"] == BOUND, "budget_over_slowest"].unique()):
+        found = [logs(records, BOUND, to, budget, (one, other)) for to, one, other in pairs]
+        lines.append(f"| {budget:g} | {len(found[0])} | {' | '.join(map(_changed, found))} |")
+    return "\n".join(lines)
 
 
 def _changed(logs_of_seeds: Sequence[float]) -> str:

@@ -123,6 +123,9 @@ def test_the_page_tells_every_comparison_that_has_rows(tmp_path: Path) -> None:
     write_arms(tmp_path, tmp_path / "page.md")
     assert (tmp_path / "page.md").read_text() == "# Title\n"
     (tmp_path / "bed.yaml").write_text(yaml.safe_dump(DESIGN.model_dump(mode="json")))
+    twins(seeds=1).to_csv(tmp_path / "bed_pilot_twins.csv", index=False)
+    write_arms(tmp_path, tmp_path / "page.md")
+    assert "**The pilot** has 1 seeds" in (tmp_path / "page.md").read_text()
     twins(noise=0.05, seeds=4).to_csv(tmp_path / "bed_pilot_twins.csv", index=False)
     write_arms(tmp_path, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()

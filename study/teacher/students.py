@@ -6,24 +6,24 @@ what the network of today's `params.yaml` stands on, prior and linear rung by fo
 the rung on a prior of frames that a Markov model weighs (`linear_weighted`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32
 
 from cgal.frames import CGTrajectory, LabelledFrames
 from cgal.params import DynamicsParams, Params, SchNetParams, TrainingParams, load_params
 from cgal.potential.architectures import initial_potential, without_network
 from cgal.potential.potential import Potential
-from cgal.potential.prior import fit_prior
+from cgal.potential.prior import Prior, fit_prior
 from cgal.randomness import derive_seed
 from cgal.simulation.run import draw_starts, run_from, to_trajectory
 from cgal.training import linear
 from cgal.training.frame_weights import weigh_shards
 from cgal.training.train import train
-from study.frame_weights import drawn
+from study.frame_weights import Weights, drawn
 from study.learning_curves import stretched
 from study.teacher.oracle import STRIDE, STEP_ps, Teacher
 
@@ -40,29 +40,31 @@ DISCARD = 0.5
 """Share of every simulation that is left out."""
 
 type Positions = Float32[np.ndarray, "_ beads 3"]
-type Weights = Float64[np.ndarray, " frames"]
 type Seen = Mapping[str, CGTrajectory]
 """By model: frames that count. `raw` are the labelled frames themselves."""
 
 
-class _Models(Protocol):
-    def __call__(
-        self,
-        teacher: Teacher,
-        shards: Sequence[LabelledFrames],
-        params: Params,
-        seed: int,
-        number: int,
-        weights: Weights | None,
-    ) -> Mapping[str, Potential]:
-        """What is made of the labels after so many acquisitions."""
+class _Lesson(NamedTuple):
+    """What a student learns from after `number` acquisitions; `weights` are of the frames, where it asks for them."""
+
+    teacher: Teacher
+    shards: Sequence[LabelledFrames]
+    params: Params
+    seed: int
+    number: int
+    weights: Weights | None
+
+    def prior(self, weights: Weights | None = None) -> Prior:
+        """Fit the prior to the frames."""
+        sequence, temperature_K = self.shards[0].sequence, self.teacher.temperature_K
+        return fit_prior(joined(self.shards), sequence, temperature_K, self.params.prior, weights=weights)
 
 
 class Student(NamedTuple):
     """Its name, how models are made, and how long each is simulated."""
 
     name: str
-    models: _Models
+    models: Callable[[_Lesson], Mapping[str, Potential]]
     weighted: bool
     replicas: int
     steps: int
@@ -80,42 +82,25 @@ class Student(NamedTuple):
         home = np.concatenate([draw_starts(shards[0].positions, half, seed), stretch])
         dynamics = DynamicsParams(replicas=len(home), steps=self.steps, stride=self.steps // 100, timestep_ps=STEP_ps)
         chance = derive_seed(seed, number, "simulate")
-        for name, model in self.models(teacher, shards, params, seed, number, weights).items():
+        for name, model in self.models(_Lesson(teacher, shards, params, seed, number, weights)).items():
             record = run_from(model, home, dynamics, temperature_K=teacher.temperature_K, seed=chance)
             seen[name] = to_trajectory(sequence, record, dynamics, "cpu")
         return seen
 
 
-def _network(
-    teacher: Teacher,
-    shards: Sequence[LabelledFrames],
-    params: Params,
-    seed: int,
-    number: int,
-    weights: Weights | None,
-) -> Mapping[str, Potential]:
-    prior = fit_prior(joined(shards), shards[0].sequence, teacher.temperature_K, params.prior)
-    initial = initial_potential(prior, shards[0].sequence, NETWORK, derive_seed(seed, number, "network"))
-    training = _training(teacher, params)
-    network = train(shards, initial, training, seed=derive_seed(seed, number, "train")).potential
+def _network(lesson: _Lesson) -> Mapping[str, Potential]:
+    prior, (seed, number) = lesson.prior(), (lesson.seed, lesson.number)
+    initial = initial_potential(prior, prior.sequence, NETWORK, derive_seed(seed, number, "network"))
+    network = train(lesson.shards, initial, _training(lesson), seed=derive_seed(seed, number, "train")).potential
     return {"prior": without_network(prior), "network": network}
 
 
-def _linear(
-    teacher: Teacher,
-    shards: Sequence[LabelledFrames],
-    params: Params,
-    seed: int,
-    number: int,
-    weights: Weights | None,
-) -> Mapping[str, Potential]:
-    prior = fit_prior(joined(shards), shards[0].sequence, teacher.temperature_K, params.prior)
-    rung = linear.fit_rung(shards, prior, _training(teacher, params)).prior
-    weighted = fit_prior(joined(shards), shards[0].sequence, teacher.temperature_K, params.prior, weights=weights)
+def _linear(lesson: _Lesson) -> Mapping[str, Potential]:
+    prior, weighted = lesson.prior(), lesson.prior(lesson.weights)
     return {
         "prior": without_network(prior),
-        "linear": without_network(rung),
-        "linear_weighted": without_network(linear.fit_rung(shards, weighted, _training(teacher, params)).prior),
+        "linear": without_network(linear.fit_rung(lesson.shards, prior, _training(lesson)).prior),
+        "linear_weighted": without_network(linear.fit_rung(lesson.shards, weighted, _training(lesson)).prior),
     }
 
 
@@ -125,11 +110,11 @@ STUDENTS = {
 }
 
 
-def _training(teacher: Teacher, params: Params) -> TrainingParams:
+def _training(lesson: _Lesson) -> TrainingParams:
     """Those of params.yaml; whole runs are held out."""
-    block = max(1, teacher.steps(RUN) // STRIDE)
+    block = max(1, lesson.teacher.steps(RUN) // STRIDE)
     changes = {"linear_rung": False, "validation_block_frames": block, "preflight": False}
-    return TrainingParams.model_validate(params.training.model_dump() | changes)
+    return TrainingParams.model_validate(lesson.params.training.model_dump() | changes)
 
 
 def _weights(teacher: Teacher, shards: Sequence[LabelledFrames]) -> Weights:
