@@ -51,8 +51,8 @@ RECORDS = {
     "learning_curves": """## Records of today
 
 Made at commit 8527ece, networks and `linear` at 12bdfa6 (`raw` and most of `prior`: those of the records before, which
-no later change touches); where there are fewer than five seeds, the tables say so. The wall time of a network on the rung by
-relative entropy does not count the rung, which `linear_populations` of the same frames and seed had made.""",
+no later change touches); where there are fewer than five seeds, the tables say so. The wall time of a network on the
+rung by relative entropy does not count the rung, which `linear_populations` of the same frames and seed had made.""",
     "learning_curves_unmoved": """## Earlier records: the rung left as it was beneath the network
 
 Made at commit 8527ece. What a network of these 300 updates does to populations that build up slowly: seed 0 alone, on
