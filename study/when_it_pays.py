@@ -20,8 +20,7 @@ from study.advice import ADVICE
 from study.figures import COLOURS, save_figure
 from study.statistics import Interval, change, mean_interval, sample_size, smallest_effect_percent
 from study.summary import holm
-from study.teacher.arms import BOUND
-from study.teacher.oracle import ALIKE
+from study.teacher.oracle import ALIKE, BOUND
 
 __all__ = ["contrasts", "logs", "write_when_it_pays"]
 

@@ -11,8 +11,8 @@ import torch
 from cgal.benchmark.observables import OBSERVABLES
 from cgal.params import load_params
 from cgal.potential.architectures import freeze
-from study.teacher.arms import ARMS, BOUND, BUDGETS, Task, measure
-from study.teacher.oracle import ALIKE, STRIDE, NOISE_kJ_per_mol_nm, STEP_ps, Teacher, load_teacher
+from study.teacher.arms import ARMS, BUDGETS, Task, measure
+from study.teacher.oracle import ALIKE, BOUND, STRIDE, NOISE_kJ_per_mol_nm, STEP_ps, Teacher, load_teacher
 from study.teacher.records import NOISES, append, done
 from study.teacher.students import STUDENTS
 from study.when_it_pays import contrasts, write_when_it_pays

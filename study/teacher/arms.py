@@ -26,12 +26,11 @@ from cgal.params import SelectionParams
 from cgal.randomness import derive_seed
 from cgal.reference.least_counts import least_counts
 from cgal.selection import measure_pool, select
-from study.teacher.oracle import Teacher
+from study.teacher.oracle import BOUND, Teacher
 from study.teacher.students import DISCARD, RUN, Seen, Student, joined
 
-__all__ = ["ARMS", "BOUND", "BUDGETS", "COLUMNS", "Task", "measure"]
+__all__ = ["ARMS", "BUDGETS", "COLUMNS", "Task", "measure"]
 
-BOUND = "equilibrium"
 ARMS = ("seed", "continued", "coverage", "least_counts", "random", "parallel", "rmsd_histogram", BOUND)
 """The primary contrast first; `seed` buys nothing."""
 

@@ -27,7 +27,7 @@ from cgal.potential.checkpoint import load_checkpoint
 from cgal.potential.potential import Potential
 from cgal.simulation.run import run_from, to_trajectory
 
-__all__ = ["ALIKE", "STRIDE", "NOISE_kJ_per_mol_nm", "STEP_ps", "Teacher", "load_teacher", "w1"]
+__all__ = ["ALIKE", "BOUND", "STRIDE", "NOISE_kJ_per_mol_nm", "STEP_ps", "Teacher", "load_teacher", "w1"]
 
 HOME = Path(__file__).parent
 MODEL, TRUTH = HOME / "model.pt", HOME / "truth.h5"
@@ -36,6 +36,9 @@ STEP_ps, STRIDE = 0.005, 50
 
 NOISE_kJ_per_mol_nm = 241.0
 """Of a force in local frames, root mean square of a component: docs/results/label_noise_costs.csv."""
+
+BOUND = "equilibrium"
+"""The arm whose label runs begin at frames drawn from the truth (`study.teacher.arms`)."""
 
 ALIKE = 0.22
 """Noise, in these units, at which the labels of one slowest time tell as much of mean forces as those of chignolin at
