@@ -34,7 +34,7 @@ from study.design import CampaignPlan, Design
 from study.statistics import sample_size, seeds_needed
 from study.summary import contrast_logs
 
-__all__ = ["CampaignFailed", "Comparison", "compare", "forecast", "records", "run_compare", "write_records"]
+__all__ = ["CampaignFailed", "Comparison", "compare", "forecast", "recorded", "records", "run_compare", "write_records"]
 
 LOG_LINES = 5
 CONTROLS = ("continued_md", "random", "base")
@@ -77,6 +77,11 @@ class Comparison:
         """A campaign's work tree."""
         return self.folder / plan.name
 
+    @property
+    def records(self) -> Path:
+        """Its records, which are complete without the work trees."""
+        return self.root / "docs" / "results" / f"{self.name}.csv"
+
     def data(self, seed_set: int) -> Path:
         """Data of a test bed with one of its seed sets, which campaigns begin with."""
         return self.folder / "data" / f"set-{seed_set:03d}"
@@ -86,10 +91,15 @@ class Comparison:
 def compare(root: Path, name: str, design: Design, plans: Sequence[CampaignPlan]) -> int:
     """Run campaigns, and give the number of those that failed.
 
-    One that is complete is not run again, one that was stopped goes on; one that fails is told, and harms no other. A
-    test bed's ground truth is written, and its seed sets are drawn, before.
+    One that has its records is not run again, wherever they were made; one that was stopped goes on; one that fails is
+    told, and harms no other. A test bed's ground truth is written, and its seed sets are drawn, before.
     """
     comparison = Comparison(root, name)
+    there = recorded(comparison)
+    plans = [plan for plan in plans if (comparison.campaign(plan), plan.budget_steps) not in there]
+    if not plans:
+        console.print(f"comparison {name}: all campaigns are in {comparison.records.relative_to(root)}")
+        return 0
     commit = make_work_tree(Repository(root), comparison.code)
     proteins = make_data(comparison, design, plans)
     open_experiment(root, experiment_name(proteins))
@@ -206,20 +216,32 @@ def records(comparison: Comparison, design: Design, plans: Sequence[CampaignPlan
     return pd.DataFrame(rows)
 
 
-def write_records(comparison: Comparison, design: Design, plans: Sequence[CampaignPlan]) -> Path:
-    """Write the records to `docs/results/<name>.csv` and give that path; rows of other arms there are kept.
+def recorded(comparison: Comparison) -> set[tuple[str, int]]:
+    """Campaigns in the records, each with the all-atom steps that it might spend."""
+    if not comparison.records.is_file():
+        return set()
+    found = pd.read_csv(comparison.records)
+    return set(zip(_campaigns(found), found["budget_steps"], strict=True))
+
+
+def write_records(comparison: Comparison, design: Design, plans: Sequence[CampaignPlan]) -> None:
+    """Write what these campaigns found to the comparison's records; rows of other campaigns there are kept.
 
     Without a complete campaign nothing is written.
     """
-    path = comparison.root / "docs" / "results" / f"{comparison.name}.csv"
     found = records(comparison, design, plans)
     if found.empty:
-        return path
-    if path.is_file():
-        before = pd.read_csv(path)
-        found = pd.concat([before[~before["arm"].isin(found["arm"])], found])
-    write_text(path, found.to_csv(index=False, float_format="%.6g"))
-    return path
+        return
+    if comparison.records.is_file():
+        before = pd.read_csv(comparison.records)
+        found = pd.concat([before[~_campaigns(before).isin(_campaigns(found))], found])
+        found = found.sort_values(["seed", "arm", "budget_steps"], kind="stable")
+    write_text(comparison.records, found.to_csv(index=False, float_format="%.6g"))
+
+
+def _campaigns(found: pd.DataFrame) -> "pd.Series[str]":
+    """By row: the campaign of its tag, CAMPAIGN/round-NNN."""
+    return found["tag"].str.rpartition("/")[0]
 
 
 def _rows(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

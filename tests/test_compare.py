@@ -84,9 +84,14 @@ def test_arms_spend_the_same_budget_and_leave_the_project_as_it_was(
     assert shared
     assert not (project / ".cgal" / "compare" / "small" / "random-s1" / ".dvc" / "cache").exists()
 
-    again = compare(project, *wanted)
+    path, base = project / "docs" / "results" / "small.csv", records.query("arm == 'base'")
+    elsewhere = base.assign(seed=2, tag=base["tag"].str.replace("-s1/", "-s2/"))
+    pd.concat([records.query("arm != 'base'"), elsewhere]).to_csv(path, index=False)
+    again = compare(project, "--arms", "base", "--seeds", "2", "--budget", str(BUDGET), "--name", "small")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert pd.read_csv(project / "docs" / "results" / "small.csv").equals(records), "complete campaigns ran again"
+    assert "1 campaigns" in again.stdout, "seed 2 has records of another machine"
+    both = pd.concat([records, elsewhere]).sort_values(list(records), ignore_index=True)
+    assert pd.read_csv(path).sort_values(list(records), ignore_index=True).equals(both)
 
     monkeypatch.setattr(twins, "LENGTH_ps", 1.2)
     monkeypatch.setattr(twins, "REPLICAS", 2)

@@ -38,7 +38,7 @@ def compare(
 
     server = start_prefect()
     with console.status("starting Prefect"):
-        from study.compare import Comparison, forecast, run_compare, write_records
+        from study.compare import Comparison, forecast, run_compare
         from study.design import load_design
 
         server.wait()
@@ -48,7 +48,7 @@ def compare(
     for line in forecast(root, name, plan, chosen, seeds or plan.seeds):
         console.print(line)
     failed = run_compare(comparison, plan, plans, workers)
-    console.print(f"records: {write_records(comparison, plan, plans)}")
+    console.print(f"records: {comparison.records}")
     if failed:
         raise CgalError(f"{failed} campaigns failed, see above; the same command tries them again")
 
