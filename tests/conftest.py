@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 from jaxtyping import install_import_hook
 
 from flows.settings import NO_TELEMETRY
@@ -70,6 +71,21 @@ def make_project(tmp_path: Path, bundled_data: Path, git_identity: None) -> Call
         return make_copy(tmp_path / name, bundled_data, changes)
 
     return make
+
+
+ONE_ROUND = {"name": "small", "rounds": 1}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, bundled_data: Path, git_identity: None) -> Path:
+    """A working copy with the small campaign of `ONE_ROUND`, run once for all tests that must end with its bytes."""
+    folder = tmp_path_factory.getbasetemp()
+    root = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "undisturbed"
+    with FileLock(f"{root}.lock"):
+        if not root.is_dir():
+            make_copy(root, bundled_data, {"campaign": ONE_ROUND})
+            subprocess.run([sys.executable, "-m", "flows.cli", "run", "--root", str(root)], check=True)
+    return root
 
 
 def make_copy(root: Path, data: Path, changes: dict[str, Any]) -> Path:

@@ -13,8 +13,8 @@ from prefect.client.schemas.objects import StateType
 
 from flows.serving.pools import GPU_LIMIT
 from flows.versioning import Repository
+from tests.conftest import ONE_ROUND
 from tests.served import Served, alive, serving_project, wait_until
-from tests.test_killed import finish
 
 UNFINISHED = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
@@ -64,12 +64,9 @@ def unfinished(served: Served) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_a_served_campaign_survives_the_death_of_each_part_with_the_same_bytes(
-    make_project: Callable[..., Path],
+    make_project: Callable[..., Path], undisturbed: Path
 ) -> None:
-    one_round = {"name": "small", "rounds": 1}
-    undisturbed = make_project("undisturbed", campaign=one_round)
-    finish(undisturbed)
-    root = make_project("disturbed", campaign=one_round, execution={"retries": 2, "retry_delay_s": 0.5})
+    root = make_project("disturbed", campaign=ONE_ROUND, execution={"retries": 2, "retry_delay_s": 0.5})
     for number, (task, name, words) in enumerate(FAULTS):
         with serving_project(root) as served:
             if number == 0:

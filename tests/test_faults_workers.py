@@ -15,16 +15,15 @@ from flows.serving.serve import prefect_command, worker_command
 from flows.versioning import Repository
 from tests.served import Served, alive, clean_environment, end_with_parent, free_port, wait_until
 from tests.test_faults import is_at, unfinished
-from tests.test_killed import start
 
-AWAY_S, STOP_S = 30.0, 60.0
+AWAY_S, STOP_S = 30.0, 15.0
 
 
 @contextmanager
 def running(command: list[str], environment: Mapping[str, str], log: Path) -> Iterator["subprocess.Popen[str]"]:
     """Run a program in a group of its own, which ends with the test however that ends.
 
-    It is told to end, and killed when it has not after a minute, as systemd and Docker do: a Prefect worker that
+    It is told to end, and killed when it has not soon after, as systemd and Docker do: a Prefect worker that
     had lost its server for long now and then hangs there.
     """
     with log.open("a") as output:
@@ -59,11 +58,11 @@ def answers(address: str) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_campaign_outlives_a_server_that_is_away_for_half_a_minute(make_project: Callable[..., Path]) -> None:
+def test_a_campaign_outlives_a_server_that_is_away_for_half_a_minute(
+    make_project: Callable[..., Path], undisturbed: Path
+) -> None:
     """Killed in training, back after 30 s: nobody else is started again, and nothing has been lost."""
     short = {"name": "small", "rounds": 0}
-    undisturbed = make_project("undisturbed", campaign=short)
-    assert start(undisturbed).communicate()[0]
     root = make_project("disturbed", campaign=short, execution={"retries": 2, "retry_delay_s": 0.5})
     port = free_port()
     address = f"http://127.0.0.1:{port}"

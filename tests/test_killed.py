@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from flows.versioning import Repository
+from tests.conftest import ONE_ROUND
 
 WHERE = [
     "train-r000 starts",
@@ -66,13 +67,8 @@ def finish(root: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_campaign_ends_with_the_same_bytes(make_project: Callable[..., Path]) -> None:
-    one_round = {"name": "small", "rounds": 1}
-    undisturbed, disturbed = (
-        make_project("undisturbed", campaign=one_round),
-        make_project("disturbed", campaign=one_round),
-    )
-    finish(undisturbed)
+def test_killed_campaign_ends_with_the_same_bytes(make_project: Callable[..., Path], undisturbed: Path) -> None:
+    disturbed = make_project("disturbed", campaign=ONE_ROUND)
     for text in WHERE:
         kill_when(disturbed, text)
     said = finish(disturbed)

@@ -17,8 +17,12 @@ __all__ = ["log_round", "warm_up"]
 
 
 def warm_up(root: Path) -> None:
-    """Let the process import MLflow and open the project's store, and do not wait for it."""
-    _process().submit(tracking.warm_up, root)
+    """Let the process import MLflow and open the project's store, and do not wait for it; one that died is replaced."""
+    try:
+        _process().submit(tracking.warm_up, root)
+    except BrokenProcessPool:
+        _process.cache_clear()
+        _process().submit(tracking.warm_up, root)
 
 
 def log_round(root: Path, record: RoundRecord) -> RunIds:
