@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from cgal.benchmark.observables import HEADLINE, MISSING, OBSERVABLES
 from cgal.files import write_json, write_text
-from study.design import Contrast, load_design
+from study.design import Contrast, Design, load_design
 from study.figures import COLOURS, save_figure
 from study.statistics import Interval, mean_interval, sample_size
 from study.summary import RESOLVED_percent, contrast_logs, contrasts, summarise_budgets
@@ -50,7 +50,7 @@ def write_arms(folder: Path, page: Path) -> None:
         twins = pd.read_csv(found)
         entries, tested = summarise_budgets(twins, design), contrasts(twins, design)
         save_figure(_draw(entries), folder / f"{name}.png")
-        parts += [*_tables(entries, tested), f"![W1 against the budget](results/{name}.png)"]
+        parts += [*_missing(twins, design), *_tables(entries, tested), f"![W1 against the budget](results/{name}.png)"]
         summary["budgets"] += entries
         summary["contrasts"] += [{"system": design.system} | each for each in tested]
     if summary["budgets"]:
@@ -70,6 +70,15 @@ def _pilot(logs: Sequence[float], primary: Contrast) -> str:
         f"{sample_size(logs, RESOLVED_percent) or 'over a thousand'} for 80 % power. Its own change is "
         f"{change.value:+.0f} % ({change.low:+.0f} to {change.high:+.0f})."
     )
+
+
+def _missing(twins: pd.DataFrame, design: Design) -> Iterator[str]:
+    """What the design asks for and has no records, if there is such."""
+    sets, without = twins["seed_set"].nunique(), [f"`{arm}`" for arm in design.arms if arm not in set(twins["arm"])]
+    wanted = len({design.seed_set(seed) for seed in range(1, design.seeds + 1)})
+    if sets < wanted or without:
+        arms = f" Arms without records: {', '.join(without)}." if without else ""
+        yield f"**Unfinished.** There are records of {sets} of the {wanted} seed sets that the design asks for.{arms}"
 
 
 def _tables(entries: Entries, tested: Entries) -> Iterator[str]:

@@ -136,7 +136,12 @@ def test_the_page_tells_every_comparison_that_has_rows(tmp_path: Path) -> None:
     page = (tmp_path / "page.md").read_text()
     assert "| **primary** `coverage` against `continued_md` | 0.3 | 4 |" in page
     assert "| `coverage` | 0.1 | 8 (4) |" in page
+    assert "**Unfinished.**" not in page
     assert (tmp_path / "bed.png").is_file()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert len(summary["contrasts"]) == 3
     assert {entry["system"] for entry in summary["budgets"]} == {"somewhere"}
+    twins(noise=0.05).query("seed_set != 1 and arm != 'random'").to_csv(tmp_path / "bed_twins.csv", index=False)
+    write_arms(tmp_path, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "records of 3 of the 4 seed sets that the design asks for. Arms without records: `random`." in page
