@@ -1,8 +1,8 @@
 """`docs/results.md`, its figures and `summary.json`: comparisons on test beds, from their designs and twins alone.
 
 A comparison is there when `docs/results/NAME_twins.csv` has rows (`study.twins`) beside its design
-(`docs/results/NAME.yaml`); its pilot is in `docs/results/NAME_pilot_twins.csv`. What was asked and done is told by hand
-in `docs/results/preface.md`.
+(`docs/results/NAME.yaml`) and its records (`docs/results/NAME.csv`); its pilot is in
+`docs/results/NAME_pilot_twins.csv`. What was asked and done is told by hand in `docs/results/preface.md`.
 """
 
 import math
@@ -19,7 +19,7 @@ from cgal.benchmark.observables import HEADLINE, MISSING, OBSERVABLES
 from cgal.files import write_json, write_text
 from study.design import Contrast, Design, load_design
 from study.figures import COLOURS, save_figure
-from study.statistics import Interval, mean_interval, sample_size
+from study.statistics import Interval, mean_interval, read_records, sample_size
 from study.summary import RESOLVED_percent, contrast_logs, contrasts, summarise_budgets
 
 __all__ = ["write_arms"]
@@ -30,6 +30,9 @@ CHANGES = ("base", "linear", "prior", "raw", "continued")
 
 FEWEST_SEEDS = 2
 """That have a scatter."""
+
+SHORT_COMMIT = 7
+"""Letters of a commit that are shown."""
 
 type Entries = Sequence[Mapping[str, Any]]
 
@@ -50,7 +53,12 @@ def write_arms(folder: Path, page: Path) -> None:
         twins = pd.read_csv(found)
         entries, tested = summarise_budgets(twins, design), contrasts(twins, design)
         save_figure(_draw(entries), folder / f"{name}.png")
-        parts += [*_missing(twins, design), *_tables(entries, tested), f"![W1 against the budget](results/{name}.png)"]
+        parts += [
+            *_missing(twins, design),
+            *_code(read_records(folder / f"{name}.csv")),
+            *_tables(entries, tested),
+            f"![W1 against the budget](results/{name}.png)",
+        ]
         summary["budgets"] += entries
         summary["contrasts"] += [{"system": design.system} | each for each in tested]
     if summary["budgets"]:
@@ -74,11 +82,22 @@ def _pilot(logs: Sequence[float], primary: Contrast) -> str:
 
 def _missing(twins: pd.DataFrame, design: Design) -> Iterator[str]:
     """What the design asks for and has no records, if there is such."""
-    sets, without = twins["seed_set"].nunique(), [f"`{arm}`" for arm in design.arms if arm not in set(twins["arm"])]
     wanted = len({design.seed_set(seed) for seed in range(1, design.seeds + 1)})
-    if sets < wanted or without:
-        arms = f" Arms without records: {', '.join(without)}." if without else ""
-        yield f"**Unfinished.** There are records of {sets} of the {wanted} seed sets that the design asks for.{arms}"
+    sets = twins.groupby("arm")["seed_set"].nunique()
+    arms: dict[int, list[str]] = {}
+    for arm in design.arms:
+        arms.setdefault(int(sets.get(arm, 0)), []).append(f"`{arm}`")
+    if set(arms) != {wanted}:
+        told = (f"{count or 'none'} of {', '.join(arms[count])}" for count in sorted(arms, reverse=True))
+        yield f"**Unfinished.** The design asks for {wanted} seed sets of each arm, and there are {'; '.join(told)}."
+
+
+def _code(records: pd.DataFrame) -> Iterator[str]:
+    """Which code made the campaigns of which seed sets."""
+    if "code" in records:
+        sets = records.groupby(records["code"].str[:SHORT_COMMIT])["seed_set"].unique().map(sorted)
+        told = (f"{commit} (seed sets {', '.join(map(str, sets[commit]))})" for commit in sets.index)
+        yield f"The campaigns ran at commit {', '.join(told)}."
 
 
 def _tables(entries: Entries, tested: Entries) -> Iterator[str]:

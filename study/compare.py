@@ -31,7 +31,7 @@ from flows.versioning.work_trees import make_work_tree
 from flows.workspace import Workspace
 from study.bed_data import bed_of, draw_seed, require_physics, write_bed
 from study.design import CampaignPlan, Design
-from study.statistics import sample_size, seeds_needed
+from study.statistics import read_records, sample_size, seeds_needed
 from study.summary import contrast_logs
 
 __all__ = ["CampaignFailed", "Comparison", "compare", "forecast", "recorded", "records", "run_compare", "write_records"]
@@ -42,7 +42,9 @@ CONTROLS = ("continued_md", "random", "base")
 
 RESOLVED_percent = -30.0
 MODES = ("exact", "paper")
-SHARED = ("round", "frames", "oracle_failed", "exploded_fraction", "wall_s", "tag", "reference_physics")
+SHARED = ("round", "frames", "oracle_failed", "exploded_fraction", "wall_s", "tag", "reference_physics", "code")
+NAMING = ("tag", "budget_steps")
+"""Columns that say which campaign a row is of."""
 
 
 class CampaignFailed(CgalError):
@@ -164,7 +166,7 @@ def forecast(root: Path, name: str, design: Design, arms: Sequence[str], seeds: 
     if path is None:
         yield "power and cost: not known without records; a pilot of a few seeds (NAME_pilot) makes them"
         return
-    found = pd.read_csv(path)
+    found = read_records(path)
     known = [arm for arm in arms if arm in set(found["arm"])]
     yield from _primary_power(folder, name, design, seeds) if design.primary else _power(found, known, seeds)
     rows = found.query("metric == @HEADLINE and mode == 'exact' and arm in @known")
@@ -220,7 +222,7 @@ def recorded(comparison: Comparison) -> set[tuple[str, int]]:
     """Campaigns in the records, each with the all-atom steps that it might spend."""
     if not comparison.records.is_file():
         return set()
-    found = pd.read_csv(comparison.records)
+    found = read_records(comparison.records, NAMING)
     return set(zip(_campaigns(found), found["budget_steps"], strict=True))
 
 
@@ -233,7 +235,7 @@ def write_records(comparison: Comparison, design: Design, plans: Sequence[Campai
     if found.empty:
         return
     if comparison.records.is_file():
-        before = pd.read_csv(comparison.records)
+        before = read_records(comparison.records, NAMING)
         found = pd.concat([before[~_campaigns(before).isin(_campaigns(found))], found])
         found = found.sort_values(["seed", "arm", "budget_steps"], kind="stable")
     write_text(comparison.records, found.to_csv(index=False, float_format="%.6g"))

@@ -25,6 +25,7 @@ from study.statistics import (
     detectable_percent,
     final,
     own_change,
+    read_records,
     rounds,
     seeds_needed,
     steps_to_reach,
@@ -97,9 +98,7 @@ def write_results(folder: Path) -> None:
 
 def load_records(path: Path, base: str = BASE) -> pd.DataFrame:
     """Records of a comparison; raises BadFile when there are none, or none of the arm that others are set against."""
-    if not path.is_file():
-        raise BadFile(f"{path}: no such file; 'cgal compare' makes it")
-    records = pd.read_csv(path)
+    records = read_records(path)
     if base not in set(records["arm"]):
         raise BadFile(f"{path}: no arm {base!r}, to which changes are relative; run it with 'cgal compare'")
     return records

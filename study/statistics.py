@@ -5,6 +5,7 @@ paired by seed: the same seed set, network initialisation and noise up to the fi
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "final",
     "mean_interval",
     "own_change",
+    "read_records",
     "rounds",
     "sample_size",
     "seeds_needed",
@@ -60,6 +62,22 @@ def mean_interval(values: Sequence[float]) -> Interval:
         return Interval(*[float(sample[0])] * 3)
     low, high = stats.ttest_1samp(sample, 0.0).confidence_interval(LEVEL)
     return Interval(float(sample.mean()), float(low), float(high))
+
+
+def read_records(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """Records of a comparison; raises BadFile when there are none, or a column is missing."""
+    if not path.is_file():
+        raise BadFile(f"{path}: no such file; 'cgal compare' makes it")
+    try:
+        records = pd.read_csv(path)
+    except ValueError as error:
+        raise BadFile(f"{path}: no table of records ({error}); move it away and run 'cgal compare' again") from error
+    if missing := [name for name in (*KEYS, *columns) if name not in records]:
+        raise BadFile(
+            f"{path}: no column {', '.join(missing)}, so this is no file of records, or an older version made it; "
+            "move it away and run 'cgal compare' again, which makes records of all campaigns that are in git"
+        )
+    return records
 
 
 def final(records: pd.DataFrame) -> pd.DataFrame:

@@ -19,7 +19,6 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 import typer
 from jaxtyping import Float32
@@ -28,7 +27,7 @@ from cgal.benchmark.observables import OBSERVABLES
 from cgal.benchmark.suite import benchmark
 from cgal.benchmark.wasserstein import MODES
 from cgal.dataset import Manifest, load_manifest, load_shards
-from cgal.errors import BadFile, SamplingError
+from cgal.errors import SamplingError
 from cgal.frames import CGTrajectory, LabelledFrames, alpha_carbons, read_pdb_text
 from cgal.params import DynamicsParams, Params, TrainingParams, load_params
 from cgal.potential.architectures import without_network
@@ -40,6 +39,7 @@ from cgal.training.frame_weights import weigh_shards
 from study.frame_weights import drawn
 from study.in_processes import measure_all
 from study.learning_curves import LENGTH_ps, benchmark_params, stretched
+from study.statistics import read_records
 
 __all__ = ["KINDS", "REPLICAS", "Round", "measure", "rounds_of", "steps_by_kind"]
 
@@ -218,10 +218,8 @@ def _simulate(model: Potential, found: _Found) -> CGTrajectory:
 def rounds_of(root: Path, name: str) -> list[Round]:
     """Published rounds of a comparison's complete campaigns, by its records; raises BadFile when there are none."""
     path = root / "docs" / "results" / f"{name}.csv"
-    if not path.is_file():
-        raise BadFile(f"{path}: no such file; 'cgal compare --name {name}' makes it")
     columns = ["arm", "seed", "seed_set", "budget_steps", "round", "tag"]
-    found = pd.read_csv(path)[columns].drop_duplicates()
+    found = read_records(path, columns)[columns].drop_duplicates()
     return [Round(root, *row) for row in found.itertuples(index=False)]
 
 

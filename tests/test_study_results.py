@@ -197,6 +197,12 @@ def test_missing_records_and_a_missing_base_are_said(tmp_path: Path) -> None:
     table[table["arm"] != "base"].to_csv(tmp_path / "arms.csv", index=False)
     with pytest.raises(BadFile, match="'base'"):
         write_results(tmp_path)
+    table.drop(columns=["arm", "seed"]).to_csv(tmp_path / "arms.csv", index=False)
+    with pytest.raises(BadFile, match="no column arm, seed"):
+        write_results(tmp_path)
+    (tmp_path / "arms.csv").write_text("")
+    with pytest.raises(BadFile, match="no table of records"):
+        write_results(tmp_path)
 
 
 def test_figures_are_in_the_units_of_their_headings() -> None:

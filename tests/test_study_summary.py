@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from cgal.benchmark.observables import OBSERVABLES
+from cgal.errors import BadFile
 from study.arms_page import write_arms
 from study.design import Design
 from study.statistics import mean_interval
@@ -132,11 +133,16 @@ def test_the_page_tells_every_comparison_that_has_rows(tmp_path: Path) -> None:
     assert "**The pilot**, 4 seeds" in page
     assert "Its own change is -5" in page or "Its own change is -4" in page
     twins(noise=0.05).to_csv(tmp_path / "bed_twins.csv", index=False)
+    with pytest.raises(BadFile, match=r"bed\.csv: no such file"):
+        write_arms(tmp_path, tmp_path / "page.md")
+    made = twins().assign(code=lambda rows: rows["seed_set"].map(lambda number: f"{'ab'[number % 2] * 40} (clean)"))
+    made.to_csv(tmp_path / "bed.csv", index=False)
     write_arms(tmp_path, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     assert "| **primary** `coverage` against `continued_md` | 0.3 | 4 |" in page
     assert "| `coverage` | 0.1 | 8 (4) |" in page
     assert "**Unfinished.**" not in page
+    assert "The campaigns ran at commit aaaaaaa (seed sets 2, 4), bbbbbbb (seed sets 1, 3)." in page
     assert (tmp_path / "bed.png").is_file()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert len(summary["contrasts"]) == 3
@@ -144,4 +150,7 @@ def test_the_page_tells_every_comparison_that_has_rows(tmp_path: Path) -> None:
     twins(noise=0.05).query("seed_set != 1 and arm != 'random'").to_csv(tmp_path / "bed_twins.csv", index=False)
     write_arms(tmp_path, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
-    assert "records of 3 of the 4 seed sets that the design asks for. Arms without records: `random`." in page
+    assert (
+        "asks for 4 seed sets of each arm, and there are 3 of `base`, `continued_md`, `coverage`; none of `random`."
+        in page
+    )

@@ -41,6 +41,7 @@ def _describe(
         "commit": published.commit,
         "pointer": published.pointer,
         "version": published.version,
+        "code": published.code,
         **_scores(_all_proteins(metrics)),
         "wall_s": sum(seconds.values()),
         "overhead_s": seconds.get("overhead", 0.0),

@@ -25,8 +25,8 @@ class PublishedRound:
 
     `pointer` is the path of the DVC file that names the dataset, `proteins` what it is of. Of several proteins
     `data_md5` and `pointer` have one each with spaces between, and `pointer` ends in `dvc.yaml`. `version` is that of
-    cgal which made the round, if it is recorded. `warnings` says what did not work without harming the round, such as a
-    remote that could not be reached.
+    cgal which made the round and `code` its commit, if they are recorded. `warnings` says what did not work without
+    harming the round, such as a remote that could not be reached.
     """
 
     campaign: str
@@ -37,6 +37,7 @@ class PublishedRound:
     model_md5: str
     pointer: str = "data.dvc"
     version: str = ""
+    code: str = ""
     proteins: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -61,7 +62,7 @@ def read_rounds(git: Git, tags: Sequence[str]) -> list[PublishedRound]:
     if moved := moved_tags(git, tags):
         raise VersioningError("; ".join(moved.values()))
     names = [f"{tag}^{{commit}}" for tag in tags]
-    versions = [_trailer(commit or b"", "Tool").removeprefix("cgal ") for commit in git.contents(names)]
+    messages = [commit or b"" for commit in git.contents(names)]
     return [
         PublishedRound(
             *campaign_and_index(tag),
@@ -70,11 +71,12 @@ def read_rounds(git: Git, tags: Sequence[str]) -> list[PublishedRound]:
             held.data_md5,
             model_md5(held.lock),
             held.restored_by,
-            version,
+            _trailer(message, "Tool").removeprefix("cgal "),
+            _trailer(message, "Code"),
             proteins_of(held.params),
         )
-        for (tag, held), commit, version in zip(
-            round_files(git, tags).items(), git.objects(names), versions, strict=True
+        for (tag, held), commit, message in zip(
+            round_files(git, tags).items(), git.objects(names), messages, strict=True
         )
     ]
 
