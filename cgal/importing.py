@@ -41,7 +41,8 @@ from cgal.foreign.trajectory import Source, open_protein
 from cgal.frames import AtomFrames, CGTrajectory, read_pdb_text, rmsd_nm, sequence_of
 from cgal.params import ForceFieldParams
 from cgal.progress import Note, Progress, silent, unsaid
-from cgal.projection.mapping import constrained_clusters, coordinate_map
+from cgal.projection.clusters import constrained_clusters
+from cgal.projection.mapping import coordinate_map
 from cgal.residues import SELENOMETHIONINE, stated_protonation
 
 __all__ = [

@@ -23,7 +23,8 @@ from cgal.files import write_text
 from cgal.frames import AtomFrames, alpha_carbons, beads_of_residues
 from cgal.params import ForceFieldParams, MappingParams
 from cgal.projection.bonds import along_bonds
-from cgal.projection.mapping import constrained_clusters, coordinate_map, fit_force_map
+from cgal.projection.clusters import constrained_clusters
+from cgal.projection.mapping import coordinate_map, fit_force_map
 from cgal.projection.virial import virial_ratios
 
 __all__ = ["HELD_LOOK_STEPS", "across", "dynamics", "noise", "noise_times_steps"]

@@ -24,8 +24,8 @@ from cgal.errors import Diverged
 from cgal.files import read_json
 from cgal.frames import AtomFrames, LabelledFrames, alpha_carbons, read_pdb_text, sequence_of
 from cgal.params import ForceFieldParams, ReferenceParams
+from cgal.projection.clusters import constrained_clusters
 from cgal.projection.local_frames import project_in_local_frames
-from cgal.projection.mapping import constrained_clusters
 from cgal.reference.sampling import PhasePoint, Start, SwarmRecipe, load_swarm_labels, trajectory_ends
 from study.beds import Swarm
 

@@ -10,7 +10,8 @@ from cgal.errors import BadFile, BadStructure, BadTrajectory, EmptyTrajectory
 from cgal.files import sha256
 from cgal.frames import AtomFrames
 from cgal.params import MappingParams
-from cgal.projection.mapping import ForceMap, constrained_clusters, coordinate_map, fit_force_map
+from cgal.projection.clusters import constrained_clusters
+from cgal.projection.mapping import ForceMap, coordinate_map, fit_force_map
 
 SMALL = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
 

@@ -24,8 +24,8 @@ from cgal.errors import BadParams, CampaignLocked, EmptyTrajectory, SamplingErro
 from cgal.files import read_json
 from cgal.frames import AtomFrames, CGTrajectory
 from cgal.params import BenchmarkParams, ForceFieldParams, Params, ReferenceParams
+from cgal.projection.clusters import constrained_clusters
 from cgal.projection.local_frames import project_in_local_frames
-from cgal.projection.mapping import constrained_clusters
 from cgal.reference.figures import plot_floor
 from cgal.reference.floor import floors
 from cgal.reference.least_counts import least_counts

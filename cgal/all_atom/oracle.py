@@ -31,8 +31,8 @@ from cgal.frames import AtomFrames, alpha_carbons, read_pdb_text
 from cgal.hdf5 import Hdf5Record, stored
 from cgal.params import ForceFieldParams, OracleParams
 from cgal.progress import Progress, silent
+from cgal.projection.clusters import constrained_clusters
 from cgal.projection.local_frames import project_in_local_frames
-from cgal.projection.mapping import constrained_clusters
 from cgal.randomness import derive_seed
 
 __all__ = ["Failure", "OracleResult", "check_quorum", "label", "relabel", "run_md"]

@@ -113,12 +113,14 @@ def _panels(terms: int, label: str, remark: str = "") -> tuple[Figure, list[Axes
     shown = min(terms, PANELS)
     columns = min(shown, 5)
     rows = -(-shown // columns)
-    figure = Figure(figsize=(2.2 * columns + 0.6, 1.9 * rows + 0.8), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    width, height = 2.2 * columns + 0.6, 1.9 * rows + 0.8
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(0.8 / width, 0.5 / height, 1 - 0.1 / width, 1 - 0.5 / height, wspace=0.15, hspace=0.4)
+    axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).ravel())
     for axis in axes[shown:]:
         axis.remove()
     figure.supxlabel(label, fontsize=10)
-    figure.supylabel("energy [kJ/mol]", fontsize=10)
+    figure.supylabel("energy [kJ/mol]", fontsize=10, x=0.01)
     note = "" if shown == terms else f" (first {shown} of {terms} terms)"
     figure.suptitle(f"points: training frames, inverted{remark}   line: prior{note}", fontsize=10)
     return figure, axes[:shown]

@@ -14,17 +14,18 @@ from typing import Any
 import mdtraj
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int
+from jaxtyping import Float, Float32, Float64
 from scipy.linalg import lstsq
 
-from cgal.errors import BadStructure, BadTrajectory, EmptyTrajectory
+from cgal.errors import BadTrajectory, EmptyTrajectory
 from cgal.frames import AtomFrames, alpha_carbons, beads_of_residues
 from cgal.hdf5 import Hdf5Record, stored
 from cgal.params import MappingParams
 from cgal.projection.bonds import along_bonds
+from cgal.projection.clusters import constrained_clusters
 from cgal.projection.local_frames import project_in_local_frames
 
-__all__ = ["ForceMap", "LinearMap", "constrained_clusters", "coordinate_map", "fit_force_map", "noise_figures"]
+__all__ = ["ForceMap", "LinearMap", "coordinate_map", "fit_force_map", "noise_figures"]
 
 KINDS = ("slice", "constraint_aware", "optimal", "local_frames")
 
@@ -90,23 +91,6 @@ class ForceMap(Hdf5Record):
 def coordinate_map(topology: mdtraj.Topology) -> LinearMap:
     """Xi: each bead is its residue's C-alpha; raises BadStructure when a residue has none."""
     return LinearMap(_slice(topology))
-
-
-def constrained_clusters(topology: mdtraj.Topology) -> tuple[Int[np.ndarray, " members"], ...]:
-    """Atoms that H-bond constraints tie together: each heavy atom with its hydrogens, in order of the heavy atoms.
-
-    Every atom is in exactly one cluster. Raises BadStructure for a hydrogen that is bonded to no heavy atom.
-    """
-    members = {atom.index: [atom.index] for atom in topology.atoms if not _is_hydrogen(atom)}
-    for bond in topology.bonds:
-        heavy, hydrogen = sorted(bond, key=_is_hydrogen)
-        if _is_hydrogen(hydrogen) and not _is_hydrogen(heavy):
-            members[heavy.index].append(hydrogen.index)
-    tied = {index for cluster in members.values() for index in cluster}
-    for atom in topology.atoms:
-        if atom.index not in tied:
-            raise BadStructure(f"hydrogen {atom} has no bond to a heavy atom; give a topology with standard atom names")
-    return tuple(np.sort(cluster) for cluster in members.values())
 
 
 def fit_force_map(frames: AtomFrames, params: MappingParams) -> ForceMap:
@@ -197,7 +181,3 @@ def _residue_sums(
     matrix = np.zeros((beads.max() + 1, len(clusters)))
     matrix[of_cluster, np.arange(len(clusters))] = 1.0
     return matrix
-
-
-def _is_hydrogen(atom: mdtraj.core.topology.Atom) -> bool:
-    return bool(atom.element.symbol == "H")

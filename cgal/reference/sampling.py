@@ -34,8 +34,8 @@ from cgal.frames import AtomFrames, CGTrajectory, LabelledFrames, alpha_carbons,
 from cgal.hdf5 import Hdf5Record, stored
 from cgal.params import ForceFieldParams, ReferenceParams
 from cgal.progress import Progress, silent
+from cgal.projection.clusters import constrained_clusters
 from cgal.projection.local_frames import project_in_local_frames
-from cgal.projection.mapping import constrained_clusters
 from cgal.randomness import derive_seed
 
 __all__ = [

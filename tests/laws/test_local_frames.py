@@ -14,8 +14,9 @@ from cgal.errors import BadStructure, BadTrajectory
 from cgal.frames import AtomFrames, alpha_carbons
 from cgal.params import ForceFieldParams, MappingParams, OracleParams
 from cgal.projection.bonds import along_bonds
+from cgal.projection.clusters import constrained_clusters
 from cgal.projection.local_frames import RigidGroup, project_in_local_frames, rigid_groups
-from cgal.projection.mapping import constrained_clusters, fit_force_map
+from cgal.projection.mapping import fit_force_map
 
 SMALL = AtomFrames.load(Path(__file__).parents[1] / "data" / "chignolin_small.h5")
 CARBONS = alpha_carbons(SMALL.topology)

@@ -7,10 +7,10 @@ import pytest
 
 from cgal.frames import AtomFrames, alpha_carbons
 from cgal.params import MappingParams
+from cgal.projection.clusters import constrained_clusters
 from cgal.projection.mapping import (
     ForceMap,
     LinearMap,
-    constrained_clusters,
     coordinate_map,
     fit_force_map,
     noise_figures,

@@ -17,8 +17,9 @@ from cgal.all_atom.water import fill, require_room
 from cgal.errors import BadStructure
 from cgal.frames import AtomFrames, alpha_carbons
 from cgal.params import ForceFieldParams, MappingParams, OracleParams, WaterParams
+from cgal.projection.clusters import constrained_clusters
 from cgal.projection.local_frames import rigid_groups
-from cgal.projection.mapping import ForceMap, constrained_clusters, fit_force_map
+from cgal.projection.mapping import ForceMap, fit_force_map
 from tests.laws.test_local_frames import localised, placement
 
 SMALL = AtomFrames.load(Path(__file__).parents[1] / "data" / "chignolin_small.h5")
