@@ -19,8 +19,8 @@ from cgal.benchmark.observables import HEADLINE, MISSING, OBSERVABLES
 from cgal.files import write_json, write_text
 from study.design import Contrast, Design, load_design
 from study.figures import COLOURS, save_figure
-from study.statistics import Interval, mean_interval, read_records, sample_size
-from study.summary import RESOLVED_percent, contrast_logs, contrasts, summarise_budgets
+from study.statistics import Interval, mean_interval, read_records, sample_size, scatter_interval
+from study.summary import FEWEST_SETS, RESOLVED_percent, contrast_logs, contrasts, summarise_budgets
 
 __all__ = ["write_arms"]
 
@@ -47,7 +47,7 @@ def write_arms(folder: Path, page: Path) -> None:
         if pilot.is_file() or found.is_file():
             parts.append(f"## {design.system}")
         if pilot.is_file() and design.primary:
-            parts.append(_pilot(contrast_logs(pd.read_csv(pilot), design, design.primary), design.primary))
+            parts += _pilot(pd.read_csv(pilot), design, design.primary)
         if not found.is_file():
             continue
         twins = pd.read_csv(found)
@@ -56,7 +56,7 @@ def write_arms(folder: Path, page: Path) -> None:
         parts += [
             *_missing(twins, design),
             *_code(read_records(folder / f"{name}.csv")),
-            *_tables(entries, tested),
+            *_tables(entries, tested, design.budgets),
             f"![W1 against the budget](results/{name}.png)",
         ]
         summary["budgets"] += entries
@@ -66,17 +66,30 @@ def write_arms(folder: Path, page: Path) -> None:
     write_text(page, "\n\n".join(parts) + "\n")
 
 
-def _pilot(logs: Sequence[float], primary: Contrast) -> str:
-    """Scatter, power and change of the primary contrast."""
+def _pilot(twins: pd.DataFrame, design: Design, primary: Contrast) -> Iterator[str]:
+    """Scatter, power and change of the primary contrast, and its two arms against the cheaper controls."""
+    logs = contrast_logs(twins, design, primary)
     if len(logs) < FEWEST_SEEDS:
-        return f"**The pilot** has {len(logs)} seeds with both arms of the primary contrast: too few to tell a scatter."
+        yield f"**The pilot** has {len(logs)} seeds with both arms of the primary contrast: too few to tell a scatter."
+        return
     change = Interval(*(100 * math.expm1(value) for value in mean_interval(logs)))
-    return (
+    low, high = scatter_interval(logs)
+    yield (
         f"**The pilot**, {len(logs)} seeds on seed sets of their own, decided how many seed sets there are: the log "
         f"ratio of `{primary.arm}` to `{primary.control}` at {primary.budget:g} of the slowest process scatters by "
-        f"{statistics.stdev(logs):.2f}, so that a change by {RESOLVED_percent:.0f} % takes "
-        f"{sample_size(logs, RESOLVED_percent) or 'over a thousand'} for 80 % power. Its own change is "
-        f"{change.value:+.0f} % ({change.low:+.0f} to {change.high:+.0f})."
+        f"{statistics.stdev(logs):.2f} (95 % interval {low:.2f} to {high:.2f}), so that a change by "
+        f"{RESOLVED_percent:.0f} % takes {sample_size(logs, RESOLVED_percent) or 'over a thousand'} for 80 % power, if "
+        f"the scatter is that. Its own change is {change.value:+.0f} % ({change.low:+.0f} to {change.high:+.0f})."
+    )
+    entries = [e for e in summarise_budgets(twins, design) if e["metric"] == HEADLINE and e["mode"] == "exact"]
+    yield _table(
+        ["arm", "budget", "sets", *(f"to {to}, %" for to in CHANGES)],
+        (
+            [f"`{e['arm']}`", f"{e['budget']:g}", str(e["seed_sets"])]
+            + [_change(e, f"change_to_{to}") for to in CHANGES]
+            for e in entries
+        ),
+        f"The pilot's arms against their controls, {TITLE} W1, mode `exact`.",
     )
 
 
@@ -100,7 +113,7 @@ def _code(records: pd.DataFrame) -> Iterator[str]:
         yield f"The campaigns ran at commit {', '.join(told)}."
 
 
-def _tables(entries: Entries, tested: Entries) -> Iterator[str]:
+def _tables(entries: Entries, tested: Entries, steps: Mapping[float, int]) -> Iterator[str]:
     yield from _contrasts(tested)
     headline = [each for each in entries if each["metric"] == HEADLINE and each["mode"] == "exact"]
     yield _table(
@@ -138,14 +151,15 @@ def _tables(entries: Entries, tested: Entries) -> Iterator[str]:
     )
     kinds = ("label", "failed", "minimisation", "steering", "seed")
     yield _table(
-        ["arm", "budget", "frames", *(f"{kind} steps" for kind in kinds), "exploded"],
+        ["arm", "budget", "spent", "frames", *(f"{kind} steps" for kind in kinds), "exploded"],
         (
-            [f"`{e['arm']}`", f"{e['budget']:g}", f"{e['frames']:.0f}"]
+            [f"`{e['arm']}`", f"{e['budget']:g}", f"{e['oracle_steps'] / steps[e['budget']]:.0%}", f"{e['frames']:.0f}"]
             + [f"{e[f'{kind}_steps']:.0f}" for kind in kinds]
             + [f"{e['exploded_fraction']:.2%}"]
             for e in headline
         ),
-        "What it cost, in all-atom steps by kind, means over campaigns; the seed's are the same for all.",
+        "What it cost, in all-atom steps by kind, means over campaigns; the seed's are the same for all. An arm that "
+        "acquires stops where the next pick would not fit, and may spend less than plain dynamics.",
     )
 
 
@@ -158,14 +172,16 @@ def _contrasts(tested: Entries) -> Iterator[str]:
                 f"{e['budget']:g}",
                 str(e["seed_sets"]),
                 _change(e, "change"),
-                MISSING if e["p"] is None else f"{e['p']:.3g}",
-                MISSING if e["detectable_percent"] is None else f"{e['detectable_percent']:.0f}",
-                str(e["sets_for_30"] or MISSING),
+                *(
+                    [f"{e['p']:.3g}", f"{e['detectable_percent']:.0f}", str(e["sets_for_30"] or MISSING)]
+                    if e["seed_sets"] >= FEWEST_SETS
+                    else [MISSING] * 3
+                ),
             ]
             for e in tested
         ),
         f"Contrasts that were declared before, in {TITLE} W1, mode `exact`; p of the secondary ones is corrected for "
-        "their number (Holm).",
+        f"their number (Holm). Intervals, here and below, from {FEWEST_SETS} seed sets on.",
     )
 
 
@@ -193,7 +209,8 @@ def _interval(entry: Mapping[str, Any], name: str, form: str) -> str:
     value, low, high = (entry.get(key) for key in (name, f"{name}_low", f"{name}_high"))
     if value is None:
         return MISSING
-    return form.format(value) if low is None else f"{form} ({form} to {form})".format(value, low, high)
+    known = low is not None and entry["seed_sets"] >= FEWEST_SETS
+    return f"{form} ({form} to {form})".format(value, low, high) if known else form.format(value)
 
 
 def _draw(entries: Entries) -> Figure:
@@ -203,7 +220,15 @@ def _draw(entries: Entries) -> Figure:
     found = [each for each in entries if each["metric"] == HEADLINE and each["mode"] == "exact"]
     for panel, (name, title) in zip(figure.subplots(1, len(kinds), sharey=True), kinds.items(), strict=True):
         for arm, colour in zip(dict.fromkeys(each["arm"] for each in found), cycle(COLOURS), strict=False):
-            line = [(e["budget"], e[name], e[f"{name}_low"], e[f"{name}_high"]) for e in found if e["arm"] == arm]
+            line = [
+                (
+                    e["budget"],
+                    e[name],
+                    *((e[f"{name}_low"], e[f"{name}_high"]) if e["seed_sets"] >= FEWEST_SETS else (None, None)),
+                )
+                for e in found
+                if e["arm"] == arm
+            ]
             at, values, low, high = zip(*line, strict=True)
             errors = [[v - (v if e is None else e) for v, e in zip(values, low, strict=True)],
                       [(v if e is None else e) - v for v, e in zip(values, high, strict=True)]]  # fmt: skip

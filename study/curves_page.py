@@ -32,8 +32,11 @@ and repulsion fitted to them; `linear` has the [linear rung](../how-to/objective
 on top of that objective's rung, with the settings of `params.yaml`.
 Each model is simulated 64 times for 960 ps (earlier records: 240 and 120 ps), half from the folded structure and half
 from a stretched chain; the first half of each is left out. The floor is the W1 between random halves of all
-trajectories, mean of 8. Means over seeds with 95 % intervals; a ratio to the prior is paired by seed and averaged by
-logarithms.
+trajectories, mean of 8, on the TICA of the truth (decision 19 takes that of all frames, and campaigns that of their
+reference: their floors are other numbers). Means over seeds with 95 % intervals; a ratio to the prior is paired by seed
+and averaged by logarithms. The intervals are over what is drawn from the 64 trajectories
+to learn from: with 64 ns of A10, of which there are 70, and with all data they hold no sampling of data, and that of
+the truth is in none of them.
 
 **What had been seen before.** The settings were frozen before the records, but not before these beds had been looked
 at, and one test bed or the other chose all of these: the rule that sets the ridge of the rung by forces (seeds 0 and 1
@@ -65,9 +68,10 @@ Made at commit b7d0d08: 600 updates, and an end after 100 without a look as good
 so at update 150, by the model of update 50.""",
     "learning_curves_240ps": """## Earlier records: one rung, fitted to forces
 
-Made at commit 50804b3: steps of 5 fs, simulations of 240 ps, and the rung fitted to forces for all objectives. Seed 0
-of relative entropy on chignolin with all data, simulated for 1.4 ns, was at 0.56 instead of 0.32 (a try that is not
-kept as a record): the rung's dihedrals are wrong, a network cannot see them, and a chain leaves them late.""",
+Made between commits 214647e and 76eec1f: steps of 5 fs, simulations of 240 ps, and the rung fitted to forces for all
+objectives. Seed 0 of relative entropy on chignolin with all data, simulated for 1.4 ns, was at 0.56 instead of 0.32 (a
+try that is not kept as a record): the rung's dihedrals are wrong, a network cannot see them, and a chain leaves them
+late.""",
     "learning_curves_120ps": """## Earlier records: networks on the prior alone
 
 From the code before the dihedral floor, the present meaning of weight decay and the couplings of the rung; relative
@@ -162,11 +166,11 @@ def _verdict(records: pd.DataFrame, shares: dict[str, Interval]) -> str:
         f"From {SIZE_ns:g} ns on: TICA W1 at most {TARGET_RATIO} of the prior's with an interval clear of 1; with less "
         "data no worse than the prior, of which an interval that holds 1 is no proof. With all data: within "
         f"{TARGET_FLOORS} of the floor, and the folded share inside the truth's interval ({told}) from both starts. "
-        f"Scatter over seeds, of the logarithm of TICA W1: {TARGET_SCATTER}.",
+        f"Scatter over seeds, of the logarithm of TICA W1: at most {TARGET_SCATTER}.",
         "",
         "| system | model | ns | seeds | TICA W1 over the prior's | reached | over the frames' own "
-        "| over the floor | reached | folded from native, stretched | reached | scatter |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| over the floor | reached | folded from native, stretched | reached | scatter | reached |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for system, rows in records.query("metric == 'tica' and mode == 'exact'").groupby("system", sort=False):
         for (model, length), found in rows.groupby(["model", "length_ns"]):
@@ -177,6 +181,7 @@ def _verdict(records: pd.DataFrame, shares: dict[str, Interval]) -> str:
             floors = float(found["value"].mean() / found["floor"].iloc[0])
             folded = [float(found[f"folded_from_{start}"].mean()) for start in ("native", "extended")]
             truth, whole = shares[str(system)], bool(np.isinf(length))
+            scatter = float(np.log(found["value"]).std())
             cells = [
                 _size(float(length)),
                 str(len(found)),
@@ -187,7 +192,7 @@ def _verdict(records: pd.DataFrame, shares: dict[str, Interval]) -> str:
                 _yes(floors <= TARGET_FLOORS) if whole else "",
                 ", ".join(f"{share:.3f}" for share in folded),
                 _yes(all(truth.low <= share <= truth.high for share in folded)) if whole else "",
-                f"{np.log(found['value']).std():.2f}" if len(found) > 1 else "",
+                *([f"{scatter:.2f}", _yes(scatter <= TARGET_SCATTER)] if len(found) > 1 else ["", ""]),
             ]
             lines.append(f"| {system} | `{model}` | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -196,7 +201,7 @@ def _verdict(records: pd.DataFrame, shares: dict[str, Interval]) -> str:
 def _reached(to_prior: Interval, length_ns: float) -> str:
     if length_ns >= SIZE_ns:
         return _yes(to_prior.value <= TARGET_RATIO and to_prior.high < 1.0)
-    return "not surely worse" if to_prior.value > 1.0 >= to_prior.low else _yes(to_prior.value <= 1.0)
+    return "not surely worse" if to_prior.low <= 1.0 <= to_prior.high else _yes(to_prior.value <= 1.0)
 
 
 def _worth(records: pd.DataFrame) -> Iterator[str]:
@@ -264,5 +269,5 @@ def _draw(records: pd.DataFrame) -> Figure:
         panels[1, column].minorticks_off()
     panels[0, 0].set_ylabel("TICA W1, exact (mean, standard error)")
     panels[1, 0].set_ylabel("folded share")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure

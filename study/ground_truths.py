@@ -32,8 +32,9 @@ FRAMES = 10_000
 
 
 def left_handed_share(swarm: Swarm) -> float:
-    """Share of all C-alpha dihedrals in the left-handed helix, -80 to -30 degrees."""
-    degrees = dihedrals_degrees(swarm.frames.positions, swarm.structure)
+    """Share of all C-alpha dihedrals in the left-handed helix, -80 to -30 degrees; the first `SETTLE_ns` left out."""
+    settled = swarm.frames.time_ps > 1000 * SETTLE_ns
+    degrees = dihedrals_degrees(swarm.frames.positions[settled], swarm.structure)
     return float(((degrees < -HELIX_degrees[0]) & (degrees > -HELIX_degrees[1])).mean())
 
 

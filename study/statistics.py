@@ -26,6 +26,7 @@ __all__ = [
     "read_records",
     "rounds",
     "sample_size",
+    "scatter_interval",
     "seeds_needed",
     "smallest_effect_percent",
     "steps_to_reach",
@@ -78,6 +79,14 @@ def read_records(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
             "move it away and run 'cgal compare' again, which makes records of all campaigns that are in git"
         )
     return records
+
+
+def scatter_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the standard deviation that normal values were drawn with, by chi squared."""
+    freedom = len(values) - 1
+    squares = float(np.var(values, ddof=1)) * freedom
+    low, high = stats.chi2.interval(LEVEL, freedom)
+    return float(np.sqrt(squares / high)), float(np.sqrt(squares / low))
 
 
 def final(records: pd.DataFrame) -> pd.DataFrame:

@@ -16,7 +16,16 @@ from cgal.benchmark.observables import HEADLINE
 from study.design import Contrast, Design
 from study.statistics import BASE, Interval, mean_interval, sample_size, smallest_effect_percent
 
-__all__ = ["RESOLVED_percent", "at_budget", "contrast_logs", "contrasts", "holm", "log_ratios", "summarise_budgets"]
+__all__ = [
+    "FEWEST_SETS",
+    "RESOLVED_percent",
+    "at_budget",
+    "contrast_logs",
+    "contrasts",
+    "holm",
+    "log_ratios",
+    "summarise_budgets",
+]
 
 TOLERANCE = 0.1
 """A label that had to be tried again may spend more than it should."""
@@ -26,6 +35,8 @@ PAIR = ["seed_set", "seed"]
 STEPS = ("label_steps", "failed_steps", "minimisation_steps", "steering_steps", "seed_steps")
 RESOLVED_percent = -30.0
 LARGEST_P = 1.0
+FEWEST_SETS = 3
+"""That have an interval, a p value or a power worth showing: two have a scatter of one degree of freedom."""
 
 
 def at_budget(twins: pd.DataFrame, arm: str, steps: int) -> pd.DataFrame:

@@ -14,17 +14,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from cgal.benchmark.observables import HEADLINE, OBSERVABLES
+from cgal.benchmark.observables import HEADLINE, MISSING, OBSERVABLES
 from cgal.files import read_json, write_text
 from study.advice import ADVICE
 from study.figures import COLOURS, save_figure
 from study.statistics import Interval, change, mean_interval, sample_size, smallest_effect_percent
-from study.summary import holm
+from study.summary import FEWEST_SETS, holm
 from study.teacher.oracle import ALIKE, BOUND
 
 __all__ = ["contrasts", "logs", "write_when_it_pays"]
 
-CONTROL = "continued"
+CONTROL, SEED = "continued", "seed"
 PRIMARY = ("coverage", CONTROL, 0.3)
 """Arm, control and budget over the slowest time."""
 
@@ -51,8 +51,8 @@ potential of chignolin at 350 K: prior, linear rung and a network by relative en
 of [a test bed](../decisions/19-test-beds.md), `python -m study.teacher.make`. Its equilibrium is known from 64 runs of
 600 ps, 0.13 of it folded, with 319 unfoldings; a Markov model gives its slowest process 155 ps (121 to 198) at a lag of
 20 ps, and 143 to 160 ps at lags of 8 to 200 ps. A label run is a run of the teacher, a frame every 0.25 ps, its forces
-with white noise of 241 kJ/mol/nm (`local_frames`, [noise of labels](label-noise.md)) times a factor. So backmapping,
-its failures and its cost are left out, and so is what atoms that are not yet at rest do to a label.
+with white noise of 241 kJ/mol/nm (`local_frames`, measured at 450 K: [noise of labels](label-noise.md)) times a factor.
+So backmapping, its failures and its cost are left out, and so is what atoms that are not yet at rest do to a label.
 
 All arms share, seed by seed, ten runs of 0.01 of the slowest time from the folded structure, and the starts of the
 models' simulations: half at frames of the seed, half at a stretched chain, the first half left out. Every arm spends
@@ -110,12 +110,12 @@ def write_when_it_pays(folder: Path, told: Path = ADVICE) -> None:
             continue
         pilot = pd.read_csv(paths[1])
         records = pd.read_csv(paths[0]) if paths[0].is_file() else pilot.head(0)
-        found = contrasts(records[records["noise"] == study.noise], study.student)
+        alike = records[records["noise"] == study.noise]
+        found = contrasts(alike, study.student)
         shown = records if len(found) else pilot
-        parts += [f"## The student `{study.student}`", study.told, _power(pilot, found, study.student)]
+        parts += [f"## The student `{study.student}`", study.told, _power(pilot, alike, found, study.student)]
         if len(found):
-            sentence = sentence or _advise(found, study.student)
-            alike = records[records["noise"] == study.noise]
+            sentence = sentence or _advise(alike, found, study.student)
             bound = [_bound(alike, study.student)] if BOUND in set(alike["arm"]) else []
             parts += [_contrast_table(found), *bound, _twins_table(alike, study.student)]
         else:
@@ -133,11 +133,11 @@ def write_when_it_pays(folder: Path, told: Path = ADVICE) -> None:
 
 
 def logs(records: pd.DataFrame, arm: str, to: str, budget: float, models: tuple[str, str]) -> list[float]:
-    """Log ratios of W1 of an arm's model to that of another at a budget, a seed each."""
-    rows = records.query("metric == @HEADLINE and mode == 'exact' and budget_over_slowest == @budget")
+    """Log ratios of W1 of an arm's model to that of another at a budget (`SEED` has none to spend), a seed each."""
+    rows = records.query("metric == @HEADLINE and mode == 'exact'")
     one, other = (
-        rows.query("arm == @name and model == @model").set_index("seed")["value"]
-        for name, model in zip((arm, to), models, strict=True)
+        rows.query("arm == @name and model == @model and budget_over_slowest == @spent").set_index("seed")["value"]
+        for name, model, spent in zip((arm, to), models, (budget, 0.0 if to == SEED else budget), strict=True)
     )
     found: list[float] = np.log((one / other).dropna()).tolist()
     return found
@@ -150,7 +150,7 @@ def contrasts(records: pd.DataFrame, student: str) -> pd.DataFrame:
 
     `p` of the primary contrast is that of a paired t-test; of the others it is corrected for their number.
     """
-    arms = [arm for arm in records["arm"].unique() if arm not in ("seed", CONTROL, BOUND)]
+    arms = [arm for arm in records["arm"].unique() if arm not in (SEED, CONTROL, BOUND)]
     budgets = sorted(budget for budget in records["budget_over_slowest"].unique() if budget)
     pairs = [(arm, CONTROL) for arm in arms] + [(PRIMARY[0], to) for to in OTHERS if to in arms]
     rows = []
@@ -169,7 +169,10 @@ def contrasts(records: pd.DataFrame, student: str) -> pd.DataFrame:
 
 
 def all_atom(folder: Path) -> pd.DataFrame:
-    """Change of the TICA W1 [%] of all-atom arms to continued dynamics, by system, arm and budget, as far as known."""
+    """Change of the TICA W1 [%] of all-atom arms to continued dynamics, by system, arm and budget, as far as known.
+
+    Fewer than `FEWEST_SETS` seed sets have no interval: both of its ends are the change itself.
+    """
     rows = []
     if (folder / FIRST_STUDY).is_file():
         first = pd.read_csv(folder / FIRST_STUDY)
@@ -179,39 +182,47 @@ def all_atom(folder: Path) -> pd.DataFrame:
         ]
     if (folder / "summary.json").is_file():
         rows += [
-            (each["system"], each["arm"], each["budget"], *(each[f"change_to_continued{end}"] for end in ENDS))
+            (each["system"], each["arm"], each["budget"])
+            + tuple(each[f"change_to_continued{end if each['seed_sets'] >= FEWEST_SETS else ''}"] for end in ENDS)
             for each in read_json(folder / "summary.json")["budgets"]
             if each["metric"] == HEADLINE and each["mode"] == "exact" and each["arm"] in COLOUR_OF
         ]
     return pd.DataFrame(rows, columns=["system", "arm", "budget", "change", "low", "high"]).dropna()
 
 
-def _advise(found: pd.DataFrame, student: str) -> str:
-    """For each budget the arm with the largest gain over plain dynamics that is sure, if there is one."""
+def _advise(records: pd.DataFrame, found: pd.DataFrame, student: str) -> str:
+    """What is surely better than plain dynamics, where the default strategy stands, and what plain dynamics brings."""
     plain = found[found["control"] == CONTROL]
-    said = []
-    for budget, rows in plain.groupby("budget"):
-        sure = rows[(rows["change"] < 0) & (rows["p"] < LEVEL)].sort_values("change")
-        if len(sure):
-            best = sure.iloc[0]
-            said.append(f"{budget:g}: {best['arm']} ({_percent(best)})")
-        else:
-            first = rows.sort_values("change").iloc[0]
-            said.append(f"{budget:g}: no arm is surely better than one long run (nearest {_percent(first, True)})")
+    budgets = sorted(plain["budget"].unique())
+    sure = plain[(plain["change"] < 0) & (plain["p"] < LEVEL)].sort_values(["budget", "change"])
+    better = "; ".join(f"at {row['budget']:g} {row['arm']} ({_percent(row)})" for _, row in sure.iterrows())
+    default = plain[plain["arm"] == PRIMARY[0]].sort_values("budget")
+    stands = ", ".join(f"{row['budget']:g}: {_percent(row)}" for _, row in default.iterrows())
+    to_seed = [(budget, logs(records, CONTROL, SEED, budget, (student, student))) for budget in budgets]
+    brings = ", ".join(f"{budget:g}: {_changed(values)}" for budget, values in to_seed if len(values) >= LEAST_SEEDS)
     seeds = " to ".join(str(number) for number in sorted({plain["seeds"].min(), plain["seeds"].max()}))
-    return (
-        "Which strategy, by the budget over the slowest process of your protein (measured with a coarse-grained "
-        f"teacher in place of all atoms, student {student}, {seeds} seeds; change of the model's "
-        f"TICA W1 to one continued run of the same length): {'; '.join(said)}."
-    )
+    return " ".join(
+        [
+            "Which strategy, by the all-atom time over the slowest process of your protein (changes of the model's "
+            f"TICA W1 in percent with 95 % intervals, {seeds} seeds; one protein, a coarse-grained teacher in place of "
+            "all atoms, models without a network).",
+            f"Surely better than one continued run of the same length: {better}."
+            if better
+            else f"No strategy is surely better than one continued run of the same length, from {budgets[0]:g} to "
+            f"{budgets[-1]:g} of the slowest time.",
+            f"{PRIMARY[0]}, the default, against that run, {stands}.",
+            f"That run against no label at all, {brings}." if brings else "",
+            "So compare before you trust a strategy (cgal compare)"
+            + ("." if better else ", or take plain dynamics (campaign.continued_md_steps)."),
+        ]
+    ).replace("  ", " ")
 
 
-def _percent(row: pd.Series, named: bool = False) -> str:
-    name = f"{row['arm']}, " if named else ""
-    return f"{name}{row['change']:+.0f} %, {row['low']:+.0f} to {row['high']:+.0f}"
+def _percent(row: pd.Series) -> str:
+    return f"{row['change']:+.0f} ({row['low']:+.0f} to {row['high']:+.0f})"
 
 
-def _power(pilot: pd.DataFrame, found: pd.DataFrame, student: str) -> str:
+def _power(pilot: pd.DataFrame, records: pd.DataFrame, found: pd.DataFrame, student: str) -> str:
     arm, to, budget = PRIMARY
     values = logs(pilot, arm, to, budget, (student, student))
     scatter, needed = float(np.std(values, ddof=1)), sample_size(values, RESOLVED_percent)
@@ -225,12 +236,20 @@ def _power(pilot: pd.DataFrame, found: pd.DataFrame, student: str) -> str:
     ]
     for _, row in found[found["primary"]].iterrows():
         lines[-1] += (
-            f" The records have {row['seeds']}: {_percent(row)} (95 %), p = {row['p']:.3f}; the smallest decrease that "
+            f" The records have {row['seeds']}: {_percent(row)} %, p = {row['p']:.3f}; the smallest decrease that "
             f"they would have shown with 80 % power is {row['detectable']:.0f} %."
         )
         if row["low"] > RESOLVED_percent:
             lines[-1] += f" A decrease by {-RESOLVED_percent:.0f} % lies outside of the interval."
+        lines[-1] += f" {_pooled(pilot, records, student)}."
     return "\n".join(lines)
+
+
+def _pooled(pilot: pd.DataFrame, records: pd.DataFrame, student: str) -> str:
+    """The primary contrast over the seeds of pilot and records."""
+    arm, to, budget = PRIMARY
+    values = [value for rows in (pilot, records) for value in logs(rows, arm, to, budget, (student, student))]
+    return f"With the seeds of the pilot, which was not planned, it is {_changed(values)} %, {len(values)} seeds"
 
 
 def _contrast_table(found: pd.DataFrame) -> str:
@@ -246,23 +265,23 @@ def _contrast_table(found: pd.DataFrame) -> str:
     ]
     for _, row in found.sort_values(["control", "budget", "arm"]).iterrows():
         name = f"**`{row['arm']}`**" if row["primary"] else f"`{row['arm']}`"
-        change = f"{row['change']:+.0f} ({row['low']:+.0f} to {row['high']:+.0f})"
         lines.append(
-            f"| {name} | `{row['control']}` | {row['budget']:g} | {row['seeds']} | {change} | {row['p']:.3f} "
+            f"| {name} | `{row['control']}` | {row['budget']:g} | {row['seeds']} | {_percent(row)} | {row['p']:.3f} "
             f"| {row['detectable']:.0f} |"
         )
     return "\n".join(lines)
 
 
 def _bound(records: pd.DataFrame, student: str) -> str:
-    """What starts of label runs drawn from the truth would give."""
+    """What starts of label runs drawn from the truth give."""
     lines = [
-        "### What the choice of starts could give at most",
+        "### What starts in equilibrium give",
         "",
         f"`{BOUND}` begins each label run at a frame drawn from the truth, which no strategy has; it was added when "
-        "the records of the other arms had been seen, and is no candidate. Change of TICA W1 in percent, with 95 % "
-        "intervals over seeds. Where its model is surely further from the truth than its own raw frames, what is "
-        "learned from the labels holds the model back, wherever they begin.",
+        "the records of the other arms had been seen, and is no candidate. It bounds what raw frames can give; of a "
+        "model, whose forces may need other frames, it is no bound. Change of TICA W1 in percent, with 95 % intervals "
+        "over seeds. Where its model is surely further from the truth than its own raw frames, what is learned from "
+        "the labels holds the model back, wherever they begin.",
         "",
         f"| budget | seeds | its model to that of `{CONTROL}` | its model to that of `{PRIMARY[0]}` | its raw frames "
         f"to those of `{CONTROL}` | its model to its raw frames |",
@@ -281,25 +300,31 @@ def _bound(records: pd.DataFrame, student: str) -> str:
 
 
 def _changed(logs_of_seeds: Sequence[float]) -> str:
-    """Mean change in percent with its interval."""
+    """Mean change in percent with its interval, if there is one."""
+    if len(logs_of_seeds) < 2:
+        return f"{100 * np.expm1(logs_of_seeds[0]):+.0f}" if logs_of_seeds else MISSING
     return "{:+.0f} ({:+.0f} to {:+.0f})".format(*100 * np.expm1(mean_interval(logs_of_seeds)))
 
 
 def _twins_table(records: pd.DataFrame, student: str) -> str:
-    """The model's W1 over that of other things made of the same labels."""
+    """The model's W1 over that of other things made of the same labels, of no labels, and of plain dynamics."""
     others = [model for model in records["model"].unique() if model != student]
+    controls = [*others, student]
     lines = [
-        "### The model against what else its labels give",
+        "### Against cheaper things",
         "",
-        "Change of the model's TICA W1 in percent, with 95 % intervals over seeds, to that of the others.",
+        "Change of TICA W1 in percent, with 95 % intervals over seeds: of the model to what else its labels give, and "
+        f"to the model of the seed, which has none; then of each to what `{CONTROL}` makes of as many.",
         "",
-        f"| arm | budget | seeds | {' | '.join(f'to `{other}`' for other in others)} |",
-        f"|---|---|---|{'---|' * len(others)}",
+        f"| arm | budget | seeds | {' | '.join(f'to its `{other}`' for other in others)} | to the seed's model | "
+        f"{' | '.join(f'`{model}` to that of `{CONTROL}`' for model in controls)} |",
+        f"|---|---|---|{'---|' * (len(others) + 1 + len(controls))}",
     ]
     for arm, budget in records[["arm", "budget_over_slowest"]].drop_duplicates().itertuples(index=False):
         values = [logs(records, arm, arm, budget, (student, other)) for other in others]
-        cells = [_changed(each) for each in values]
-        lines.append(f"| `{arm}` | {budget:g} | {len(values[0])} | {' | '.join(cells)} |")
+        values.append([] if arm == SEED else logs(records, arm, SEED, budget, (student, student)))
+        values += [[] if arm == CONTROL else logs(records, arm, CONTROL, budget, (each, each)) for each in controls]
+        lines.append(f"| `{arm}` | {budget:g} | {len(values[0])} | {' | '.join(map(_changed, values))} |")
     return "\n".join(lines)
 
 
@@ -310,7 +335,8 @@ def _table(records: pd.DataFrame, noise: float) -> str:
         f"### W1 of every arm, noise {noise:g} times the measured one",
         "",
         "Mode exact, means over seeds, TICA with its 95 % interval; of the raw labelled frames and of the models made "
-        "of them. Failed are label runs that were lost, lost are simulated replicas.",
+        "of them. Failed are label runs that were lost, lost are simulated replicas. Means of arms with different "
+        "seeds cannot be compared; the tables above can.",
         "",
         f"| budget | arm | model | seeds | {' | '.join(each.heading for each in metrics)} | failed | lost |",
         f"|---|---|---|---|{'---|' * len(metrics)}---|---|",
@@ -341,7 +367,8 @@ def _draw(panels_of: Sequence[tuple[pd.DataFrame, str, float, str]], atoms: pd.D
         rows = records[records["noise"] == noise]
         budgets = np.array(sorted(budget for budget in rows["budget_over_slowest"].unique() if budget))
         for number, (arm, colour) in enumerate(COLOUR_OF.items()):
-            found = [mean_interval(logs(rows, arm, CONTROL, budget, (model, model))) for budget in budgets]
+            of_seeds = [logs(rows, arm, CONTROL, budget, (model, model)) for budget in budgets]
+            found = [mean_interval(each if len(each) >= LEAST_SEEDS else []) for each in of_seeds]
             value, low, high = 100 * np.expm1(np.array(found)).T
             at = budgets * 1.07 ** (number - 2)
             panel.errorbar(at, value, [value - low, high - value], color=colour, label=arm, marker="o", capsize=2)

@@ -123,10 +123,13 @@ def test_the_page_advises_what_its_records_say(tmp_path):
         known(2.0, student="network").to_csv(tmp_path / f"{name}.csv", index=False)
     write_when_it_pays(tmp_path, tmp_path / "advice.txt")
     said = (tmp_path / "advice.txt").read_text()
-    assert "0.3: coverage (-5" in said or "0.3: coverage (-4" in said
-    assert "0.1: no arm is surely better" in said
+    better = said.partition("Surely better")[2].partition("coverage, the default")[0]
+    assert "at 0.3 coverage (-5" in better or "at 0.3 coverage (-4" in better
+    assert "at 0.1" not in better
+    assert "against no label at all" in said
     page = (tmp_path / "when-it-pays.md").read_text()
     assert said.strip() in page
     assert BOUND not in said
-    assert page.count("at most\n") == 2
+    assert page.count("What starts in equilibrium give\n") == 2
+    assert "which was not planned, it is" in page
     assert (tmp_path / "when_it_pays.png").is_file()
