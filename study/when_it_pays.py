@@ -182,8 +182,10 @@ def all_atom(folder: Path) -> pd.DataFrame:
         ]
     if (folder / "summary.json").is_file():
         rows += [
-            (each["system"], each["arm"], each["budget"])
-            + tuple(each[f"change_to_continued{end if each['seed_sets'] >= FEWEST_SETS else ''}"] for end in ENDS)
+            (
+                *(each["system"], each["arm"], each["budget"]),
+                *(each[f"change_to_continued{end if each['seed_sets'] >= FEWEST_SETS else ''}"] for end in ENDS),
+            )
             for each in read_json(folder / "summary.json")["budgets"]
             if each["metric"] == HEADLINE and each["mode"] == "exact" and each["arm"] in COLOUR_OF
         ]
