@@ -114,6 +114,7 @@ def _code(records: pd.DataFrame) -> Iterator[str]:
 
 
 def _tables(entries: Entries, tested: Entries, steps: Mapping[float, int]) -> Iterator[str]:
+    yield from _primary(tested)
     yield from _contrasts(tested)
     headline = [each for each in entries if each["metric"] == HEADLINE and each["mode"] == "exact"]
     yield _table(
@@ -183,6 +184,18 @@ def _contrasts(tested: Entries) -> Iterator[str]:
         f"Contrasts that were declared before, in {TITLE} W1, mode `exact`; p of the secondary ones is corrected for "
         f"their number (Holm). Intervals, here and below, from {FEWEST_SETS} seed sets on.",
     )
+
+
+def _primary(tested: Entries) -> Iterator[str]:
+    """Whether the primary contrast excludes the decrease that the study was made to see."""
+    for e in tested:
+        if e["primary"] and e["seed_sets"] >= FEWEST_SETS:
+            excluded = f"; a decrease by {-RESOLVED_percent:.0f} % lies outside of the interval"
+            yield (
+                f"**The primary contrast**, `{e['arm']}` against `{e['control']}` at {e['budget']:g} of the slowest "
+                f"process: {_change(e, 'change')} %, {e['seed_sets']} seed sets"
+                f"{excluded if e['change_low'] > RESOLVED_percent else ''}."
+            )
 
 
 def _by_metric(entries: Entries) -> Iterator[tuple[tuple[str, float], list[Mapping[str, Any]]]]:

@@ -142,6 +142,9 @@ def test_the_page_tells_every_comparison_that_has_rows(tmp_path: Path) -> None:
     assert "| **primary** `coverage` against `continued_md` | 0.3 | 4 |" in page
     assert "| `coverage` | 0.1 | 8 (4) |" in page
     assert "**Unfinished.**" not in page
+    primary = page.partition("**The primary contrast**")[2].partition("\n")[0]
+    assert "4 seed sets" in primary
+    assert "outside of the interval" not in primary, "it is a decrease by a half"
     assert "The campaigns ran at commit aaaaaaa (seed sets 2, 4), bbbbbbb (seed sets 1, 3)." in page
     assert (tmp_path / "bed.png").is_file()
     summary = json.loads((tmp_path / "summary.json").read_text())
