@@ -108,7 +108,8 @@ def _missing(twins: pd.DataFrame, design: Design) -> Iterator[str]:
 def _code(records: pd.DataFrame) -> Iterator[str]:
     """Which code made the campaigns of which seed sets."""
     if "code" in records:
-        sets = records.groupby(records["code"].str[:SHORT_COMMIT])["seed_set"].unique().map(sorted)
+        commits = records["code"].str[:SHORT_COMMIT].fillna("unknown")
+        sets = records.groupby(commits)["seed_set"].unique().map(sorted)
         told = (f"{commit} (seed sets {', '.join(map(str, sets[commit]))})" for commit in sets.index)
         yield f"The campaigns ran at commit {', '.join(told)}."
 

@@ -34,9 +34,8 @@ Each model is simulated 64 times for 960 ps (earlier records: 240 and 120 ps), h
 from a stretched chain; the first half of each is left out. The floor is the W1 between random halves of all
 trajectories, mean of 8, on the TICA of the truth (decision 19 takes that of all frames, and campaigns that of their
 reference: their floors are other numbers). Means over seeds with 95 % intervals; a ratio to the prior is paired by seed
-and averaged by logarithms. The intervals are over what is drawn from the 64 trajectories
-to learn from: with 64 ns of A10, of which there are 70, and with all data they hold no sampling of data, and that of
-the truth is in none of them.
+and averaged by logarithms. The intervals are over what is drawn from the 64 trajectories to learn from: with 64 ns of
+A10, of which there are 70, and with all data they hold no sampling of data, and that of the truth is in none of them.
 
 **What had been seen before.** The settings were frozen before the records, but not before these beds had been looked
 at, and one test bed or the other chose all of these: the rule that sets the ridge of the rung by forces (seeds 0 and 1
@@ -165,8 +164,8 @@ def _verdict(records: pd.DataFrame, shares: dict[str, Interval]) -> str:
         "",
         f"From {SIZE_ns:g} ns on: TICA W1 at most {TARGET_RATIO} of the prior's with an interval clear of 1; with less "
         "data no worse than the prior, of which an interval that holds 1 is no proof. With all data: within "
-        f"{TARGET_FLOORS} of the floor, and the folded share inside the truth's interval ({told}) from both starts. "
-        f"Scatter over seeds, of the logarithm of TICA W1: at most {TARGET_SCATTER}.",
+        f"{TARGET_FLOORS} of the floor, and the folded share from both starts, means over seeds, inside the truth's "
+        f"interval ({told}). Scatter over seeds, of the logarithm of TICA W1: at most {TARGET_SCATTER}.",
         "",
         "| system | model | ns | seeds | TICA W1 over the prior's | reached | over the frames' own "
         "| over the floor | reached | folded from native, stretched | reached | scatter | reached |",
