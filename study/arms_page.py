@@ -70,16 +70,16 @@ def _pilot(twins: pd.DataFrame, design: Design, primary: Contrast) -> Iterator[s
     """Scatter, power and change of the primary contrast, and its two arms against the cheaper controls."""
     logs = contrast_logs(twins, design, primary)
     if len(logs) < FEWEST_SEEDS:
-        yield f"**The pilot** has {len(logs)} seeds with both arms of the primary contrast: too few to tell a scatter."
+        yield f"**The pilot** has {len(logs)} seeds with both arms of the primary contrast: too few to show a scatter."
         return
     change = Interval(*(100 * math.expm1(value) for value in mean_interval(logs)))
     low, high = scatter_interval(logs)
     yield (
-        f"**The pilot**, {len(logs)} seeds on seed sets of their own, decided how many seed sets there are: the log "
+        f"**The pilot**, {len(logs)} seeds on seed sets of their own, decided how many seed sets there are. The log "
         f"ratio of `{primary.arm}` to `{primary.control}` at {primary.budget:g} of the slowest process scatters by "
-        f"{statistics.stdev(logs):.2f} (95 % interval {low:.2f} to {high:.2f}), so that a change by "
-        f"{RESOLVED_percent:.0f} % takes {sample_size(logs, RESOLVED_percent) or 'over a thousand'} for 80 % power, if "
-        f"the scatter is that. Its own change is {change.value:+.0f} % ({change.low:+.0f} to {change.high:+.0f})."
+        f"{statistics.stdev(logs):.2f} (95 % interval {low:.2f} to {high:.2f}). If the true scatter is that, a change "
+        f"by {RESOLVED_percent:.0f} % takes {sample_size(logs, RESOLVED_percent) or 'over a thousand'} for 80 % power. "
+        f"Its own change is {change.value:+.0f} % ({change.low:+.0f} to {change.high:+.0f})."
     )
     entries = [e for e in summarise_budgets(twins, design) if e["metric"] == HEADLINE and e["mode"] == "exact"]
     yield _table(
@@ -89,7 +89,7 @@ def _pilot(twins: pd.DataFrame, design: Design, primary: Contrast) -> Iterator[s
             + [_change(e, f"change_to_{to}") for to in CHANGES]
             for e in entries
         ),
-        f"The pilot's arms against their controls, {TITLE} W1, mode `exact`.",
+        f"Change of the pilot's arms relative to their controls, {TITLE} W1, mode `exact`.",
     )
 
 
@@ -136,11 +136,11 @@ def _tables(entries: Entries, tested: Entries, steps: Mapping[float, int]) -> It
             + [_change(e, f"change_to_{to}") for to in CHANGES]
             for e in headline
         ),
-        f"{TITLE} W1 (mode `exact`, 95 % intervals over seed sets) of models, of prior and linear rung without the "
-        "network and of the prior alone, all of the same frames, and of the frames themselves (and of these weighted "
-        "by a Markov model of all runs), at budgets in multiples of the slowest process; changes of models are to the "
-        "arm's own round 0, to prior and rung, to the prior, to those frames, and to continued dynamics at the same "
-        "budget.",
+        f"{TITLE} W1 (mode `exact`, 95 % intervals over seed sets) at budgets in multiples of the slowest process: of "
+        "models, of prior and linear rung without the network and of the prior alone, all of the same frames, and of "
+        "the frames themselves (and of these weighted by a Markov model of all runs). Changes of models are relative "
+        "to the arm's own round 0, to prior and rung, to the prior, to those frames, and to continued dynamics at the "
+        "same budget.",
     )
     yield _table(
         ["arm", "budget", *(f"{o.heading}, to {to}" for o in OBSERVABLES.values() for to in ("base", "prior"))],
@@ -149,7 +149,7 @@ def _tables(entries: Entries, tested: Entries, steps: Mapping[float, int]) -> It
             + [_change(each, f"change_to_{to}") for each in found for to in ("base", "prior")]
             for (arm, budget), found in _by_metric(entries)
         ),
-        "All metrics, mode `exact`, in percent.",
+        "Changes of all metrics, mode `exact`, in percent.",
     )
     kinds = ("label", "failed", "minimisation", "steering", "seed")
     yield _table(
@@ -160,14 +160,14 @@ def _tables(entries: Entries, tested: Entries, steps: Mapping[float, int]) -> It
             + [f"{e['exploded_fraction']:.2%}"]
             for e in headline
         ),
-        "What it cost, in all-atom steps by kind, means over campaigns; the seed's are the same for all. An arm that "
-        "acquires stops where the next pick would not fit, and may spend less than plain dynamics.",
+        "Cost in all-atom steps by kind, means over campaigns; the seed's steps are the same for all. An arm that "
+        "acquires stops where the next pick would not fit, so it may spend less than plain dynamics.",
     )
 
 
 def _contrasts(tested: Entries) -> Iterator[str]:
     yield _table(
-        ["contrast", "budget", "sets", "change, %", "p", "could have been seen, %", "sets for -30 %"],
+        ["contrast", "budget", "sets", "change, %", "p", "detectable, %", "sets for -30 %"],
         (
             [
                 f"{'**primary** ' if e['primary'] else ''}`{e['arm']}` against `{e['control']}`",
@@ -182,8 +182,9 @@ def _contrasts(tested: Entries) -> Iterator[str]:
             ]
             for e in tested
         ),
-        f"Contrasts that were declared before, in {TITLE} W1, mode `exact`; p of the secondary ones is corrected for "
-        f"their number (Holm). Intervals, here and below, from {FEWEST_SETS} seed sets on.",
+        f"Contrasts that were declared in advance, in {TITLE} W1, mode `exact`. p values of the secondary ones "
+        "are corrected for their number (Holm). Detectable is the smallest decrease with 80 % power. Intervals, here "
+        f"and below, are given from {FEWEST_SETS} seed sets on.",
     )
 
 

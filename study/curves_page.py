@@ -20,62 +20,71 @@ TARGET_RATIO, TARGET_FLOORS, TARGET_SCATTER = 0.6, 1.5, 0.15
 RUNGS = {"relative_entropy_on_linear": "linear_populations", "force_matching_on_linear": "linear"}
 """The rung that a network is on top of."""
 
-PREFACE = """# Learning curves: what a model makes of plain dynamics
+PREFACE = """# Learning curves: what a model learns from plain dynamics
 
 Written by `make results` from [learning_curves.csv](learning_curves.csv) and the records of earlier code, which
-`python -m study.learning_curves` makes (one thread a task; the wall time of each is in the records). The
-[test beds](../decisions/19-test-beds.md) are parted by trajectory: 64 are the ground truth, 64 others are what may be
-learned from, so that no model has seen a frame that it is measured on. A size is so many whole trajectories drawn by
-the seed (the last one cut), a frame every 10 ps. `raw` are these frames themselves, `prior` is bonds, angles, dihedrals
-and repulsion fitted to them; `linear` has the [linear rung](../how-to/objective.md) on top, fitted to forces, and
-`linear_populations` the one by relative entropy. Networks are named after their objective, `_on_linear` where they are
-on top of that objective's rung, with the settings of `params.yaml`.
-Each model is simulated 64 times for 960 ps (earlier records: 240 and 120 ps), half from the folded structure and half
-from a stretched chain; the first half of each is left out. The floor is the W1 between random halves of all
-trajectories, mean of 8, on the TICA of the truth (decision 19 takes that of all frames, and campaigns that of their
-reference: their floors are other numbers). Means over seeds with 95 % intervals; a ratio to the prior is paired by seed
-and averaged by logarithms. The intervals are over what is drawn from the 64 trajectories to learn from: with 64 ns of
-A10, of which there are 70, and with all data they hold no sampling of data, and that of the truth is in none of them.
+`python -m study.learning_curves` makes (one thread per task; the wall time of each is in the records). The
+[test beds](../decisions/19-test-beds.md) are split by trajectory: 64 trajectories are the ground truth and 64 others
+may be learned from, so that no model has seen a frame on which it is measured. A size is that many nanoseconds of
+whole trajectories, drawn by the seed (the last one cut), with a frame every 10 ps.
 
-**What had been seen before.** The settings were frozen before the records, but not before these beds had been looked
-at, and one test bed or the other chose all of these: the rule that sets the ridge of the rung by forces (seeds 0 and 1
-of both), that replicas of relative entropy are restarted no more (seed 0, 64 ns), and rate, clip, tolerance and the
-70 frames of the prior in the rung by populations (seed 0 of both, all sizes; a dozen variants, not kept as records: on
-chignolin with all data the worst had a TICA W1 of 0.39, the best 0.15)
-([decision 21](../decisions/21-which-objective.md)). That this rung takes all of 1000 updates, whatever its looks say,
-and averages over 300 of them, was settled on seeds 5 to 7 of A10 with 16 and 64 ns, which are no records, and after a
-look at seeds 0 to 4 of chignolin with 64 ns and averages over 100 (TICA W1 0.20, 0.39, 0.20, 0.16, 0.49, not kept).
-Seeds 1 to 4 had been seen with the same rung stopped by patience (below); with all data seeds differ in their own
-random numbers alone."""
+- `raw` are these frames themselves; `prior` is bonds, angles, dihedrals and repulsion fitted to them.
+- `linear` has the [linear rung](../how-to/objective.md) on top, fitted to forces; `linear_populations` has the rung
+  fitted to populations by relative entropy.
+- Networks are named after their objective, with `_on_linear` where they are on top of that objective's rung. They have
+  the settings of `params.yaml`.
+
+Each model is simulated 64 times for 960 ps (earlier records: 240 and 120 ps), half from the folded structure and half
+from a stretched chain; the first half of each simulation is left out. The floor is the W1 between random halves of all
+trajectories, mean of 8, on the TICA of the truth. (Decision 19 uses the TICA of all frames, and campaigns that of their
+reference, so their floors are other numbers.) Figures are means over seeds with 95 % intervals; a ratio to the prior is
+paired by seed and averaged by logarithms. The intervals cover the draw from the 64 trajectories to learn from. With
+64 ns of A10, of which there are 70, and with all data they contain no sampling of the data. The sampling of the truth
+is in none of them.
+
+**What had been seen before.** The settings were frozen before the records, but not before these test beds had been
+looked at. All of these were chosen on one or both of them ([decision 21](../decisions/21-which-objective.md)):
+
+- the rule that sets the ridge of the rung fitted to forces (seeds 0 and 1 of both);
+- that replicas of relative entropy are no longer restarted (seed 0, 64 ns);
+- rate, clip, tolerance and the 70 frames of the prior in the rung fitted to populations (seed 0 of both, all sizes; a
+  dozen variants, not kept as records: on chignolin with all data the worst had a TICA W1 of 0.39, the best 0.15);
+- that this rung takes all of 1000 updates, whatever its looks (evaluations on held-out frames) say, and averages over
+  300 of them. This was chosen on seeds 5 to 7 of A10 with 16 and 64 ns, which are not records, and after a look at
+  seeds 0 to 4 of chignolin with 64 ns and averages over 100 (TICA W1 0.20, 0.39, 0.20, 0.16, 0.49, not kept).
+
+Seeds 1 to 4 had been seen with the same rung stopped by patience (below). With all data, seeds differ only in their
+own random numbers."""
 
 
 RECORDS = {
     "learning_curves": """## Records of today
 
-Made at commit 8527ece, networks and `linear` at 12bdfa6 (`raw` and most of `prior`: those of the records before, which
-no later change touches); where there are fewer than five seeds, the tables say so. The wall time of a network on the
-rung by relative entropy does not count the rung, which `linear_populations` of the same frames and seed had made.""",
+Made at commit 8527ece, networks and `linear` at 12bdfa6. `raw` and most of `prior` are from the records before, because
+no later change affects them. Where there are fewer than five seeds, the tables say so. The wall time of a network on
+the rung by relative entropy does not include the rung, which had been made for `linear_populations` of the same frames
+and seed.""",
     "learning_curves_unmoved": """## Earlier records: the rung left as it was beneath the network
 
-Made at commit 8527ece. What a network of these 300 updates does to populations that build up slowly: seed 0 alone, on
-which the refit of the rung was then settled (three ways of it, two simulations each, not kept as records: with 400
-further updates of replicas instead of reweighting TICA W1 was 0.38 and 0.19 with 64 ns, by reweighting with a penalty
-of 0.01 0.36 and 0.17, as it is now 0.18 and 0.20).""",
+Made at commit 8527ece. They show what the 300 updates of a network do to populations that build up slowly. They have
+seed 0 alone, on which the refit of the rung was then chosen. Three ways of refitting were tried, with two simulations
+each (not kept as records). With 64 ns the TICA W1 was 0.38 and 0.19 with 400 further updates of replicas instead of
+reweighting, 0.36 and 0.17 with reweighting and a penalty of 0.01, and 0.18 and 0.20 as it is now.""",
     "learning_curves_stopped": """## Earlier records: the rung by populations stopped by patience
 
-Made at commit b7d0d08: 600 updates, and an end after 100 without a look as good as the best; on A10 some seeds ended
-so at update 150, by the model of update 50.""",
+Made at commit b7d0d08: 600 updates, stopped after 100 without a look as good as the best. On A10 some seeds stopped in
+this way at update 150, with the model of update 50.""",
     "learning_curves_240ps": """## Earlier records: one rung, fitted to forces
 
 Made between commits 214647e and 76eec1f: steps of 5 fs, simulations of 240 ps, and the rung fitted to forces for all
-objectives. Seed 0 of relative entropy on chignolin with all data, simulated for 1.4 ns, was at 0.56 instead of 0.32 (a
-try that is not kept as a record): the rung's dihedrals are wrong, a network cannot see them, and a chain leaves them
+objectives. Seed 0 of relative entropy on chignolin with all data, simulated for 1.4 ns, was at 0.56 instead of 0.32
+(one try, not kept as a record): the rung's dihedrals are wrong, a network cannot see them, and a chain leaves them
 late.""",
     "learning_curves_120ps": """## Earlier records: networks on the prior alone
 
-From the code before the dihedral floor, the present meaning of weight decay and the couplings of the rung; relative
-entropy restarted 3 % of its replicas at each update, and models were simulated for 120 ps, in which the folded shares
-from both starts do not meet. Ratios are to the prior of the same code.""",
+From code that did not yet have the dihedral floor, the present meaning of weight decay and the couplings of the rung.
+Relative entropy restarted 3 % of its replicas at each update. Models were simulated for 120 ps, in which the folded
+shares from both starts do not meet. Ratios are to the prior of the same code.""",
 }
 """Files of records, and what is said of each; those of different code are not mixed."""
 
@@ -116,7 +125,7 @@ def _tables(records: pd.DataFrame) -> Iterator[str]:
             f"### {system}",
             "",
             f"Folded share of the ground truth: {reference:.3f}. W1 in mode `exact`; in brackets the 95 % interval of "
-            "TICA over seeds. Lost are simulated replicas, mean over seeds.",
+            "TICA over seeds. The last column is the number of simulated replicas that were lost, mean over seeds.",
             "",
             f"| ns | model | seeds | {' | '.join(observable.heading for observable in metrics)} | TICA over prior's "
             "| folded | from native | from stretched | lost |",
@@ -160,11 +169,11 @@ def _verdict(records: pd.DataFrame, shares: dict[str, Interval]) -> str:
     """Say of each system, model and size whether it reaches what was asked for."""
     told = "; ".join(f"{system} {_interval(share)}" for system, share in shares.items())
     lines = [
-        "### Set against what was asked for",
+        "### Compared with the targets",
         "",
-        f"From {SIZE_ns:g} ns on: TICA W1 at most {TARGET_RATIO} of the prior's with an interval clear of 1; with less "
-        "data no worse than the prior, of which an interval that holds 1 is no proof. With all data: within "
-        f"{TARGET_FLOORS} of the floor, and the folded share from both starts, means over seeds, inside the truth's "
+        f"From {SIZE_ns:g} ns on: TICA W1 at most {TARGET_RATIO} of the prior's, with an interval clear of 1. With "
+        "less data: no worse than the prior, of which an interval that holds 1 is no proof. With all data: within "
+        f"{TARGET_FLOORS} of the floor, and the folded share from both starts (means over seeds) inside the truth's "
         f"interval ({told}). Scatter over seeds, of the logarithm of TICA W1: at most {TARGET_SCATTER}.",
         "",
         "| system | model | ns | seeds | TICA W1 over the prior's | reached | over the frames' own "
@@ -200,7 +209,7 @@ def _verdict(records: pd.DataFrame, shares: dict[str, Interval]) -> str:
 def _reached(to_prior: Interval, length_ns: float) -> str:
     if length_ns >= SIZE_ns:
         return _yes(to_prior.value <= TARGET_RATIO and to_prior.high < 1.0)
-    return "not surely worse" if to_prior.low <= 1.0 <= to_prior.high else _yes(to_prior.value <= 1.0)
+    return "not shown to be worse" if to_prior.low <= 1.0 <= to_prior.high else _yes(to_prior.value <= 1.0)
 
 
 def _worth(records: pd.DataFrame) -> Iterator[str]:
@@ -221,7 +230,7 @@ def _worth(records: pd.DataFrame) -> Iterator[str]:
             [
                 "### What the network adds to its rung",
                 "",
-                "W1 over that of the rung alone, of the same frames and seed; geometric mean with its 95 % interval.",
+                "W1 over that of the rung alone, for the same frames and seed; geometric means with 95 % intervals.",
                 "",
                 f"| system | model | ns | seeds | {headings} |",
                 f"|---|---|---|---|{'---|' * len(OBSERVABLES)}",

@@ -261,28 +261,28 @@ def page(maps: pd.DataFrame, windows: pd.DataFrame, costs: pd.DataFrame, variate
         "# Noise of labels, and what it costs",
         f"Written by `python -m study.label_noise` from runs of chignolin at {TEMPERATURE_K:g} K (ff96 with OBC2): "
         f"{FREE_RUNS} free ones of {FREE_LOOKS * FREE_STRIDE * 4 / 1000:.0f} ps, {HELD_RUNS} with held C-alpha of "
-        f"{HELD_LOOKS * HELD_STRIDE * HELD_STEP_ps:.0f} ps. Noise is across the CA-CA bonds.",
+        f"{HELD_LOOKS * HELD_STRIDE * HELD_STEP_ps:.0f} ps. Noise is that across the CA-CA bonds.",
         "## Which force maps are unbiased",
-        "<F . grad q> / (k_B T <div grad q>), which must be -1 whatever the noise "
+        "The table gives `<F . grad q> / (k_B T <div grad q>)`, which must be -1 whatever the noise "
         "(`cgal.projection.virial`), with standard errors:",
         _table(["map", *names], [[f"`{kind}`", *row] for kind, row in by_map[names].iterrows()]),
         _unexcluded(maps),
         "## Averages over windows of a free run are biased",
-        "Beads and `local_frames` forces averaged over windows of some steps of 4 fs. The beads answer to the noise of "
-        f"a moment in the next few, so an average over a window no longer has mean zero at its mean beads (a window of "
-        f"{FREE_STRIDE} steps is one look):",
+        "The same ratio, with beads and `local_frames` forces averaged over windows of a few steps of 4 fs. Beads "
+        "respond to the noise of one moment within the next few, so an average of the noise over a window no longer "
+        f"has mean zero at the mean beads (a window of {FREE_STRIDE} steps is one look):",
         _table(["window, steps", *names], [[str(steps), *row] for steps, row in by_steps[names].iterrows()]),
         "## Which stride gives most for the all-atom steps",
         "![noise](label_noise.png)",
-        "Noise variance times all-atom steps, as times better than `local_frames` every "
-        f"{TODAY_STEPS} steps; correlation between labels is in it:",
+        "Noise variance times all-atom steps, as the factor by which it is better than `local_frames` every "
+        f"{TODAY_STEPS} steps; the correlation between labels is included:",
         _table(
             ["map", "noise, kJ/mol/nm", *(f"every {stride} steps" for stride in dear.columns)],
             [[f"`{kind}`", f"{rms[kind]:.0f}", *(f"{value:.2f}" for value in row)] for kind, row in dear.iterrows()],
         ),
         "## Control variates",
-        "Forces on groups of atoms near a bead have mean zero at fixed beads and can be taken off times any "
-        "coefficients. Noise variance left on runs that had no part in the fit:",
+        "Forces on groups of atoms near a bead have mean zero at fixed beads, so they can be subtracted with any "
+        "coefficients. The table gives the noise variance that is left on runs not used in the fit:",
         _table(
             ["fitted on", "frames", "ridge", "noise variance", "times less"],
             [
@@ -298,8 +298,8 @@ def _unexcluded(maps: pd.DataFrame) -> str:
     rows = maps.query("map == 'local_frames'").assign(off=lambda row: (row["ratio"] + 1) / row["error"])
     worst = rows.loc[rows["off"].abs().idxmax()]
     return (
-        f"`local_frames`, the default, is off by {abs(worst['off']):.1f} errors at most ({worst['distance']}): a bias "
-        f"of {abs(worst['ratio'] + 1):.0%} along it is not excluded."
+        f"`local_frames`, the default, is off by at most {abs(worst['off']):.1f} standard errors "
+        f"({worst['distance']}): a bias of {abs(worst['ratio'] + 1):.0%} along this distance is not excluded."
     )
 
 

@@ -140,8 +140,8 @@ def _changes(records: pd.DataFrame, arms: Sequence[str]) -> str:
             "",
             "![changes](changes.png)",
             "",
-            "Every round of every arm, both modes, with intervals and cost: [rounds.csv](rounds.csv); mode "
-            "`paper` as a figure: [w1_paper.png](w1_paper.png).",
+            "Every round of every arm, in both modes, with intervals and cost, is in [rounds.csv](rounds.csv); "
+            "[w1_paper.png](w1_paper.png) shows mode `paper`.",
         ]
     )
 
@@ -165,7 +165,7 @@ def _cost(records: pd.DataFrame, arms: Sequence[str]) -> str:
 
 
 def _verdicts(records: pd.DataFrame, arms: Sequence[str]) -> str:
-    lines = ["## What got better, and what did not", ""]
+    lines = ["## What improved, and what did not", ""]
     pairs = [(arm, to) for to in (BASE, PAPER_ARM) if to in {BASE, *arms} for arm in arms if arm != to]
     for arm, to in pairs:
         words = {metric: _word(change(records, arm, to, metric, "exact")) for metric in headings(records)}
@@ -177,7 +177,7 @@ def _verdicts(records: pd.DataFrame, arms: Sequence[str]) -> str:
         f"{observable.heading} {floor[name] * observable.scale:.3g}"
         for name, observable in in_records(records["metric"]).items()
     )
-    return "\n".join([*lines, "", f"Floor, one half of the reference against the other: {shown}."])
+    return "\n".join([*lines, "", f"Floor (one half of the reference against the other): {shown}."])
 
 
 def _own_start(records: pd.DataFrame, arms: Sequence[str]) -> str:
@@ -185,9 +185,9 @@ def _own_start(records: pd.DataFrame, arms: Sequence[str]) -> str:
     lines = [
         "## Against each arm's own round 0",
         "",
-        "An arm with another force map or loss starts from another model than the base; what its rounds have added is "
-        "this change (mode `exact`, closing round to round 0 of the same campaign, in percent, 95 % intervals over "
-        "seeds).",
+        "An arm with another force map or loss starts from a different model than the base. This change is what its "
+        "rounds have added (mode `exact`, closing round relative to round 0 of the same campaign, in percent, 95 % "
+        "intervals over seeds).",
         "",
         f"| arm | {' | '.join(metrics)} |",
         f"|---|{'---|' * len(metrics)}",
@@ -204,8 +204,8 @@ def _controls(records: pd.DataFrame, arms: Sequence[str]) -> str:
     lines = [
         "## Is it the acquisition? Arms against the controls",
         "",
-        f"Change of the {TITLE} W1 (mode `exact`) in the closing round to that of the control, in percent, with 95 % "
-        "intervals over the seeds that both have.",
+        f"Change of the {TITLE} W1 (mode `exact`) in the closing round relative to that of the control, in percent, "
+        "with 95 % intervals over the seeds that both have.",
         "",
         f"| arm | {' | '.join(f'`{control}`' for control in controls)} |",
         f"|---|{'---|' * len(controls)}",
@@ -215,8 +215,8 @@ def _controls(records: pd.DataFrame, arms: Sequence[str]) -> str:
         lines.append(f"| `{arm}` | {' | '.join(cells)} |")
     lines += [
         "",
-        f"What these seeds could have seen: the smallest decrease of the {TITLE} W1 with 80 % power (two-sided paired "
-        f"t-test at 5 %, scatter as found), in brackets the seeds that {RESOLVED:.0f} % takes.",
+        f"What these seeds could have shown: the smallest decrease of the {TITLE} W1 with 80 % power (two-sided paired "
+        f"t-test at 5 %, scatter as found). In brackets: the number of seeds that {RESOLVED:.0f} % takes.",
         "",
         f"| arm | {' | '.join(f'`{control}`' for control in controls)} |",
         f"|---|{'---|' * len(controls)}",
@@ -239,9 +239,9 @@ def _targets(records: pd.DataFrame, arms: Sequence[str]) -> str:
     lines = [
         "## The targets",
         "",
-        "Mode `exact`, against `base`. A metric is worse when its change is above zero, in brackets those whose "
-        f"interval is too. Steps: those after which the mean {TITLE} W1 first is that of `{PAPER_ARM}`'s closing "
-        "round, as a share of all that it spent.",
+        "Mode `exact`, relative to `base`. A metric is worse when its change is above zero; metrics whose interval is "
+        f"above zero, too, are in brackets. The last column is the steps after which the mean {TITLE} W1 first reaches "
+        f"that of `{PAPER_ARM}`'s closing round, as a share of all that `{PAPER_ARM}` spent.",
         "",
         f"| arm | {TITLE} by half or more | interval clear of {TARGET_CLEAR:.0f} % | metrics worse | "
         "exploded in the closing round | steps to `paper` |",
@@ -273,10 +273,10 @@ def _ablations(records: pd.DataFrame, arms: Sequence[str]) -> str:
     lines = [
         "## Ablations: what each choice does to the default, at the same oracle steps",
         "",
-        "Change of each W1 (mode `exact`) in the closing round to that of the arm `default`, in percent, with 95 % "
-        "intervals over the seeds that both have; a seed is missing where the campaign ended in an error. "
+        "Change of each W1 (mode `exact`) in the closing round relative to that of the arm `default`, in percent, with "
+        "95 % intervals over the seeds that both have. A seed is missing where the campaign ended in an error. "
         "What each arm changes, the command and its cost are in "
-        "[ablations.yaml](ablations.yaml); what follows from it is in "
+        "[ablations.yaml](ablations.yaml); the conclusions are in "
         "[decision 17](../../decisions/17-what-labels-can-teach.md).",
         "",
         f"| arm | seeds | oracle steps | frames | {' | '.join(headings(records))} |",
@@ -296,9 +296,9 @@ def _burn_in(found: pd.DataFrame) -> str:
     lines = [
         "## Local equilibrium: does burn-in suffice?",
         "",
-        f"{found['frames'].max()} frames of the seed, whose own atoms are in equilibrium, labelled twice from each "
-        "start (`cgal burn-in`). Root mean square differences in kJ/mol/nm with 95 % intervals over frames; the long "
-        f"averages themselves are {found['signal'].max():.0f} kJ/mol/nm.",
+        f"{found['frames'].max()} frames of the seed, whose own atoms are in equilibrium, were labelled twice from "
+        "each start (`cgal burn-in`). The table gives root mean square differences in kJ/mol/nm with 95 % intervals "
+        f"over frames; the long averages themselves are {found['signal'].max():.0f} kJ/mol/nm.",
         "",
         "| start | burn-in, steps | two labels differ by | off the long average by | steps per label | failed |",
         "|---|---|---|---|---|---|",

@@ -46,20 +46,26 @@ RESOLVED_percent, LEVEL, LEAST_SEEDS = -30.0, 0.05, 5
 PREFACE = """# When does acquisition pay? A teacher in place of all atoms
 
 Written by `make results` from the records of `python -m study.teacher --student linear` and `--student network`, and
-of their pilots (`--pilot`). **None of these figures is of all-atom simulations.** The oracle is a fixed coarse-grained
-potential of chignolin at 350 K: prior, linear rung and a network by relative entropy (32 features, two blocks) on all
-of [a test bed](../decisions/19-test-beds.md), `python -m study.teacher.make`. Its equilibrium is known from 64 runs of
-600 ps, 0.13 of it folded, with 319 unfoldings; a Markov model gives its slowest process 155 ps (121 to 198) at a lag of
-20 ps, and 143 to 160 ps at lags of 8 to 200 ps. A label run is a run of the teacher, a frame every 0.25 ps, its forces
-with white noise of 241 kJ/mol/nm (`local_frames`, measured at 450 K: [noise of labels](label-noise.md)) times a factor.
-So backmapping, its failures and its cost are left out, and so is what atoms that are not yet at rest do to a label.
+of their pilots (`--pilot`). **None of these figures is of all-atom simulations.** The oracle is the teacher, a fixed
+coarse-grained potential of chignolin at 350 K: prior, linear rung and a network by relative entropy (32 features, two
+blocks), fitted to all of [a test bed](../decisions/19-test-beds.md) with `python -m study.teacher.make`. Its
+equilibrium is known from 64 runs of 600 ps, 0.13 of it folded, with 319 unfoldings. A Markov model gives its slowest
+process 155 ps (121 to 198) at a lag of 20 ps, and 143 to 160 ps at lags of 8 to 200 ps. A label run is a run of the
+teacher with a frame every 0.25 ps. Its forces have white noise of 241 kJ/mol/nm (`local_frames`, measured at 450 K:
+[noise of labels](label-noise.md)) times a factor. So backmapping, its failures and its cost are left out, and so is the
+effect on a label of atoms that are not yet at rest.
 
-All arms share, seed by seed, ten runs of 0.01 of the slowest time from the folded structure, and the starts of the
-models' simulations: half at frames of the seed, half at a stretched chain, the first half left out. Every arm spends
-the same teacher time; a label run takes 0.01 of the slowest. `continued` is one run from the last frame of the seed,
-`parallel` ten from the ends of the seed's, `least_counts` restarts ten at a time from the cells visited least; the
-others pick frames of the student's simulation at 0, 0.1, 0.3 and 1 of the slowest time, `novel_nm` 0.1. Where fewer
-frames qualify than runs are paid for, those run longer. A committee is not in these studies."""
+All arms share, seed by seed, the same seed set (the initial training frames: ten runs of 0.01 of the slowest relaxation
+time from the folded structure) and the starts of the models' simulations: half at frames of the seed, half at a
+stretched chain, with the first half left out. Every arm spends the same teacher time; a label run takes 0.01 of the
+slowest relaxation time.
+
+- `continued` is one run from the last frame of the seed, `parallel` is ten runs from the ends of the seed's runs, and
+  `least_counts` restarts ten at a time from the cells visited least.
+- The others pick frames of the student's simulation at 0, 0.1, 0.3 and 1 of the slowest relaxation time, with
+  `novel_nm` 0.1.
+
+Where fewer frames qualify than runs are paid for, those run longer. A committee is not in these studies."""
 
 
 class Study(NamedTuple):
@@ -76,24 +82,26 @@ STUDIES = (
         "linear",
         "teacher_linear",
         ALIKE,
-        f"""The student is what the network of `params.yaml` stands on: the prior with a linear rung by forces, and no
-network (the teacher has such a rung too, so that it fits this student well). Labels have {ALIKE:g} of the measured
-noise: the teacher's slowest time holds 620 frames, that of chignolin at 350 K 13,200 of the all-atom oracle (1270 ps, a
-frame every 24 steps of 4 fs), so that with this noise a slowest time of labels tells as much of mean forces as there.
-Models are simulated 32 times for 240 ps. `prior` is the model without the rung, `linear_weighted` the same rung on a
-prior of frames weighted by a Markov model of all runs (`training.frame_weights`), `raw_weighted` the frames drawn by
-these weights. Noise and student were chosen after one seed of three arms (991, up to the slowest time, not kept as
-records) had been seen with the whole noise, where the rung helps as little as the first study's network, and then with
-this. Label runs of 0.033 and 0.1 of the slowest time and frames of the later half of the simulations were tried on one
-seed set of the pilot (101, not kept as records), and nothing was changed by it.""",
+        f"""The student is the prior with a linear rung fitted to forces, without the network that `params.yaml` puts on
+top (the teacher has such a rung too, so that it fits this student well). Labels have {ALIKE:g} of the measured noise.
+The reason: the teacher's slowest relaxation time holds 620 frames, that of chignolin at 350 K 13,200 of the all-atom
+oracle (1270 ps, a frame every 24 steps of 4 fs). With this noise, labels of one slowest relaxation time tell as much of
+mean forces as there. Models are simulated 32 times for 240 ps. `prior` is the model without the rung,
+`linear_weighted` the same rung on a prior of frames weighted by a Markov model of all runs (`training.frame_weights`),
+and `raw_weighted` the frames drawn by these weights.
+
+Noise and student were chosen after one seed of three arms (991, up to the slowest relaxation time, not kept as records)
+had been seen, first with the whole noise, where the rung helps as little as the first study's network, and then with
+this noise. Label runs of 0.033 and 0.1 of the slowest relaxation time and frames of the later half of the simulations
+were tried on one seed set of the pilot (101, not kept as records); nothing was changed because of them.""",
     ),
     Study(
         "network",
         "teacher",
         1.0,
-        """The first study. The student is smaller than the teacher (16 features, one block), its prior has no rung, and
-it is trained by force matching with the settings of `params.yaml`, on labels of which a slowest time tells a twentieth
-of what it does with all atoms (see above). Models are simulated 16 times for 120 ps.""",
+        """The first study. The student is smaller than the teacher (16 features, one block), and its prior has no rung.
+It is trained by force matching with the settings of `params.yaml`. Labels of one slowest relaxation time tell a
+twentieth of what they do with all atoms (see above). Models are simulated 16 times for 120 ps.""",
     ),
 )
 
@@ -119,7 +127,7 @@ def write_when_it_pays(folder: Path, told: Path = ADVICE) -> None:
             bound = [_bound(alike, study.student)] if BOUND in set(alike["arm"]) else []
             parts += [_contrast_table(found), *bound, _twins_table(alike, study.student)]
         else:
-            parts += ["**The records are not there yet**: what follows is the pilot, which decides nothing."]
+            parts += ["**There are no records yet**: what follows is the pilot, which decides nothing."]
         noises = sorted(shown["noise"].unique())
         parts += [_table(shown, noise) for noise in noises]
         stage = "" if len(found) else ", pilot"
@@ -205,17 +213,17 @@ def _advise(records: pd.DataFrame, found: pd.DataFrame, student: str) -> str:
     seeds = " to ".join(str(number) for number in sorted({plain["seeds"].min(), plain["seeds"].max()}))
     return " ".join(
         [
-            "Which strategy, by the all-atom time over the slowest process of your protein (changes of the model's "
-            f"TICA W1 in percent with 95 % intervals, {seeds} seeds; one protein, a coarse-grained teacher in place of "
-            "all atoms, models without a network).",
+            "Which strategy to use, by the all-atom time over the slowest process of your protein. Changes of the "
+            f"model's TICA W1 are in percent with 95 % intervals, {seeds} seeds (one protein, a coarse-grained teacher "
+            "in place of all atoms, models without a network).",
             f"Surely better than one continued run of the same length: {better}."
             if better
-            else f"No strategy is surely better than one continued run of the same length, from {budgets[0]:g} to "
-            f"{budgets[-1]:g} of the slowest time.",
-            f"{PRIMARY[0]}, the default, against that run, {stands}.",
-            f"That run against no label at all, {brings}." if brings else "",
+            else f"No strategy was shown to be better than one continued run of the same length, from {budgets[0]:g} "
+            f"to {budgets[-1]:g} of the slowest relaxation time.",
+            f"{PRIMARY[0]}, the default, against that run, at {stands}.",
+            f"That run against no label at all, at {brings}." if brings else "",
             "So compare before you trust a strategy (cgal compare)"
-            + ("." if better else ", or take plain dynamics (campaign.continued_md_steps)."),
+            + ("." if better else ", or use plain dynamics (campaign.continued_md_steps)."),
         ]
     ).replace("  ", " ")
 
@@ -230,10 +238,10 @@ def _power(pilot: pd.DataFrame, records: pd.DataFrame, found: pd.DataFrame, stud
     scatter, needed = float(np.std(values, ddof=1)), sample_size(values, RESOLVED_percent)
     mean = mean_interval(values)
     lines = [
-        f"**The primary contrast** is `{arm}` against `{to}` at {budget:g} of the slowest time, TICA W1 of the model, "
-        f"mode exact. The pilot ({len(values)} seeds on other seed sets) has a scatter of {scatter:.2f} in the log "
-        f"ratio: a change by {RESOLVED_percent:.0f} % takes {needed or 'over a thousand'} seeds for 80 % power. "
-        f"Its own change is {100 * np.expm1(mean.value):+.0f} %, {100 * np.expm1(mean.low):+.0f} to "
+        f"**The primary contrast** is `{arm}` against `{to}` at {budget:g} of the slowest relaxation time, TICA W1 of "
+        f"the model, mode exact. The pilot ({len(values)} seeds on other seed sets) has a scatter of {scatter:.2f} in "
+        f"the log ratio: a change by {RESOLVED_percent:.0f} % takes {needed or 'over a thousand'} seeds for 80 % "
+        f"power. Its own change is {100 * np.expm1(mean.value):+.0f} %, {100 * np.expm1(mean.low):+.0f} to "
         f"{100 * np.expm1(mean.high):+.0f}.",
     ]
     for _, row in found[found["primary"]].iterrows():
@@ -258,11 +266,11 @@ def _contrast_table(found: pd.DataFrame) -> str:
     lines = [
         "### All contrasts",
         "",
-        "Change of the model's TICA W1 in percent with 95 % intervals over seeds; p of the secondary ones is "
-        f"corrected for their number (Holm, {len(found) - int(found['primary'].sum())}); in the last column the "
-        "smallest decrease that would have been seen with 80 % power.",
+        "Change of the model's TICA W1 in percent with 95 % intervals over seeds. The primary contrast is bold; p "
+        f"values of the others are corrected for their number (Holm, {len(found) - int(found['primary'].sum())}). The "
+        "last column is the smallest decrease that would have been shown with 80 % power.",
         "",
-        "| arm | against | budget | seeds | change | p | smallest seen |",
+        "| arm | against | budget | seeds | change | p | detectable |",
         "|---|---|---|---|---|---|---|",
     ]
     for _, row in found.sort_values(["control", "budget", "arm"]).iterrows():
@@ -279,11 +287,11 @@ def _bound(records: pd.DataFrame, student: str) -> str:
     lines = [
         "### What starts in equilibrium give",
         "",
-        f"`{BOUND}` begins each label run at a frame drawn from the truth, which no strategy has; it was added when "
-        "the records of the other arms had been seen, and is no candidate. It bounds what raw frames can give; of a "
-        "model, whose forces may need other frames, it is no bound. Change of TICA W1 in percent, with 95 % intervals "
-        "over seeds. Where its model is surely further from the truth than its own raw frames, what is learned from "
-        "the labels holds the model back, wherever they begin.",
+        f"`{BOUND}` begins each label run at a frame drawn from the truth, which no strategy has. It was added after "
+        "the records of the other arms had been seen, and is not a candidate. It bounds what raw frames can give; for "
+        "a model, whose forces may need other frames, it is not a bound. The table gives changes of TICA W1 in "
+        "percent, with 95 % intervals over seeds. Where its model is shown to be further from the truth than its own "
+        "raw frames, what is learned from the labels holds the model back, wherever they begin.",
         "",
         f"| budget | seeds | its model to that of `{CONTROL}` | its model to that of `{PRIMARY[0]}` | its raw frames "
         f"to those of `{CONTROL}` | its model to its raw frames |",
@@ -313,10 +321,11 @@ def _twins_table(records: pd.DataFrame, student: str) -> str:
     others = [model for model in records["model"].unique() if model != student]
     controls = [*others, student]
     lines = [
-        "### Against cheaper things",
+        "### Compared with cheaper alternatives",
         "",
-        "Change of TICA W1 in percent, with 95 % intervals over seeds: of the model to what else its labels give, and "
-        f"to the model of the seed, which has none; then of each to what `{CONTROL}` makes of as many.",
+        "Change of TICA W1 in percent, with 95 % intervals over seeds. First the model, relative to what else its "
+        "labels give and to the model of the seed, which has no labels; then each of these, relative to what "
+        f"`{CONTROL}` makes of as many labels.",
         "",
         f"| arm | budget | seeds | {' | '.join(f'to its `{other}`' for other in others)} | to the seed's model | "
         f"{' | '.join(f'`{model}` to that of `{CONTROL}`' for model in controls)} |",
@@ -336,9 +345,9 @@ def _table(records: pd.DataFrame, noise: float) -> str:
     lines = [
         f"### W1 of every arm, noise {noise:g} times the measured one",
         "",
-        "Mode exact, means over seeds, TICA with its 95 % interval; of the raw labelled frames and of the models made "
-        "of them. Failed are label runs that were lost, lost are simulated replicas. Means of arms with different "
-        "seeds cannot be compared; the tables above can.",
+        "Mode exact, means over seeds, TICA with its 95 % interval, for the raw labelled frames and the models made of "
+        "them. Failed are label runs that were lost; lost are simulated replicas. Means of arms with different seeds "
+        "cannot be compared; the tables above can.",
         "",
         f"| budget | arm | model | seeds | {' | '.join(each.heading for each in metrics)} | failed | lost |",
         f"|---|---|---|---|{'---|' * len(metrics)}---|---|",
