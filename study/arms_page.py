@@ -78,8 +78,8 @@ def _pilot(twins: pd.DataFrame, design: Design, primary: Contrast) -> Iterator[s
         f"**The pilot**, {len(logs)} seeds on seed sets of their own, decided how many seed sets there are. The log "
         f"ratio of `{primary.arm}` to `{primary.control}` at {primary.budget:g} of the slowest process scatters by "
         f"{statistics.stdev(logs):.2f} (95 % interval {low:.2f} to {high:.2f}). If the true scatter is that, a change "
-        f"by {RESOLVED_percent:.0f} % takes {sample_size(logs, RESOLVED_percent) or 'over a thousand'} for 80 % power. "
-        f"Its own change is {change.value:+.0f} % ({change.low:+.0f} to {change.high:+.0f})."
+        f"by {RESOLVED_percent:.0f} % takes {sample_size(logs, RESOLVED_percent) or 'over a thousand'} seed sets for "
+        f"80 % power. Its own change is {change.value:+.0f} % ({change.low:+.0f} to {change.high:+.0f})."
     )
     entries = [e for e in summarise_budgets(twins, design) if e["metric"] == HEADLINE and e["mode"] == "exact"]
     yield _table(
