@@ -109,8 +109,11 @@ def _code(records: pd.DataFrame) -> Iterator[str]:
     """Which code made the campaigns of which seed sets."""
     if "code" in records:
         commits = records["code"].str[:SHORT_COMMIT].fillna("unknown")
-        sets = records.groupby(commits)["seed_set"].unique().map(sorted)
-        told = (f"{commit} (seed sets {', '.join(map(str, sets[commit]))})" for commit in sets.index)
+        sets = records.groupby(commits)["seed_set"].unique().map(sorted).sort_values()
+        told = (
+            f"{commit} (seed set{'s' if len(found) > 1 else ''} {', '.join(map(str, found))})"
+            for commit, found in sets.items()
+        )
         yield f"The campaigns ran at commit {', '.join(told)}."
 
 

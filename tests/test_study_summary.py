@@ -145,7 +145,7 @@ def test_the_page_tells_every_comparison_that_has_rows(tmp_path: Path) -> None:
     primary = page.partition("**The primary contrast**")[2].partition("\n")[0]
     assert "4 seed sets" in primary
     assert "outside of the interval" not in primary, "it is a decrease by a half"
-    assert "The campaigns ran at commit aaaaaaa (seed sets 2, 4), bbbbbbb (seed sets 1, 3)." in page
+    assert "The campaigns ran at commit bbbbbbb (seed sets 1, 3), aaaaaaa (seed sets 2, 4)." in page
     assert (tmp_path / "bed.png").is_file()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert len(summary["contrasts"]) == 3
