@@ -57,6 +57,11 @@ def test_a_negative_temperature_is_refused(make_project: Project) -> None:
     fails_clearly(cgal(root, "run"), "temperature_K", "greater than 0", "-3.0")
 
 
+def test_label_runs_shorter_than_the_lag_of_frame_weights_are_refused_before_any_work(make_project: Project) -> None:
+    root = make_project(training={"frame_weights": "markov"}, oracle={"mode": "free", "average_steps": 500})
+    fails_clearly(cgal(root, "run"), "training.frame_weights", "training.markov.lag_ps (10 ps)", "500, 2 ps")
+
+
 def test_a_letter_that_is_no_residue_is_named(make_project: Project) -> None:
     root = make_project()
     out = root / "start.pdb"

@@ -13,7 +13,7 @@ from cgal.all_atom.oracle import run_md
 from cgal.all_atom.structures import structure_from_sequence
 from cgal.benchmark.suite import benchmark
 from cgal.dataset import append, load_manifest, prepare
-from cgal.errors import BadCheckpoint, BadParams, BadPositions, EmptyTrajectory
+from cgal.errors import BadCheckpoint, BadParams, BadPositions, EmptyTrajectory, SamplingError
 from cgal.files import sha256
 from cgal.frames import AtomFrames, CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.params import BenchmarkParams, ForceFieldParams, Params, SchNetParams, SimulationParams, TrainingParams
@@ -155,3 +155,17 @@ def test_datasets_that_cannot_train_one_network_are_refused(folders: list[Path],
     (twin / "manifest.json").write_text(manifest)
     with pytest.raises(BadParams, match="datasets of 450, 350 K"):
         load_training_set([twin, folders[1]], PARAMS.prior)
+
+
+def test_a_seed_of_short_runs_counts_alike_until_there_are_labels(
+    folders: list[Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    """Runs of 4 ps and a lag of 10 ps: round 0 trains on equal weights, labels as short as these are refused."""
+    markov = TrainingParams(frame_weights="markov")
+    weighted = load_training_set([folders[1]], PARAMS.prior, markov)
+    assert weighted.summary() == {"effective_frames": 80.0}
+    grown = copytree(folders[1], tmp_path / "second")
+    labelled = AtomFrames.load(folders[1] / "seed.h5").take(np.arange(3))
+    append(grown, labelled=labelled, origin="oracle", oracle_steps=9, oracle_failed=0, checkpoint=checkpoint)
+    with pytest.raises(SamplingError, match=r"no two frames of a run lie training\.markov\.lag_ps \(10 ps\) apart"):
+        load_training_set([grown], PARAMS.prior, markov)

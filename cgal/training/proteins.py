@@ -1,14 +1,14 @@
 """Several proteins, one network: their datasets together, and the prior of each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
 from cgal.dataset import load_manifest, load_shards
-from cgal.errors import BadParams
+from cgal.errors import BadParams, SamplingError
 from cgal.frames import LabelledFrames
 from cgal.params import PriorParams, TrainingParams
 from cgal.potential.prior import Prior, fit_prior
@@ -44,8 +44,9 @@ def load_training_set(
 ) -> TrainingSet:
     """Read the datasets in these folders (see `cgal.dataset`), and fit to the frames of each protein its prior.
 
-    Frames are weighted as `training` says, if it is given. Raises BadParams when two are of the same sequence or of
-    different temperatures, SamplingError when frames cannot be weighted, and what `load_shards` does.
+    Frames are weighted as `training` says, if it is given; those of a seed without labels count alike where its runs
+    are shorter than the lag. Raises BadParams when two are of the same sequence or of different temperatures,
+    SamplingError when frames cannot be weighted, and what `load_shards` does.
     """
     manifests = {folder: load_manifest(folder) for folder in folders}
     owners: dict[str, Path] = {}
@@ -61,7 +62,7 @@ def load_training_set(
             f"{', '.join(map(str, folders))}: datasets of {', '.join(temperatures_K)} K; a network is for one"
         )
     training = training or TrainingParams()
-    shards = {manifests[folder].sequence: weigh_shards(load_shards(folder), training) for folder in folders}
+    shards = {manifests[folder].sequence: _weigh(load_shards(folder), training) for folder in folders}
     priors = {
         manifest.sequence: fit_prior(
             np.concatenate([shard.positions for shard in shards[manifest.sequence]]),
@@ -73,6 +74,15 @@ def load_training_set(
         for manifest in manifests.values()
     }
     return TrainingSet(tuple(shard for each in shards.values() for shard in each), priors)
+
+
+def _weigh(shards: Sequence[LabelledFrames], params: TrainingParams) -> tuple[LabelledFrames, ...]:
+    try:
+        return weigh_shards(shards, params)
+    except SamplingError:
+        if sum(len(shard) > 0 for shard in shards) > 1:
+            raise
+        return tuple(replace(shard, weights=np.ones(len(shard))) for shard in shards)
 
 
 def _weights(shards: Sequence[LabelledFrames]) -> Float64[np.ndarray, " frames"] | None:

@@ -8,6 +8,7 @@ from cgal.dataset import labelled_seed
 from cgal.errors import BadParams, Refusals
 from cgal.files import read_json
 from cgal.frames import AtomFrames, CGTrajectory, read_pdb_text, sequence_of
+from cgal.params import Params
 from cgal.training.held_out import require_enough
 from flows.campaign.plain_md import plan_of
 from flows.terminal import console
@@ -36,6 +37,8 @@ def require_runnable(workspace: Workspace) -> None:
     params, refusals = workspace.params, Refusals()
     with refusals.gathered():
         _require_backmappers(workspace)
+    with refusals.gathered():
+        _require_weighable(params)
     for part in workspace.parts:
         with refusals.gathered():
             require_sound_structure(part)
@@ -53,6 +56,20 @@ def _require_backmappers(workspace: Workspace) -> None:
     backmapping = workspace.params.backmapping
     for method in {backmapping.method, backmapping.second_method} - {"none"}:
         backmapper_of(method)
+
+
+def _require_weighable(params: Params) -> None:
+    """Raise BadParams unless label runs are longer than the lag of the Markov model that weighs their frames."""
+    oracle, lag_ps = params.oracle, params.training.markov.lag_ps
+    run_ps = oracle.average_steps * params.force_field.timestep_ps
+    if params.training.frame_weights == "none" or not params.campaign.rounds:
+        return
+    if oracle.mode != "free" or run_ps < lag_ps:
+        raise BadParams(
+            f"training.frame_weights: markov needs label runs longer than training.markov.lag_ps ({lag_ps:g} ps): set "
+            f"oracle.mode: free and oracle.average_steps ({oracle.average_steps}, {run_ps:g} ps) to match, or "
+            "frame_weights: none"
+        )
 
 
 def _require_different(workspace: Workspace) -> None:
