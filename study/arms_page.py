@@ -109,12 +109,12 @@ def _code(records: pd.DataFrame) -> Iterator[str]:
     """Which code made the campaigns of which seed sets."""
     if "code" in records:
         commits = records["code"].str[:SHORT_COMMIT].fillna("unknown")
-        sets = records.groupby(commits)["seed_set"].unique().map(sorted).sort_values()
+        sets = records.groupby(["arm", commits], sort=False)["seed_set"].unique().map(sorted).map(tuple).reset_index()
         told = (
-            f"{commit} (seed set{'s' if len(found) > 1 else ''} {', '.join(map(str, found))})"
-            for commit, found in sets.items()
+            f"{commit} ({', '.join(f'`{arm}`' for arm in found['arm'])}: {', '.join(map(str, numbers))})"
+            for (numbers, commit), found in sets.groupby(["seed_set", "code"])
         )
-        yield f"The campaigns ran at commit {', '.join(told)}."
+        yield f"The campaigns ran at these commits (arms: seed sets): {'; '.join(told)}."
 
 
 def _tables(entries: Entries, tested: Entries, steps: Mapping[float, int]) -> Iterator[str]:

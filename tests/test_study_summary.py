@@ -145,7 +145,8 @@ def test_the_page_tells_every_comparison_that_has_rows(tmp_path: Path) -> None:
     primary = page.partition("**The primary contrast**")[2].partition("\n")[0]
     assert "4 seed sets" in primary
     assert "outside of the interval" not in primary, "it is a decrease by a half"
-    assert "The campaigns ran at commit bbbbbbb (seed sets 1, 3), aaaaaaa (seed sets 2, 4)." in page
+    arms = ", ".join(f"`{arm}`" for arm in made["arm"].unique())
+    assert f"(arms: seed sets): bbbbbbb ({arms}: 1, 3); aaaaaaa ({arms}: 2, 4)." in page
     assert (tmp_path / "bed.png").is_file()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert len(summary["contrasts"]) == 3
