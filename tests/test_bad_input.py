@@ -60,6 +60,9 @@ def test_a_negative_temperature_is_refused(make_project: Project) -> None:
 def test_label_runs_shorter_than_the_lag_of_frame_weights_are_refused_before_any_work(make_project: Project) -> None:
     root = make_project(training={"frame_weights": "markov"}, oracle={"mode": "free", "average_steps": 500})
     fails_clearly(cgal(root, "run"), "training.frame_weights", "training.markov.lag_ps (10 ps)", "500, 2 ps")
+    edit_params(root, "oracle", "average_steps", 4000)
+    edit_params(root, "oracle", "free_stride", 2000)  # 16 ps with two frames, 8 ps apart
+    fails_clearly(cgal(root, "run"), "training.markov.lag_ps (10 ps)", "4000, 16 ps")
 
 
 def test_a_letter_that_is_no_residue_is_named(make_project: Project) -> None:

@@ -59,16 +59,17 @@ def _require_backmappers(workspace: Workspace) -> None:
 
 
 def _require_weighable(params: Params) -> None:
-    """Raise BadParams unless label runs are longer than the lag of the Markov model that weighs their frames."""
+    """Raise BadParams unless label runs are longer than the lag of the Markov model that weights their frames."""
     oracle, lag_ps = params.oracle, params.training.markov.lag_ps
-    run_ps = oracle.average_steps * params.force_field.timestep_ps
     if params.training.frame_weights == "none" or not params.campaign.rounds:
         return
-    if oracle.mode != "free" or run_ps < lag_ps:
+    run_ps = oracle.average_steps * params.force_field.timestep_ps
+    between_ps = (oracle.average_steps // oracle.free_stride - 1) * oracle.free_stride * params.force_field.timestep_ps
+    if oracle.mode != "free" or between_ps < lag_ps:  # between the first frame of a run and its last
         raise BadParams(
             f"training.frame_weights: markov needs label runs longer than training.markov.lag_ps ({lag_ps:g} ps): set "
-            f"oracle.mode: free and oracle.average_steps ({oracle.average_steps}, {run_ps:g} ps) to match, or "
-            "frame_weights: none"
+            f"oracle.mode: free and oracle.average_steps ({oracle.average_steps}, {run_ps:g} ps) to match, with frames "
+            "that far apart (oracle.free_stride), or frame_weights: none"
         )
 
 
