@@ -345,7 +345,9 @@ class ForcesAndNoiseParams(Section):
     """Forces and noise: frames are noised, and their labels mix the forces with those of the noise."""
 
     noise_nm: Positive = Field(
-        0.01, description="standard deviation of the noise on each coordinate; the model is of the smeared density"
+        0.005,
+        description="standard deviation of the noise on each coordinate; the model is of the smeared density, whose "
+        "bonds are wider: 0.005 is about as wide as they are",
     )
 
 

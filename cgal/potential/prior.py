@@ -98,6 +98,10 @@ class Prior(nn.Module):
         terms = {name: getattr(self, name) for name in TERMS}
         return Prior(self.sequence, self.temperature_K, terms | dict(parts_kJ_per_mol))
 
+    def with_terms(self, **terms: Tensor) -> "Prior":
+        """Give the same prior, linear rung included, with these buffers in place of its own."""
+        return Prior(self.sequence, self.temperature_K, dict(self.named_buffers()) | terms)
+
     def dihedral_series(self) -> tuple[Float[Tensor, "dihedrals order"], Float[Tensor, "dihedrals order"]]:
         """Cosine and sine coefficients [kJ/mol] of the dihedrals, those of the linear rung included."""
         cosine, sine = self.dihedral_cosine_kJ_per_mol, self.dihedral_sine_kJ_per_mol

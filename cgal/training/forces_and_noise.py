@@ -7,8 +7,9 @@ square is least for
 
     B = c (C + c)^-1,    c = (k_B T / s)^2,    C_ij = <f_i . f_j> / 3.
 
-Little noise leaves the forces nearly as they are, much noise takes their place. The prior is that of the frames without
-noise; all errors are told on noised frames.
+Little noise leaves the forces nearly as they are, much noise takes their place. The model is of the noised frames, and
+so is its prior (`smeared`): noise widens bonds, and a prior as stiff as before would leave it to the network to cancel
+forces far larger than the labels. All errors are told on noised frames.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float32
 
 from cgal.frames import LabelledFrames
@@ -27,7 +29,7 @@ from cgal.training import force_matching
 from cgal.training.force_matching import ForceMatchingResult
 from cgal.units import thermal_energy_kJ_per_mol
 
-__all__ = ["noised", "train"]
+__all__ = ["noised", "smeared", "train"]
 
 
 def train(
@@ -41,8 +43,29 @@ def train(
     progress: Progress = silent,
 ) -> ForceMatchingResult:
     """Train as `force_matching.train` does, and raise what it does, on frames whose noise is drawn once from `seed`."""
-    frames = noised(shards, params.forces_and_noise.noise_nm, initial.prior.temperature_K, seed)
-    return force_matching.train(frames, initial, params, seed=seed, scratch=scratch, priors=priors, progress=progress)
+    noise_nm = params.forces_and_noise.noise_nm
+    frames = noised(shards, noise_nm, initial.prior.temperature_K, seed)
+    of_frames = initial.with_prior(smeared(initial.prior, noise_nm))
+    others = {sequence: smeared(prior, noise_nm) for sequence, prior in priors.items()} if priors else None
+    return force_matching.train(frames, of_frames, params, seed=seed, scratch=scratch, priors=others, progress=progress)
+
+
+def smeared(prior: Prior, noise_nm: float) -> Prior:
+    """Give the prior of the same frames with noise of this standard deviation on each coordinate.
+
+    To first order, noise adds s^2 |grad q|^2 to the variance of a bond or angle q. |grad q|^2 is 2 for a bond, and
+    1/a^2 + 1/b^2 + |u/a + v/b|^2 for an angle between bonds of lengths a and b, where u and v are the directions in
+    which its outer beads open it, u.v = -cos(q). Dihedrals, repulsion and the linear rung stay: noise that is small
+    beside a bond's length hardly changes them.
+    """
+    kT, lengths, angles = thermal_energy_kJ_per_mol(prior.temperature_K), prior.bond_length_nm, prior.angle_rad
+    one, other = 1 / lengths[:-1], 1 / lengths[1:]
+    of_angles = 2 * (one**2 + other**2 - one * other * torch.cos(angles))
+    bonds, bends = prior.bond_stiffness_kJ_per_mol_nm2, prior.angle_stiffness_kJ_per_mol_rad2
+    return prior.with_terms(
+        bond_stiffness_kJ_per_mol_nm2=kT / (kT / bonds + noise_nm**2 * 2),
+        angle_stiffness_kJ_per_mol_rad2=kT / (kT / bends + noise_nm**2 * of_angles),
+    )
 
 
 def noised(shards: Sequence[LabelledFrames], noise_nm: float, temperature_K: float, seed: int) -> list[LabelledFrames]:

@@ -4,9 +4,10 @@ import numpy as np
 import torch
 
 from cgal.frames import LabelledFrames
-from cgal.params import TrainingParams
+from cgal.params import PriorParams, TrainingParams
 from cgal.potential.architectures import initial_potential
-from cgal.training.forces_and_noise import noised
+from cgal.potential.prior import fit_prior
+from cgal.training.forces_and_noise import noised, smeared
 from cgal.training.train import train
 from cgal.units import thermal_energy_kJ_per_mol
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, labelled, real_prior, shaken_beads
@@ -57,3 +58,15 @@ def test_a_training_depends_on_its_seed_alone_and_is_kept(tmp_path):
     assert torch.equal(weights[0], weights[1])
     assert torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[3])
+
+
+def test_the_prior_is_that_of_noised_frames():
+    """To first order in the noise: by far nearer than the prior of the frames as they were."""
+    positions, params = shaken_beads(4000), PriorParams()
+    noise = np.random.default_rng(1).standard_normal(positions.shape, dtype=np.float32) * np.float32(0.005)
+    before, wanted = (fit_prior(each, SEQUENCE, TEMPERATURE_K, params) for each in (positions, positions + noise))
+    found = smeared(before, 0.005)
+    for name in ("bond_stiffness_kJ_per_mol_nm2", "angle_stiffness_kJ_per_mol_rad2"):
+        torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=0.1, atol=0.0)
+    assert (before.bond_stiffness_kJ_per_mol_nm2 / wanted.bond_stiffness_kJ_per_mol_nm2).min() > 1.5
+    assert torch.equal(found.dihedral_sine_kJ_per_mol, before.dihedral_sine_kJ_per_mol)
