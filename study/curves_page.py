@@ -60,7 +60,7 @@ own random numbers."""
 RECORDS = {
     "learning_curves": """## Records of today
 
-Made at commit 8527ece, networks and `linear` at 12bdfa6, `forces_and_noise` at COMMIT. `raw` and most of `prior` are from the records before, because
+Made at commit 8527ece, networks and `linear` at 12bdfa6, `forces_and_noise` at 915d2c6. `raw` and most of `prior` are from the records before, because
 no later change affects them. Where there are fewer than five seeds, the tables say so. The wall time of a network on
 the rung by relative entropy does not include the rung, which had been made for `linear_populations` of the same frames
 and seed.""",
