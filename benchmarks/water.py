@@ -7,6 +7,7 @@ import numpy as np
 import openmm
 from jaxtyping import Float64
 from openmm import app, unit
+from scipy.spatial.distance import pdist
 
 from benchmarks.harness import Result, interleave
 from benchmarks.oracle import SEQUENCES, TEMPERATURE_K
@@ -34,7 +35,7 @@ def _against_openmm(sequence: str) -> Result:
         sequence, DRY, temperature_K=TEMPERATURE_K, seed=1, phi_degrees=-57.0, psi_degrees=-47.0
     )
     topology, positions = read_structure(pdb)
-    edge_nm = round(float(np.ptp(positions, axis=0).max()) + IMAGE_GAP_nm + 0.1, 1)
+    edge_nm = round(float(pdist(positions).max()) + IMAGE_GAP_nm + 0.1, 1)
     water = WaterParams(box_nm=edge_nm, settling_steps=0)
     physics = DRY.model_copy(update={"solvent": "tip3pfb", "water": water})
     whole = with_solvent(topology, physics)

@@ -6,10 +6,10 @@ before or as it is after, never between.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -36,6 +36,7 @@ __all__ = [
     "load_atoms",
     "load_manifest",
     "load_shards",
+    "physics_of",
     "prepare",
     "reset",
     "round_index",
@@ -89,7 +90,8 @@ class StoredAtoms(Hdf5Record):
 class PreparedFrom(Section):
     """All that force map, first shard and first warm start were made from.
 
-    `trained_beside` names the other proteins of the campaign, whose datasets train the same network.
+    `force_field` is that of labels, as "ff96 + obc2" (None in manifests of earlier versions). `trained_beside` names
+    the other proteins of the campaign, whose datasets train the same network.
     """
 
     mapping: MappingParams
@@ -97,6 +99,7 @@ class PreparedFrom(Section):
     network: NetworkParams
     random_seed: int
     temperature_K: float
+    force_field: str | None = Field(None, exclude_if=lambda name: name is None)
     seed_sha256: str
     seed_labels_sha256: str | None
     trained_beside: tuple[str, ...] = Field((), strict=False, exclude_if=lambda names: not names)
@@ -165,10 +168,13 @@ def prepare(folder: Path, params: Params, *, beside: Sequence[str] = ()) -> Mani
     is linear) or else `seed.h5` itself to shard 0, and lays a warm start that equals the seed's prior. Writes nothing
     when the manifest says that all this was done from the same inputs; sweeps what an interrupted `append` left.
 
-    Raises BadParams when a campaign that has grown was made from other inputs, DatasetChanged when one of its shared
+    Raises BadParams when a campaign that has grown was made from other inputs or the seed is of another force field,
+    solvent or temperature than `params` name, DatasetChanged when one of its shared
     files was changed, BadStructure when `structure.pdb` has other atoms than the seed.
     """
     inputs = _inputs(folder, params, beside)
+    for name in ("seed.h5", "seed_labels.h5"):
+        _require_physics(folder / name, params)
     if (folder / MANIFEST).is_file():
         manifest = load_manifest(folder)
         changed = _changes(manifest, inputs, params)
@@ -257,6 +263,7 @@ def _inputs(folder: Path, params: Params, beside: Sequence[str]) -> PreparedFrom
         network=params.network,
         random_seed=params.seed,
         temperature_K=params.temperature_K,
+        force_field=params.force_field.physics,
         seed_sha256=sha256(folder / "seed.h5"),
         seed_labels_sha256=sha256(labels) if labels.is_file() else None,
         trained_beside=tuple(sorted(beside)),
@@ -267,6 +274,8 @@ def _changes(manifest: Manifest, inputs: PreparedFrom, params: Params) -> list[s
     """Name what the dataset was made from that is now another."""
     before = manifest.prepared_from
     changed = [name for name in PreparedFrom.model_fields if getattr(before, name) != getattr(inputs, name)]
+    if before.force_field is None:
+        changed.remove("force_field")
     if manifest.campaign != params.campaign.name:
         changed.append("campaign.name")
     if manifest.protein != _name(params):
@@ -340,6 +349,22 @@ def _load_seed(folder: Path, params: Params) -> AtomFrames:
             f"{structure}: other atoms, or in another order, than those of seed.h5; use one topology for both"
         )
     return seed
+
+
+def physics_of(provenance: Mapping[str, Any]) -> str | None:
+    """Force field and solvent that cgal has made frames with, as "ff96 + obc2"; None where it is not known."""
+    made = provenance.get("force_field")
+    return f"{made['name']} + {made['solvent']}" if made else None
+
+
+def _require_physics(path: Path, params: Params) -> None:
+    """Refuse frames of another potential than labels will be of: their forces would be of no one potential."""
+    made = physics_of(AtomFrames.load(path).provenance) if path.is_file() else None
+    if made not in (None, params.force_field.physics):
+        raise BadParams(
+            f"force_field is {params.force_field.physics}, but {path} is of {made}; set force_field.name and .solvent "
+            "to that, or make a seed of this force field with 'cgal seed'"
+        )
 
 
 def _project(frames: AtomFrames, force_map: ForceMap, origin: str) -> LabelledFrames:

@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 import mdtraj
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int32
+from jaxtyping import Bool, Float32, Float64, Int, Int32
 from openmm import app
 
 from cgal.all_atom.force_field import build_system, read_structure, recompute_forces, require_implicit
-from cgal.errors import BadParams, BadStructure, CgalError, EmptyTrajectory, Refusals
+from cgal.errors import BadParams, BadStructure, BadTrajectory, CgalError, EmptyTrajectory, Refusals
 from cgal.files import sha256
 from cgal.foreign.chemistry import Selection
 from cgal.foreign.forces import ForceFiles, stored_forces, with_forces
@@ -61,8 +61,14 @@ __all__ = [
 type ForceOrigin = Literal["stored", "recompute"] | ForceFiles
 """Forces that lie beside the positions, that a force field gives, or that have files of their own."""
 
-MEDOID_FRAMES = 1000
-"""Frames that a medoid is sought among: the time that takes grows with their square."""
+RIGID_nm = 1e-3
+"""A bond is rigid if the standard deviation of its length is less: XTC's rounding makes 0.0004, heat 0.0023 or more."""
+
+RIGID_FRAMES = 10
+"""Fewer frames do not tell: they may be one step apart."""
+
+MOST_FRAMES = 1000
+"""Frames that a medoid is sought among (the time that takes grows with their square), or that bonds are measured in."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +139,12 @@ class ReadTrajectories:
             with refusals.gathered():
                 require_implicit(force_field)
                 build_system(read_structure(self.pdb)[0], force_field)
-        for source in () if forces == "recompute" else self.sources:
+        for source in self.sources:
             with refusals.gathered():
-                stored_forces(source)
+                _check_flexible(source, self.protein)
+            if forces != "recompute":
+                with refusals.gathered():
+                    stored_forces(source)
         refusals.tell()
 
     def labelled(
@@ -271,7 +280,7 @@ def import_trajectory(
     force_field : ForceFieldParams, optional
         The oracle's force field, for "recompute".
     stride : int
-        Take every so-many-th frame of a file.
+        Take every so-many-th frame of a trajectory.
     first_ps, last_ps : float, optional
         Take only frames of this window of time, both ends included.
     frame_ps : float, optional
@@ -291,8 +300,8 @@ def import_trajectory(
         The topology is unreadable, or holds anything but one chain of the twenty amino acids with all their atoms.
     BadTrajectory
         A file is unreadable, has another number or order of atoms, lacks forces or times, has times that do not
-        increase evenly, is in other units, holds a number that is not finite, a broken or mirrored molecule, or was
-        sampled at another temperature.
+        increase evenly, is in other units, holds a number that is not finite, a broken or mirrored molecule, was
+        sampled at another temperature, or with constraints on bonds between heavy atoms.
     EmptyTrajectory
         No frame lies in the window, or one alone.
     """
@@ -363,9 +372,14 @@ def medoid(beads: Float32[np.ndarray, "frames beads 3"]) -> int:
     """
     if not len(beads):
         raise EmptyTrajectory("no frame to take the medoid of")
-    compared = np.unique(np.linspace(0, len(beads) - 1, MEDOID_FRAMES).round().astype(int))
+    compared = _spread_out(len(beads))
     some = beads[compared]
     return int(compared[np.argmin([rmsd_nm(some, frame).mean() for frame in some])])
+
+
+def _spread_out(count: int) -> Int[np.ndarray, " chosen"]:
+    """Indices of so many frames, or of 1,000 evenly spaced ones."""
+    return np.unique(np.linspace(0, count - 1, MOST_FRAMES).round().astype(int))
 
 
 def structure_pdb(frames: AtomFrames, index: int) -> str:
@@ -374,7 +388,11 @@ def structure_pdb(frames: AtomFrames, index: int) -> str:
 
 
 def _with_positions(pdb: str, positions: Float32[np.ndarray, "atoms 3"]) -> str:
-    """PDB text with other coordinates [nm], nothing else changed."""
+    """PDB text with other coordinates [nm], nothing else changed.
+
+    A frame far from the origin moves by multiples of 100 nm: PDB's columns hold -100 to 1,000 nm.
+    """
+    positions = positions - 100.0 * np.rint(positions.mean(axis=0) / 100.0)
     lines = pdb.splitlines()
     atoms = [number for number, line in enumerate(lines) if line.startswith(("ATOM", "HETATM"))]
     for number, (x, y, z) in zip(atoms, positions * 10.0, strict=True):
@@ -414,7 +432,7 @@ def _checked(source: Source, protein: Protein, atoms: app.Topology, frame_ps: fl
 
 def _cut(source: Source, choice: Choice) -> Source:
     assert source.time_ps is not None
-    inside: Bool[np.ndarray, " frames"] = source.frame % choice.stride == 0
+    inside: Bool[np.ndarray, " frames"] = np.arange(len(source.frame)) % choice.stride == 0
     if choice.first_ps is not None:
         inside &= source.time_ps >= choice.first_ps
     if choice.last_ps is not None:
@@ -450,6 +468,24 @@ def _check_labels(topology: Path, protein: Protein, forces: ForceOrigin) -> None
     if all(atom.element.symbol != "H" for atom in protein.topology.atoms):
         raise BadStructure(
             f"{topology.name}: no hydrogens; bead forces are sums over all atoms: give the trajectory with hydrogens"
+        )
+
+
+def _check_flexible(source: Source, protein: Protein) -> None:
+    """Raise BadTrajectory when most bonds between heavy atoms are rigid: bead forces without theirs are wrong."""
+    bonds = [bond for bond in protein.topology.bonds if all(atom.element.symbol != "H" for atom in bond)]
+    if len(source.frame) < RIGID_FRAMES or not bonds:
+        return
+    ones, others = np.array([(one.index, other.index) for one, other in bonds]).T
+    positions = source.positions[_spread_out(len(source.frame))]
+    spread_nm = np.linalg.norm(positions[:, ones] - positions[:, others], axis=-1).std(axis=0, dtype=np.float64)
+    if 0 < np.median(spread_nm) < RIGID_nm:  # 0: all frames are equal, which is said elsewhere
+        one, other = bonds[int(spread_nm.argmin())]
+        raise BadTrajectory(
+            f"{source.path.name}: the bond of {one} and {other}, like most between heavy atoms, keeps its length to "
+            f"{spread_nm.min():.1g} nm: it was constrained, and the forces along such bonds are missing; simulate with "
+            "constraints on bonds to hydrogen only (GROMACS: h-bonds, AMBER: ntc = 2, OpenMM: HBonds), or import the "
+            "run as a reference (--as reference)"
         )
 
 

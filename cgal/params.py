@@ -120,10 +120,12 @@ class CampaignParams(Section):
         (),
         strict=False,
         description="all-atom steps of labels at which a round ends short of its picks, so that there is a model of "
-        "each of these budgets; one of which less than a tenth is left is passed",
+        "each of these budgets; one of which less than a tenth is left is passed, one beyond budget_steps ignored",
     )
     stop_below: Fraction = Field(
-        0.02, description="converged when at most this fraction of the simulated frames is uncovered; 0: never"
+        0.02,
+        description="converged when at most this fraction of the simulated frames is uncovered, dropped ones included; "
+        "0: never",
     )
     stop_rounds: Count = Field(
         2, description="consecutive rounds for which that must hold, with no measurable change of TICA W1 in the last"
@@ -164,10 +166,21 @@ class ForceFieldParams(Section):
     )
     ph: float = Field(7.0, ge=0, le=14)
     timestep_ps: float = Field(0.004, gt=0, le=0.005)
-    hydrogen_mass_amu: float = Field(4.0, ge=1, le=5)
+    hydrogen_mass_amu: float = Field(
+        4.0,
+        ge=1,
+        le=4.25,
+        description="taken from the bonded heavy atom: with more, the carbon of a methyl group is so light that runs "
+        "with steps of 4 fs diverge",
+    )
     friction_per_ps: Positive = 1.0
     platform: Literal["auto", "CPU", "CUDA", "OpenCL", "Reference"] = "auto"
     water: WaterParams = Field(WaterParams(), description="of solvent tip3pfb alone")
+
+    @property
+    def physics(self) -> str:
+        """Force field and solvent, as "ff96 + obc2": what all frames of a campaign have in common."""
+        return f"{self.name} + {self.solvent}"
 
     @property
     def explicit(self) -> bool:
@@ -467,13 +480,18 @@ class SelectionParams(Section):
     ] = "rmsd_histogram"
     frames: Count = 20
     bins: Count = 40
-    cutoff_nm: Positive = Field(1.0, description="a frame with a larger RMSD to the reference frame is unphysical")
+    cutoff_nm: Positive = Field(
+        1.0,
+        description="a frame with a larger RMSD to structure.pdb is unphysical; right for ten beads: cgal init sets a "
+        "third of the chain's length",
+    )
     minimum_bond_nm: NonNegative = Field(0.27, description="a shorter CA-CA bond is unphysical (cis bonds have 0.29)")
     maximum_bond_nm: Positive = Field(0.47, description="a longer CA-CA bond is unphysical")
     minimum_distance_nm: NonNegative = Field(0.3, description="two unbonded beads closer than this overlap")
     novel_nm: Positive = Field(0.1, description="a frame with a larger RMSD to every training frame is uncovered")
     distinct_nm: NonNegative = Field(
-        0.08, description="least RMSD between two picks of a batch; rmsd_histogram and random ignore it"
+        0.08,
+        description="least RMSD between two picks of a batch; rmsd_histogram, rmsd_proportional and random ignore it",
     )
     committee: int = Field(
         4, ge=2, description="networks in the committee, trained afresh when the strategy needs them"
@@ -557,7 +575,10 @@ class BenchmarkParams(Section):
         description="taken to the nearest whole number of the reference's frames; metrics.json and cgal rounds tell it",
     )
     discard_fraction: float = Field(
-        0.1, ge=0, lt=1, description="fraction of each replica that is dropped at its start"
+        0.1,
+        ge=0,
+        lt=1,
+        description="fraction of the run's time that is dropped at its start, the same time for every replica",
     )
     bootstrap: Count = Field(200, description="block-bootstrap resamples over replicas")
     maximum_frames: Count = Field(2000, description="frames per sample in the two-dimensional TICA transport problem")
@@ -580,7 +601,9 @@ class ReferenceParams(Section):
     equilibration_ps: NonNegative = Field(
         20.0, description="time that each start structure spends at temperature_K before the swarm"
     )
-    trajectories: Count = Field(32, description="trajectories of the swarm; raising it adds more")
+    trajectories: int = Field(
+        32, ge=2, le=10**12, description="trajectories of the swarm; raising it adds more; its floor needs two"
+    )
     trajectory_ns: Positive = Field(2.0, description="length of each; raising it extends them")
     segment_ps: Positive = Field(
         200.0, description="length of one file of a trajectory; a killed run loses at most this much of each"
@@ -611,7 +634,7 @@ class ExecutionParams(Section):
     oracle_workers: int = Field(2, ge=1, le=1024, description="all-atom runs (labels, reference) at a time")
     task_runner: Literal["processes", "threads", "dask", "dask_slurm", "dask_address"] = Field(
         "processes",
-        description="where all-atom runs go: this machine, or the Dask cluster that cluster.yaml describes",
+        description="where labels and references are made: this machine, or the Dask cluster of cluster.yaml",
     )
     transport: Literal["shared", "dvc"] = Field(
         "shared", description="how a worker of cgal-gpu gets files: it shares this folder, or through the DVC remote"

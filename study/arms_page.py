@@ -8,7 +8,6 @@ A comparison is there when `docs/results/NAME_twins.csv` has rows (`study.twins`
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +141,8 @@ def _tables(entries: Entries, tested: Entries, steps: Mapping[float, int]) -> It
         f"{TITLE} W1 (mode `exact`, 95 % intervals over seed sets) at budgets in multiples of the slowest process: of "
         "models, of prior and linear rung without the network and of the prior alone, all of the same frames, and of "
         "the frames themselves (and of these weighted by a Markov model of all runs). Changes of models are relative "
-        "to the arm's own round 0, to prior and rung, to the prior, to those frames, and to continued dynamics at the "
-        "same budget.",
+        "to the arm's own round 0 (plain dynamics: to `base`, if that learns from frames in the same way), to prior "
+        "and rung, to the prior, to those frames, and to `continued_md` at the same budget.",
     )
     yield _table(
         ["arm", "budget", *(f"{o.heading}, to {to}" for o in OBSERVABLES.values() for to in ("base", "prior"))],
@@ -237,7 +236,8 @@ def _draw(entries: Entries) -> Figure:
     figure = Figure(figsize=(4.2 * len(kinds), 4.6), layout="constrained")
     found = [each for each in entries if each["metric"] == HEADLINE and each["mode"] == "exact"]
     for panel, (name, title) in zip(figure.subplots(1, len(kinds), sharey=True), kinds.items(), strict=True):
-        for arm, colour in zip(dict.fromkeys(each["arm"] for each in found), cycle(COLOURS), strict=False):
+        for number, arm in enumerate(dict.fromkeys(each["arm"] for each in found)):
+            colour, marker = COLOURS[number % len(COLOURS)], "os"[number // len(COLOURS)]
             line = [
                 (
                     e["budget"],
@@ -250,7 +250,7 @@ def _draw(entries: Entries) -> Figure:
             at, values, low, high = zip(*line, strict=True)
             errors = [[v - (v if e is None else e) for v, e in zip(values, low, strict=True)],
                       [(v if e is None else e) - v for v, e in zip(values, high, strict=True)]]  # fmt: skip
-            panel.errorbar(at, values, errors, color=colour, label=arm, marker="o", markersize=4, capsize=2)
+            panel.errorbar(at, values, errors, color=colour, label=arm, marker=marker, markersize=4, capsize=2)
         floor = found[0]["floor"] if found else math.nan
         panel.axhline(floor, color="0.6", linestyle=":", label="reference against itself")
         panel.set(title=title, xscale="log", ylim=(0, None), xlabel="all-atom steps over the slowest process")

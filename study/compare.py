@@ -162,7 +162,7 @@ def forecast(root: Path, name: str, design: Design, arms: Sequence[str], seeds: 
     The pilot is `NAME_pilot`; nothing is said of arms that the records lack.
     """
     folder = root / "docs" / "results"
-    path = _first(folder / f"{name}.csv", folder / f"{name}_pilot.csv")
+    path = next((path for path in (folder / f"{name}.csv", folder / f"{name}_pilot.csv") if path.is_file()), None)
     if path is None:
         yield "power and cost: not known without records; a pilot of a few seeds (NAME_pilot) makes them"
         return
@@ -184,8 +184,8 @@ def _power(found: pd.DataFrame, arms: Sequence[str], seeds: int) -> Iterator[str
 
 
 def _primary_power(folder: Path, name: str, design: Design, seeds: int) -> Iterator[str]:
-    path, contrast = _first(folder / f"{name}_twins.csv", folder / f"{name}_pilot_twins.csv"), design.primary
-    if path is None or contrast is None:
+    path, contrast = folder / f"{name}_pilot_twins.csv", design.primary
+    if contrast is None or not path.is_file():
         yield "power of the primary contrast: not known without the pilot's twins (python -m study.twins)"
         return
     logs = contrast_logs(pd.read_csv(path), design, contrast)
@@ -194,10 +194,6 @@ def _primary_power(folder: Path, name: str, design: Design, seeds: int) -> Itera
         f"{contrast.budget:g} takes {sample_size(logs, RESOLVED_percent) or 'too many'} seed sets by the scatter of "
         f"{len(logs)} in {path.name}, here are {len({design.seed_set(seed) for seed in range(1, seeds + 1)})}"
     )
-
-
-def _first(*paths: Path) -> Path | None:
-    return next((path for path in paths if path.is_file()), None)
 
 
 def records(comparison: Comparison, design: Design, plans: Sequence[CampaignPlan]) -> pd.DataFrame:

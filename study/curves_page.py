@@ -60,10 +60,10 @@ own random numbers."""
 RECORDS = {
     "learning_curves": """## Records of today
 
-Made at commit 8527ece, networks and `linear` at 12bdfa6, `forces_and_noise` at 915d2c6. `raw` and most of `prior` are from the records before, because
-no later change affects them. Where there are fewer than five seeds, the tables say so. The wall time of a network on
-the rung by relative entropy does not include the rung, which had been made for `linear_populations` of the same frames
-and seed.""",
+Made at commit 8527ece, networks and `linear` at 12bdfa6, `forces_and_noise` at 915d2c6. `raw` and most of `prior` are
+from the records before, because no later change affects them. Where there are fewer than five seeds, the tables say
+so. The wall time of a network on the rung by relative entropy does not include the rung, which had been made for
+`linear_populations` of the same frames and seed.""",
     "learning_curves_unmoved": """## Earlier records: the rung left as it was beneath the network
 
 Made at commit 8527ece. They show what the 300 updates of a network do to populations that build up slowly. They have
@@ -270,10 +270,11 @@ def _draw(records: pd.DataFrame) -> Figure:
         here = rows[rows["system"] == system]
         truths = (("value", here["floor"].iloc[0]), ("folded_model", here["folded_reference"].iloc[0]))
         for panel, (what, truth) in zip(panels[:, column], truths, strict=True):
-            for model, colour in zip(models, COLOURS, strict=False):
+            for number, model in enumerate(models):
+                colour, marker = COLOURS[number % len(COLOURS)], "os"[number // len(COLOURS)]
                 curve = here[here["model"] == model].groupby("at")[what].agg(["mean", "sem"])
                 panel.errorbar(
-                    curve.index, curve["mean"], curve["sem"], color=colour, label=model, marker="o", capsize=2
+                    curve.index, curve["mean"], curve["sem"], color=colour, label=model, marker=marker, capsize=2
                 )
             panel.axhline(truth, color="0.6", linestyle=":", label="floor of W1, share of the truth")
             panel.set(xscale="log", ylim=(0, None))

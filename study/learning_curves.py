@@ -35,6 +35,7 @@ from cgal.potential.architectures import initial_potential, without_network
 from cgal.potential.potential import Potential
 from cgal.potential.prior import fit_prior
 from cgal.simulation.run import run_from, to_trajectory
+from cgal.training.forces_and_noise import smeared
 from cgal.training.train import fit_rung, train
 from study.beds import GROUND_TRUTHS, GroundTruth, SETTLE_ns, Swarm
 from study.in_processes import measure_all
@@ -228,6 +229,8 @@ def model_of(parts: Halves, frames: LabelledFrames, task: Task) -> Potential:
     demo = load_params(Path("params.yaml"))
     prior = fit_prior(frames.positions, frames.sequence, parts.bed.temperature_K, demo.prior)
     params = training_params(demo, task, len(frames))
+    if params.objective == "forces_and_noise":
+        prior = smeared(prior, params.forces_and_noise.noise_nm)
     scratch = SCRATCH / f"{task.system}-{task.ns:g}-{task.seed}"
     if task.model in RUNGS:
         prior = fit_rung([frames], prior, params, seed=task.seed, scratch=scratch).prior

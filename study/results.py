@@ -262,10 +262,9 @@ def _targets(records: pd.DataFrame, arms: Sequence[str]) -> str:
 
 
 def _share(records: pd.DataFrame, arm: str) -> str:
-    target = curve(records, PAPER_ARM, HEADLINE, "exact")
-    steps = steps_to_reach(curve(records, arm, HEADLINE, "exact"), float(target["w1"].iloc[-1]))
-    share = steps / float(target["oracle_steps"].iloc[-1])
-    return "never" if math.isinf(share) else f"{share:.0%}"
+    target, line = (curve(records, each, HEADLINE, "exact") for each in (PAPER_ARM, arm))
+    share = steps_to_reach(line, float(target["w1"].iloc[-1])) / float(target["oracle_steps"].iloc[-1])
+    return "never" if math.isinf(share) else f"{'at most ' if len(line) == 1 else ''}{share:.0%}"
 
 
 def _ablations(records: pd.DataFrame, arms: Sequence[str]) -> str:

@@ -32,6 +32,9 @@ TOLERANCE = 0.1
 
 CONTINUED = "continued_md"
 PAIR = ["seed_set", "seed"]
+LEARNING = ("mapping", "training", "network", "prior")
+"""Sections of `params.yaml` that say what a model makes of its frames."""
+
 STEPS = ("label_steps", "failed_steps", "minimisation_steps", "steering_steps", "seed_steps")
 RESOLVED_percent = -30.0
 LARGEST_P = 1.0
@@ -49,11 +52,17 @@ def at_budget(twins: pd.DataFrame, arm: str, steps: int) -> pd.DataFrame:
     return rows[rows["round"] == spent]
 
 
-def own_base(twins: pd.DataFrame, arm: str) -> pd.DataFrame:
-    """Round 0 of the arm's campaigns; of plain dynamics, which has none, the base of the same seed."""
+def own_base(twins: pd.DataFrame, arm: str, design: Design) -> pd.DataFrame:
+    """Round 0 of the arm's campaigns; of plain dynamics, which has none, the base of the same seed.
+
+    No row when an arm of plain dynamics learns from its frames otherwise than the base does.
+    """
     first = twins[twins["round"] == 0]
     own = first[first["arm"] == arm]
-    return own if len(own) else first[first["arm"] == BASE]
+    if len(own):
+        return own
+    one, other = ({name: design.arms.get(each, {}).get(name) for name in LEARNING} for each in (arm, BASE))
+    return first[(first["arm"] == BASE) & (one == other)]
 
 
 def log_ratios(rows: pd.DataFrame, to: pd.DataFrame, metric: str, mode: str, kind: str = "model") -> list[float]:
@@ -123,7 +132,7 @@ def summarise_budgets(twins: pd.DataFrame, design: Design) -> list[dict[str, Any
     """
     entries = []
     for arm in dict.fromkeys(twins["arm"]):
-        base = own_base(twins, str(arm))
+        base = own_base(twins, str(arm), design)
         for budget, steps in sorted(design.budgets.items()):
             rows, control = at_budget(twins, str(arm), steps), at_budget(twins, CONTINUED, steps)
             for (metric, mode), found in rows.groupby(["metric", "mode"], sort=False):

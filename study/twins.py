@@ -3,7 +3,8 @@
     python -m study.twins NAME [--processes 2] [--until SECONDS]
 
 For every published round of every complete campaign: `model` is the round's model, `linear` its prior and linear rung
-without the network, `prior` the prior alone, all of the same frames, `raw` the all-atom frames of its training set
+without the network (no rows where the rung was moved beneath the network in the end, since without it the moved rung is
+of no use), `prior` the prior alone, all of the same frames, `raw` the all-atom frames of its training set
 themselves, equally weighted, and `weighted` a thousand of them drawn by the weights of `training.frame_weights: markov`
 (no rows where no run is as long as its lag). Potentials are simulated from the folded structure and from a stretched
 chain, for as long as in `study.learning_curves` and whatever starts the campaign took, so that all arms are measured
@@ -67,12 +68,13 @@ class Round(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What DVC holds of a round, and the seed of its simulations."""
+    """What DVC holds of a round, whether its rung was moved beneath its network, and the seed of its simulations."""
 
     params: Params
     manifest: Manifest
     shards: tuple[LabelledFrames, ...]
     model: Potential
+    moved: bool
     native: Float32[np.ndarray, "beads 3"]
     truth: CGTrajectory
     seed: int
@@ -96,7 +98,7 @@ def measure(task: Round) -> list[Row]:
 
 
 def _trajectory(kind: str, found: _Found) -> CGTrajectory | None:
-    """The frames of a kind, of which none is left out if they are all-atom ones; None where there are no weights."""
+    """The frames of a kind, none of them left out if they are all-atom ones; None where a round has no such kind."""
     match kind:
         case "raw":
             return _raw(found.shards)
@@ -108,6 +110,8 @@ def _trajectory(kind: str, found: _Found) -> CGTrajectory | None:
                 return None
             weights = np.concatenate([shard.weights for shard in shards if shard.weights is not None])
             return drawn(_raw(found.shards), weights, found.seed)
+        case "linear" if found.moved:
+            return None
         case "linear":
             return _simulate(without_network(found.model.prior), found)
         case "prior":
@@ -128,11 +132,13 @@ def _read(task: Round) -> _Found:
         data = folder / "data" / str(params.protein)
         manifest = load_manifest(data)
         structure = read_pdb_text((data / "structure.pdb").read_text())
+        model, metadata = load_checkpoint(folder / "round" / "model.pt", sequence=manifest.sequence)
         return _Found(
             params,
             manifest,
             load_shards(data),
-            load_checkpoint(folder / "round" / "model.pt", sequence=manifest.sequence)[0],
+            model,
+            bool(metadata.get("refit_moved")),
             np.asarray(structure.xyz[0, alpha_carbons(structure.topology)], dtype=np.float32),
             CGTrajectory.load(data / "reference.h5"),
             derive_seed(task.seed, task.number, "twins"),

@@ -76,6 +76,11 @@ class Study(NamedTuple):
     noise: float
     told: str
 
+    @property
+    def with_network(self) -> str:
+        """Word for whether its models have a network."""
+        return "with" if self.student == "network" else "without"
+
 
 STUDIES = (
     Study(
@@ -123,7 +128,7 @@ def write_when_it_pays(folder: Path, told: Path = ADVICE) -> None:
         shown = records if len(found) else pilot
         parts += [f"## The student `{study.student}`", study.told, _power(pilot, alike, found, study.student)]
         if len(found):
-            sentence = sentence or _advise(alike, found, study.student)
+            sentence = sentence or _advise(alike, found, study)
             bound = [_bound(alike, study.student)] if BOUND in set(alike["arm"]) else []
             parts += [_contrast_table(found), *bound, _twins_table(alike, study.student)]
         else:
@@ -200,7 +205,7 @@ def all_atom(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["system", "arm", "budget", "change", "low", "high"]).dropna()
 
 
-def _advise(records: pd.DataFrame, found: pd.DataFrame, student: str) -> str:
+def _advise(records: pd.DataFrame, found: pd.DataFrame, study: Study) -> str:
     """What is surely better than plain dynamics, where the default strategy stands, and what plain dynamics brings."""
     plain = found[found["control"] == CONTROL]
     budgets = sorted(plain["budget"].unique())
@@ -208,14 +213,14 @@ def _advise(records: pd.DataFrame, found: pd.DataFrame, student: str) -> str:
     better = "; ".join(f"at {row['budget']:g} {row['arm']} ({_percent(row)})" for _, row in sure.iterrows())
     default = plain[plain["arm"] == PRIMARY[0]].sort_values("budget")
     stands = ", ".join(f"{row['budget']:g}: {_percent(row)}" for _, row in default.iterrows())
-    to_seed = [(budget, logs(records, CONTROL, SEED, budget, (student, student))) for budget in budgets]
+    to_seed = [(budget, logs(records, CONTROL, SEED, budget, (study.student,) * 2)) for budget in budgets]
     brings = ", ".join(f"{budget:g}: {_changed(values)}" for budget, values in to_seed if len(values) >= LEAST_SEEDS)
     seeds = " to ".join(str(number) for number in sorted({plain["seeds"].min(), plain["seeds"].max()}))
     return " ".join(
         [
             "Which strategy to use, by the all-atom time over the slowest process of your protein. Changes of the "
             f"model's TICA W1 are in percent with 95 % intervals, {seeds} seeds (one protein, a coarse-grained teacher "
-            "in place of all atoms, models without a network).",
+            f"in place of all atoms, models {study.with_network} a network).",
             f"Surely better than one continued run of the same length: {better}."
             if better
             else f"No strategy was shown to be better than one continued run of the same length, from {budgets[0]:g} "
@@ -289,7 +294,9 @@ def _bound(records: pd.DataFrame, student: str) -> str:
         "",
         f"`{BOUND}` begins each label run at a frame drawn from the truth, which no strategy has. It was added after "
         "the records of the other arms had been seen, and is not a candidate. It bounds what raw frames can give; for "
-        "a model, whose forces may need other frames, it is not a bound. The table gives changes of TICA W1 in "
+        "a model, whose forces may need other frames, it is not a bound. These frames are a sample of the very truth "
+        "that they are measured on, so the truth's own error cancels, and raw frames can be below the floor. "
+        "The table gives changes of TICA W1 in "
         "percent, with 95 % intervals over seeds. Where its model is shown to be further from the truth than its own "
         "raw frames, what is learned from the labels holds the model back, wherever they begin.",
         "",
@@ -377,12 +384,19 @@ def _draw(panels_of: Sequence[tuple[pd.DataFrame, str, float, str]], atoms: pd.D
     for panel, (records, model, noise, stage) in zip(panels, panels_of, strict=True):
         rows = records[records["noise"] == noise]
         budgets = np.array(sorted(budget for budget in rows["budget_over_slowest"].unique() if budget))
-        for number, (arm, colour) in enumerate(COLOUR_OF.items()):
+        for arm, colour in COLOUR_OF.items():
             of_seeds = [logs(rows, arm, CONTROL, budget, (model, model)) for budget in budgets]
             found = [mean_interval(each if len(each) >= LEAST_SEEDS else []) for each in of_seeds]
             value, low, high = 100 * np.expm1(np.array(found)).T
-            at = budgets * 1.07 ** (number - 2)
-            panel.errorbar(at, value, [value - low, high - value], color=colour, label=arm, marker="o", capsize=2)
+            panel.errorbar(
+                budgets * _aside(arm),
+                value,
+                [value - low, high - value],
+                color=colour,
+                label=arm,
+                marker="o",
+                capsize=2,
+            )
         panel.axhline(0.0, color="0.4", linewidth=0.8)
         title = f"{TITLES.get(model, model)}, noise x {noise:g} (circles: teacher{stage})"
         panel.set(xscale="log", xlabel="budget over slowest time", title=title, xlim=(0.07, 14.0), ylim=(-100, 150))
@@ -395,11 +409,17 @@ def _draw(panels_of: Sequence[tuple[pd.DataFrame, str, float, str]], atoms: pd.D
     return figure
 
 
+def _aside(arm: str) -> float:
+    """Factor of the budget by which points of an arm are drawn beside those of others."""
+    return 1.07 ** (DRAWN.index(arm) - 2)
+
+
 def _add_all_atom(panel: Axes, atoms: pd.DataFrame) -> None:
     for system, (marker, shift) in zip(dict.fromkeys(atoms["system"]), MARKERS, strict=False):
-        for number, (_, row) in enumerate(atoms[atoms["system"] == system].iterrows()):
+        for _, row in atoms[atoms["system"] == system].iterrows():
             panel.errorbar(
-                row["budget"] * shift * 1.07**number, row["change"],
+                row["budget"] * shift * _aside(row["arm"]), row["change"],
                 [[row["change"] - row["low"]], [row["high"] - row["change"]]], color=COLOUR_OF[row["arm"]],
-                label=f"{row['arm']}, all atoms: {system}", marker=marker, markersize=10, linestyle="", capsize=2,
+                label=f"{row['arm']}, all atoms, with network: {system}",
+                marker=marker, markersize=10, linestyle="", capsize=2,
             )  # fmt: skip

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -12,13 +13,16 @@ import numpy as np
 import pytest
 import yaml
 
-from cgal.errors import BadFile
+from cgal.errors import BadFile, BadParams, BadTrajectory
 from cgal.files import sha256
+from cgal.frames import CGTrajectory
 from cgal.hdf5 import write_hdf5
 from cgal.params import PriorParams, SchNetParams
 from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import save_checkpoint
 from cgal.potential.prior import fit_prior
+from flows.campaign.preflight import require_runnable
+from flows.workspace import Workspace
 
 Project = Callable[..., Path]
 
@@ -63,6 +67,27 @@ def test_label_runs_shorter_than_the_lag_of_frame_weights_are_refused_before_any
     edit_params(root, "oracle", "average_steps", 4000)
     edit_params(root, "oracle", "free_stride", 2000)  # 16 ps with two frames, 8 ps apart
     fails_clearly(cgal(root, "run"), "training.markov.lag_ps (10 ps)", "4000, 16 ps")
+
+
+def test_a_cutoff_that_drops_true_frames_is_refused_before_any_work(make_project: Project) -> None:
+    """The bundled chignolin passes with its own."""
+    root = make_project()
+    require_runnable(Workspace(root))
+    edit_params(root, "selection", "cutoff_nm", 0.3)
+    said = r"selection\.cutoff_nm: \d+% of the (seed|reference) of chignolin is more than 0\.3 nm .* set it to 1\.1"
+    with pytest.raises(BadParams, match=said):
+        require_runnable(Workspace(root))
+    edit_params(root, "selection", "cutoff_nm", 1.1)
+    require_runnable(Workspace(root))
+
+
+def test_a_reference_of_another_protein_is_refused_before_any_work(make_project: Project) -> None:
+    root = make_project()
+    path = root / "data" / "chignolin" / "reference.h5"
+    reference = CGTrajectory.load(path)
+    replace(reference, sequence="G" * 10).save(path)
+    with pytest.raises(BadTrajectory, match=f"the reference is of GGGGGGGGGG, structure.pdb of {reference.sequence}"):
+        require_runnable(Workspace(root))
 
 
 def test_a_letter_that_is_no_residue_is_named(make_project: Project) -> None:

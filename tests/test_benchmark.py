@@ -241,6 +241,23 @@ def test_first_share_of_each_replica_is_dropped(simulation, reference):
     assert run(replace(simulation, positions=spoiled), reference).metrics == run(simulation, reference).metrics
 
 
+def test_a_replica_that_exploded_within_the_first_share_of_the_run_adds_nothing(simulation, reference):
+    """Of replica 1 four frames are left, all from the time that is dropped from the others."""
+    short = simulation.take((simulation.replica != 1) | (np.arange(len(simulation)) % 50 < 4))
+    without = simulation.take(simulation.replica != 1)
+    found, expected = (run(each, reference).metrics for each in (short, without))
+    assert found["simulation"] == expected["simulation"] | {"frames_saved": len(short)}
+    for metric in OBSERVABLES:
+        assert found["w1"][metric] == pytest.approx(expected["w1"][metric])
+
+
+def test_no_frame_is_dropped_by_a_share_of_zero(reference):
+    """Trajectories that begin and end when they like."""
+    pieces = reference.take(np.r_[0:120, 200:240, 300:303])
+    metrics = run(pieces, reference, PARAMS.model_copy(update={"discard_fraction": 0.0})).metrics
+    assert metrics["simulation"]["frames"] == len(pieces)
+
+
 def test_frames_that_are_not_finite_are_left_out_and_show_in_the_count(simulation, reference):
     holed = simulation.positions.copy()
     holed[-3:] = np.nan

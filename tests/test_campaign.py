@@ -105,7 +105,7 @@ WATER = {
     "force_field": {
         "name": "ff14SB",
         "solvent": "tip3pfb",
-        "water": {"box_nm": 3.0, "minimise_steps": 10, "settling_steps": 10},
+        "water": {"box_nm": 3.6, "minimise_steps": 10, "settling_steps": 10},
     },
     "campaign": {"rounds": 1, "stop_below": 0.0},
     "mapping": {"force_map": "local_frames"},

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cgal.outcomes import RoundOutcome
 from cgal.params import CampaignParams
-from cgal.selection.closing import affordable_picks, closing_reason, w1_change
+from cgal.selection.closing import affordable_picks, closing_reason, nothing_to_label, w1_change
 
 PARAMS = CampaignParams(rounds=5, budget_steps=10_000, stop_below=0.05, stop_rounds=2)
 
@@ -42,6 +42,23 @@ def test_a_round_does_not_pass_a_cut_that_it_has_not_nearly_reached(spent: int, 
             assert spent + picks * cost <= cut
     if spent < 0.9 * PARAMS.budget_steps:
         assert bool(picks) == bool(free), "a cut never ends a campaign"
+
+
+def test_a_cut_beyond_the_budget_changes_nothing() -> None:
+    campaign = CampaignParams(budget_steps=150_000, cut_steps=(100_000, 200_000))
+    for spent in (0, 92_000, 120_000, 136_000, 149_000):
+        within = campaign.model_copy(update={"cut_steps": (100_000,)})
+        picks, expected = (
+            affordable_picks(each, 10, spent_steps=spent, steps_per_pick=5450) for each in (campaign, within)
+        )
+        assert picks == expected
+        assert spent + picks * 5450 <= 150_000
+    assert "of 150000 all-atom steps" in closing_reason(campaign, 0, affordable=0, outcomes=[outcome()])
+
+
+def test_a_round_that_dropped_frames_and_picks_none_is_not_called_covered() -> None:
+    assert nothing_to_label(PARAMS, [0.05, 0.0]).startswith("covered")
+    assert nothing_to_label(PARAMS, [0.0, 0.96]).startswith("dropped: 96.0% of the simulated frames")
 
 
 def test_a_campaign_goes_on_while_rounds_budget_and_uncovered_frames_are_left() -> None:

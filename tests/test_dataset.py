@@ -23,7 +23,7 @@ from cgal.errors import (
 from cgal.files import sha256
 from cgal.frames import AtomFrames, LabelledFrames, alpha_carbons
 from cgal.importing import structure_pdb
-from cgal.params import MappingParams, Params, SchNetParams, TrainingParams
+from cgal.params import ForceFieldParams, MappingParams, Params, SchNetParams, TrainingParams
 from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
 from cgal.potential.prior import fit_prior
@@ -335,6 +335,21 @@ def test_damaged_manifest_is_one_clear_error(folder: Path, content: str) -> None
 def test_seed_of_another_temperature_is_refused(folder: Path) -> None:
     with pytest.raises(BadParams, match=r"temperature_K is 300, but .* sampled at 350 K"):
         prepare(folder, PARAMS.model_copy(update={"temperature_K": 300.0}))
+
+
+def test_a_campaign_has_one_force_field(folder: Path, checkpoint: Path) -> None:
+    """Also where nobody knows what the seed was made with, as of one with forces that were stored."""
+    other = PARAMS.model_copy(update={"force_field": ForceFieldParams(name="ff14SB", solvent="gbn2")})
+    grow(folder, checkpoint)
+    with pytest.raises(BadParams, match="force_field changed, but they are fixed for a campaign"):
+        prepare(folder, other)
+    reset(folder)
+    seed = AtomFrames.load(folder / "seed.h5")
+    made = {"name": "ff96", "solvent": "obc2"}
+    replace(seed, provenance=seed.provenance | {"force_field": made}).save(folder / "seed.h5")
+    with pytest.raises(BadParams, match=r"force_field is ff14SB \+ gbn2, but .*seed\.h5 is of ff96 \+ obc2; set"):
+        prepare(folder, other)
+    prepare(folder, PARAMS)
 
 
 def test_structure_with_another_order_of_atoms_is_refused(folder: Path) -> None:

@@ -6,6 +6,7 @@ import h5py
 import mdtraj
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from cgal.all_atom.force_field import read_structure
 from cgal.errors import BadParams, BadStructure, BadTrajectory, EmptyTrajectory, Refused
@@ -84,6 +85,16 @@ def test_stride_and_window_choose_frames_by_number_and_time(topology: Path, tmp_
     np.testing.assert_array_equal(frames.time_ps, [20, 40, 60, 80, 100] * 2)
     np.testing.assert_array_equal(frames.trajectory, [0] * 5 + [1] * 5)
     np.testing.assert_array_equal(frames.forces[:5], SMALL.forces[5:26:5])
+
+
+def test_stride_counts_within_each_trajectory_of_a_file(topology: Path, tmp_path: Path) -> None:
+    """Two walkers that write in turn: every second frame of the file would be those of one of them alone."""
+    path = plain(
+        tmp_path / "run.h5", stride_ps=None, time_ps=np.repeat(4.0 * np.arange(20), 2), trajectory=np.arange(40) % 2
+    )
+    frames = import_trajectory(topology, [path], temperature_K=350.0, stride=2)
+    np.testing.assert_array_equal(frames.trajectory, np.repeat([0, 1], 10))
+    np.testing.assert_array_equal(frames.positions, SMALL.positions[[*range(0, 40, 4), *range(1, 40, 4)]])
 
 
 @pytest.mark.parametrize("ending", ["xtc", "dcd", "nc", "trr", "h5"])
@@ -207,6 +218,16 @@ def test_structure_of_a_frame_holds_its_coordinates_in_the_same_order() -> None:
     topology, positions = read_structure(text)
     assert topology.getNumAtoms() == N_ATOMS
     np.testing.assert_allclose(positions, SMALL.positions[7], atol=0.51e-4)
+
+
+@pytest.mark.parametrize("far_nm", [-150.0, 1234.0])
+def test_frame_far_from_the_origin_still_fits_into_a_pdb(topology: Path, tmp_path: Path, far_nm: float) -> None:
+    """Half of float32's step at 1,000 nm, 3e-5 nm, comes to what PDB rounds away."""
+    path = plain(tmp_path / "run.h5", positions=SMALL.positions + np.float32(far_nm))
+    frames = import_trajectory(topology, [path], temperature_K=350.0)
+    for text in (frames.pdb, structure_pdb(frames, 0)):
+        _, positions = read_structure(text)
+        np.testing.assert_allclose(np.ptp(positions, axis=0), np.ptp(SMALL.positions[0], axis=0), atol=3e-4)
 
 
 # faults: file, frame and cure in one sentence
@@ -472,6 +493,31 @@ def test_frames_that_are_all_equal(topology: Path, tmp_path: Path) -> None:
     path = plain(tmp_path / "run.h5", positions=still)
     said = import_trajectory(topology, [path], temperature_K=350.0).provenance["notes"]
     assert said[0].startswith("warning: run.h5: all 40 frames are equal, so nothing was sampled")
+
+
+def with_rigid_bonds(frames: int, spread_nm: float = 0.0) -> np.ndarray:
+    """One frame turned at random, so that all moves but no bond length, or each atom by so much along each axis."""
+    generator = np.random.default_rng(0)
+    turns = Rotation.random(frames, generator).as_matrix()
+    turned = np.einsum("fij,aj->fai", turns, SMALL.positions[0].astype(np.float64))
+    return (turned + spread_nm / np.sqrt(2) * generator.standard_normal(turned.shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("ending", "forces"), [("h5", "stored"), ("h5", "recompute"), ("xtc", "recompute")])
+def test_rigid_bonds_between_heavy_atoms_are_refused(topology: Path, tmp_path: Path, ending: str, forces: str) -> None:
+    """XTC's rounding does not hide them; a reference, which needs no forces, may have them."""
+    path = plain(tmp_path / "run.h5", positions=with_rigid_bonds(40))
+    if ending == "xtc":
+        path = tmp_path / "run.xtc"
+        as_mdtraj(with_rigid_bonds(40)).save(str(path))
+    refuse(topology, path, "the bond of .* and .* keeps its length .* bonds to hydrogen only", forces=forces)
+    assert len(import_reference(topology, [path], temperature_K=350.0)) == 40
+
+
+def test_bonds_of_few_frames_or_of_thermal_lengths_are_not_called_rigid(topology: Path, tmp_path: Path) -> None:
+    for name, frames, spread_nm in (("few.h5", 9, 0.0), ("thermal.h5", 40, 0.0023)):
+        path = plain(tmp_path / name, positions=with_rigid_bonds(frames, spread_nm), forces=SMALL.forces[:frames])
+        assert len(import_trajectory(topology, [path], temperature_K=350.0)) == frames
 
 
 def test_one_frame_alone(topology: Path, tmp_path: Path) -> None:

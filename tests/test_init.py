@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from cgal.errors import BadParams, BadStructure
+from cgal.selection.pool import chain_cutoff_nm
 from flows.campaign.records import made_by_others
 from flows.protein.init import Start, init_project
 from flows.versioning import Repository
@@ -93,7 +94,9 @@ def test_a_project_of_ones_own_protein(tmp_path: Path) -> None:
     assert (root / "data" / "mine" / "structure.pdb").is_file()
     assert run(["git", "status", "--porcelain"], root) == ""
     assert run(["git", "ls-files", "data"], root).split() == ["data/mine.dvc"]
-    assert yaml.safe_load((root / "params.yaml").read_text())["protein"] == "mine"
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    assert params["protein"] == "mine"
+    assert params["selection"]["cutoff_nm"] == chain_cutoff_nm(10)
     assert "chignolin" not in (root / "params.yaml").read_text().partition("campaign:")[0]
 
 

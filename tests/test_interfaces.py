@@ -59,6 +59,13 @@ def test_a_model_gives_what_a_simulation_runs_on(tmp_path: Path, architecture: s
     assert model.energy_and_forces(BEADS[:0])[1].shape == (0, 10, 3)
 
 
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_the_definition_stays_on_the_cpu(tmp_path: Path, architecture: str) -> None:
+    """On a device that every machine has, and that computes nothing."""
+    model = cgal.load(save_model(tmp_path / "model.pt", architecture), device="meta")
+    assert {each.device.type for each in model.potential.parameters()} == {"cpu"}
+
+
 REFUSED = {
     "frame 0: neighbouring beads are 3.*in Angstrom by 10": BEADS * np.float32(10),
     "frame 7: neighbouring beads are": np.concatenate([BEADS[:7], BEADS[:1] * np.float32(10)]),

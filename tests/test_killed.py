@@ -16,13 +16,10 @@ from tests.conftest import ONE_ROUND
 
 WHERE = [
     "train-r000 starts",
-    "simulate-r000 starts",
     "benchmark-r000 starts",
-    "select-r000 starts",
     "label-r000 starts",
     "✓ label-r000",  # while the round is published
     "published small/round-000",  # while MLflow is told and the labels are appended
-    "train-r001 starts",
 ]
 """What the campaign says just before it is killed."""
 

@@ -1,6 +1,7 @@
 """The linear rung that is fitted to populations: what it knows, when it is silent, and that a killed fit goes on."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from cgal.frames import LabelledFrames
-from cgal.params import DynamicsParams, PopulationsRungParams, RelativeEntropyParams, TrainingParams
+from cgal.params import DynamicsParams, PopulationsRungParams, PriorParams, RelativeEntropyParams, TrainingParams
 from cgal.potential.architectures import initial_potential, new_network, without_network
 from cgal.potential.geometry import dihedral_angles, internal_coordinates
 from cgal.potential.linear_rung import Basis, unit_energies
@@ -72,9 +73,10 @@ def sine(positions: np.ndarray) -> float:
     return float(np.sin(angles[:, 0]).mean())
 
 
-def test_unit_energies_are_those_of_a_prior_with_such_a_rung():
+@pytest.mark.parametrize("order", [0, 3])
+def test_unit_energies_are_those_of_a_prior_with_such_a_rung(order):
     positions = torch.from_numpy(shaken_beads(20, sigma_nm=0.03)).double()
-    bare = real_prior()
+    bare = real_prior(PriorParams(dihedral_order=order))
     basis = Basis.of(bare)
     coefficients = np.random.default_rng(0).normal(size=sum(basis.sizes))
     of_rung = bare.with_rung(basis.parts(coefficients)).energy(positions) - bare.energy(positions)
@@ -140,6 +142,31 @@ def test_a_network_that_has_left_the_frames_of_the_rung_behind_does_not_move_it(
 def test_of_a_single_block_nothing_is_known(frames):
     few = frames.take(np.arange(100))  # four whole blocks, one of which is held out
     assert fit_rung([few], real_prior(), PARAMS, seed=1).weight == 0
+
+
+@pytest.mark.parametrize("force", [0.0, np.nan])
+def test_frames_without_forces_have_no_rung_by_forces_where_populations_give_none(frames, force):
+    few = frames.take(np.arange(100))
+    few = replace(few, forces=np.full_like(few.forces, force))
+    small = ENTROPY.model_copy(update={"updates": 2, "rung": PopulationsRungParams(updates=2)})
+    params = PARAMS.model_copy(update={"relative_entropy": small})
+    result = train([few], initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 3), params, seed=1)
+    assert result.summary()["linear_rung"] == 0
+    assert "refit_moved" not in result.summary()
+    assert result.potential.prior.pair_splines_kJ_per_mol is None
+
+
+def test_coefficients_do_not_depend_on_the_number_of_threads(rung, monkeypatch):
+    """To the last bit of float64, which a potential rounds to float32."""
+    found, parts, before = [], Basis.parts, torch.get_num_threads()
+    monkeypatch.setattr(Basis, "parts", lambda basis, made: parts(basis, found.append(made) or made))
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            rung.learner.potential(rung.learner.mean)
+        finally:
+            torch.set_num_threads(before)
+    np.testing.assert_array_equal(*found)
 
 
 def test_a_killed_fit_goes_on_and_gives_the_same_bytes_with_any_number_of_threads(frames, tmp_path: Path):

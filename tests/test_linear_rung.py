@@ -1,9 +1,12 @@
 """The linear rung: what simulates it agrees with its definition, it finds pair forces, and it is silent about noise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from cgal.errors import BadTrajectory, EmptyTrajectory
 from cgal.frames import LabelledFrames
 from cgal.params import PriorParams, TrainingParams
 from cgal.potential.architectures import freeze, initial_potential
@@ -105,13 +108,22 @@ def test_the_fit_is_the_same_to_the_bit_with_any_number_of_threads():
     assert torch.equal(one, two)
 
 
-def test_every_column_of_the_fit_is_the_force_of_its_coefficient():
-    """A fit to noise-free forces of a rung finds that rung, whatever its coefficients."""
-    true = splined(2.0).prior
-    frames = labelled(shaken_beads(300, sigma_nm=0.03), true, noise_kJ_per_mol_nm=0.0)
-    basis = Basis.of(true)
-    positions = torch.from_numpy(frames.positions[:20]).double()
-    bare = true.with_rung({})
+def test_what_cannot_be_fitted_is_named_before_the_fit():
+    frames = labelled(shaken_beads(60), real_prior())
+    spoilt = replace(frames, forces=frames.forces.copy())
+    spoilt.forces[3, 2, 1] = np.nan
+    initial = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 0)
+    with pytest.raises(BadTrajectory, match=r"shard 001, frame 3: position or force not finite"):
+        train([frames, spoilt], initial, PARAMS, seed=1)
+    with pytest.raises(EmptyTrajectory, match="0 labelled frames leave 0 to train on"):
+        train([frames.take(np.arange(0))], initial, PARAMS, seed=1)
+
+
+@pytest.mark.parametrize("order", [0, 3])
+def test_every_column_of_the_fit_is_the_force_of_its_coefficient(order):
+    bare = real_prior(PriorParams(dihedral_order=order))
+    basis = Basis.of(bare)
+    positions = torch.from_numpy(shaken_beads(20, sigma_nm=0.03)).double()
     for column in np.random.default_rng(0).choice(sum(basis.sizes), 40, replace=False):
         unit = np.zeros(sum(basis.sizes))
         unit[column] = 1.0

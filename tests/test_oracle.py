@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import openmm
 import pytest
+from pydantic import ValidationError
 
 from cgal.all_atom.dynamics import run_plan
 from cgal.all_atom.force_field import build_system, make_context, positions_of, read_structure
@@ -138,10 +139,27 @@ def test_a_diverging_run_is_a_failure_and_keeps_its_structure(tmp_path: Path) ->
     result = run(tmp_path, picks=1, oracle=wild)
     (failure,) = result.failures
     assert failure.stage == "labelling"
-    assert "diverged" in failure.reason
+    assert failure.reason.endswith("lower oracle.timestep_ps")
     assert (tmp_path / failure.folder / "structure.pdb").is_file()
     assert len(result.labelled) == 0
     assert WARM_UP_STEPS < result.steps <= 2 * (WARM_UP_STEPS + 50 + 20)
+
+
+def test_a_diverging_free_run_names_the_time_step_that_it_took(tmp_path: Path) -> None:
+    wild = FORCE_FIELD.model_copy(update={"timestep_ps": 0.05})
+    result = run(tmp_path, picks=1, oracle=SHORT.model_copy(update={"mode": "free"}), force_field=wild)
+    (failure,) = result.failures
+    assert failure.reason.startswith("the all-atom run diverged")
+    assert failure.reason.endswith("lower force_field.timestep_ps")
+
+
+def test_the_heaviest_hydrogens_run_at_the_default_time_step(tmp_path: Path) -> None:
+    """With 4.4 amu such a run ends within 500 steps: the carbon of a methyl group keeps 1.8 amu."""
+    with pytest.raises(ValidationError, match=r"less than or equal to 4\.25"):
+        ForceFieldParams(hydrogen_mass_amu=4.4)
+    heaviest = ForceFieldParams(platform="CPU", hydrogen_mass_amu=4.25)
+    free = SHORT.model_copy(update={"mode": "free", "burn_in_steps": 1000})
+    assert not run(tmp_path, picks=1, oracle=free, force_field=heaviest).failures
 
 
 def unlucky_once(beads: np.ndarray, *, seed: int) -> Rebuilt:

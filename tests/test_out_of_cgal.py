@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import cgal
 from cgal.errors import BadParams, CampaignLocked, CgalError, VersioningError
 from cgal.files import read_json, write_json
 from cgal.frames import CGTrajectory
-from cgal.potential.checkpoint import load_checkpoint
+from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
 from cgal.progress import silent
 from flows.campaign.production import Wish, open_production
 from flows.campaign.stages import STAGES, run_stage
@@ -144,6 +145,22 @@ def test_a_production_is_made_longer_and_what_does_not_fit_it_is_refused(project
     write_json(folder / "production.json", note | {"round": "small/round-003"})
     with pytest.raises(CgalError, match=r"belongs to small/round-003, not to small/round-000; .* --out"):
         produced(0.004)
+
+
+def test_a_rung_that_was_moved_beneath_its_network_is_not_simulated_without_it(project: Path, tmp_path: Path) -> None:
+    model, repository, alone = project / "round" / "model.pt", Repository(project), Wish(0.002, prior_alone=True)
+    with open_production(repository, ROUND, alone, tmp_path / "as-fitted") as workspace:
+        potential = load_checkpoint(workspace.model)[0]
+    start = torch.from_numpy(real_beads()[:1])
+    assert potential.energy(start) == potential.prior.energy(start)
+    trained, metadata = load_checkpoint(model)
+    save_checkpoint(model, trained, metadata | {"refit_moved": 1})
+    for stage in STAGES:
+        repository.dvc.record_stage(stage)
+    repository.publish("moved", 0)
+    with pytest.raises(BadParams, match="moved/round-000: --prior-alone would leave a linear rung that was moved"):
+        open_production(repository, "moved/round-000", alone, tmp_path / "moved").__enter__()
+    assert not (tmp_path / "moved").exists()
 
 
 def test_frames_of_a_long_production_are_thinned(project: Path, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_one_frame_is_too_few():
 
 
 def test_figures_are_written(tmp_path):
-    paths = plot_prior(real_prior(), real_beads(), tmp_path)
+    paths = plot_prior(real_prior(), real_beads(), tmp_path, PriorParams())
     assert [path.name for path in paths] == [
         "prior_bonds.png",
         "prior_angles.png",

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import mdtraj
@@ -23,9 +24,10 @@ from cgal.all_atom.structures import structure_from_sequence
 from cgal.errors import BadParams, CampaignLocked, EmptyTrajectory, SamplingError
 from cgal.files import read_json
 from cgal.frames import AtomFrames, CGTrajectory
-from cgal.params import BenchmarkParams, ForceFieldParams, Params, ReferenceParams
+from cgal.params import BenchmarkParams, ForceFieldParams, Params, ReferenceParams, check_params
 from cgal.projection.clusters import constrained_clusters
 from cgal.projection.local_frames import project_in_local_frames
+from cgal.reference import floor
 from cgal.reference.figures import plot_floor
 from cgal.reference.floor import floors
 from cgal.reference.least_counts import least_counts
@@ -264,6 +266,29 @@ def test_floor_of_too_short_a_swarm_starts_where_it_can(tmp_path: Path) -> None:
     found = floors(swarm_, swarm_, Params(reference=reference, benchmark=BenchmarkParams(tica_lag_ps=20.0)))
     assert [floor["sampled_ns"] for floor in found] == pytest.approx([1.28, 1.92, 2.56])
     assert plot_floor(found, "exact", tmp_path)[0].stat().st_size > 10_000
+
+
+def test_a_share_of_which_a_split_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the second split of each share but the last; and one trajectory has no halves."""
+    swarm_ = beads(walk(MATRIX, UNEVEN, 100, seed=3))
+    reference = ReferenceParams(
+        tica_lag_ps=4.0, tica_dimensions=2, states=5, lag_ps=4.0, spacing_ps=2.0, splits=2, frames=2000
+    )
+    params = Params(reference=reference, benchmark=BenchmarkParams(tica_lag_ps=4.0))
+    distance = floor._split_distance
+
+    def failing(part: CGTrajectory, split: int, *rest: Any) -> Any:
+        if split == 1 and len(part) < len(swarm_):
+            raise SamplingError("too short")
+        return distance(part, split, *rest)
+
+    monkeypatch.setattr(floor, "_split_distance", failing)
+    found = floors(swarm_, swarm_, params)
+    assert [each["sampled_ns"] for each in found] == pytest.approx([len(swarm_) * 0.002])
+    with pytest.raises(SamplingError, match=r"one trajectory.*reference\.trajectories"):
+        floors(swarm_.take(swarm_.replica == 0), swarm_, params)
+    with pytest.raises(BadParams, match=r"reference\.trajectories: .* 2"):
+        check_params({"reference": {"trajectories": 1}}, Path("params.yaml"))
 
 
 # ------------------------------------------------------------------------------------- the flow and the command

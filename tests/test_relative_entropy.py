@@ -138,6 +138,15 @@ def test_steps_too_long_are_refused_by_preflight_or_said_to_diverge():
             train([shard(shaken_beads(180))], fresh(), params, seed=1)
 
 
+def test_preflight_asks_of_a_fresh_network_alone_whether_it_is_better_than_the_prior(teacher):
+    """With `warm_start` too, as in a first round: only a network that was trained before has no prior to beat."""
+    far = SHORT.model_copy(update={"updates": 1, "learning_rate": 1.0})
+    params = PARAMS.model_copy(update={"relative_entropy": far, "preflight": True, "warm_start": True})
+    with pytest.raises(PreflightFailed):
+        train([shard(shaken_beads(180))], fresh(), params, seed=1)
+    assert train([shard(shaken_beads(180))], teacher, params, seed=1).best.update == 0
+
+
 def test_what_cannot_be_trained_on_is_named():
     frames = shard(shaken_beads(180))
     spoilt = frames.positions.copy()

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from typer.testing import CliRunner
 
+from cgal.all_atom.oracle import OracleResult, run_md
 from cgal.dataset import load_manifest
 from cgal.frames import AtomFrames
 from flows.cli.main import app
@@ -36,6 +38,22 @@ def test_seed_comes_from_runs_of_their_own_and_the_same_ones_each_time(make_proj
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 0, again.output
     assert {path.name: path.read_bytes() for path in data.glob("*.h5")} == first
+
+
+def test_runs_that_fail_are_told(make_project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All atoms of one start lie in one point."""
+
+    def with_a_bad_start(structure: str, starts: np.ndarray, **options: object) -> OracleResult:
+        starts[1] = 0.0
+        return run_md(structure, starts, **options)
+
+    monkeypatch.setattr("flows.protein.seed.run_md", with_a_bad_start)
+    project = make_project(training={"validation_block_frames": 2}, oracle={"quorum": 0.5})
+    done = CliRunner().invoke(app, ["seed", "--root", str(project), *OPTIONS, "--runs", "3", "--no-mean-force"])
+    assert done.exit_code == 0, done.output
+    assert "run 1: labelling: " in done.output
+    seed = AtomFrames.load(project / "data" / "chignolin" / "seed.h5")
+    np.testing.assert_array_equal(seed.trajectory, np.repeat([0, 2], 5))
 
 
 def test_runs_shorter_than_their_spacing_change_nothing(make_project: Callable[..., Path]) -> None:

@@ -8,10 +8,12 @@ import pytest
 
 from cgal.dataset import load_manifest, load_shards, prepare
 from cgal.errors import BadFile, BadParams, EmptyTrajectory
+from cgal.frames import rmsd_nm
 from cgal.params import CampaignParams, SelectionParams
 from cgal.progress import silent
 from cgal.selection import Selection, acquire, acquisition, measure_pool, nearest_rmsd_nm, plot_selection
 from cgal.selection.acquisition import strategy_of
+from cgal.selection.pool import chain_cutoff_nm
 from cgal.training.held_out import held_out_masks
 from flows.campaign.stages import train_committee
 from flows.workspace import Workspace
@@ -118,6 +120,38 @@ def test_no_physical_frame_is_an_error_that_counts_the_reasons():
         pick(SIMULATED * np.float32(2), TRAINING)
     with pytest.raises(EmptyTrajectory, match="no frame at all"):
         pick(SIMULATED[:0], TRAINING)
+
+
+def test_dropped_frames_count_as_uncovered_where_a_campaign_may_stop():
+    """96 of 100 frames exploded, the others lie in the training set: nothing to label, but not covered either."""
+    frames = np.concatenate([np.repeat(TRAINING[:1], 4, axis=0), np.repeat(TRAINING[:1] * 2, 96, axis=0)])
+    pool = measure_pool(trajectory_of(frames), TRAINING, TRAINING[0], SelectionParams(strategy="coverage"))
+    w1 = {"value": 1.0, "low": 0.9, "high": 1.1}
+    found = acquire(pool, CampaignParams(rounds=5), 0, w1, affordable=3, earlier=[], seed=1)
+    assert found.selection.uncovered_fraction == 0.0
+    assert found.outcome.uncovered_fraction == pytest.approx(0.96)
+    assert found.closing.startswith("dropped: 96.0% of the simulated frames")
+    sound = measure_pool(trajectory_of(frames[:4]), TRAINING, TRAINING[0], SelectionParams(strategy="coverage"))
+    found = acquire(sound, CampaignParams(rounds=5), 0, w1, affordable=3, earlier=[], seed=1)
+    assert found.closing == "covered: no simulated frame is worth a label"
+
+
+@pytest.mark.parametrize("beads", [10, 20, 35])
+def test_coils_are_within_the_cutoff_of_an_extended_chain(beads):
+    """Freely rotating chains with the angles of a protein; for 20 beads, most are beyond the 1.0 nm of ten."""
+    generator = np.random.default_rng(0)
+    bonds = np.tile([1.0, 0.0, 0.0], (200, beads - 1, 1))
+    for bond in range(1, beads - 1):
+        turn = generator.uniform(np.radians(30), np.radians(95), (200, 1))
+        across = np.cross(bonds[:, bond - 1], generator.normal(size=(200, 3)))
+        across /= np.linalg.norm(across, axis=1, keepdims=True)
+        bonds[:, bond] = np.cos(turn) * bonds[:, bond - 1] + np.sin(turn) * across
+    coils = (0.38 * np.cumsum(bonds, axis=1)).astype(np.float32)
+    coils = np.concatenate([np.zeros((200, 1, 3), dtype=np.float32), coils], axis=1)
+    extended = np.column_stack([0.36 * np.arange(beads), 0.12 * (np.arange(beads) % 2), np.zeros(beads)])
+    away_nm = rmsd_nm(coils, extended.astype(np.float32))
+    assert away_nm.max() < chain_cutoff_nm(beads)
+    assert (away_nm > 1.0).mean() > (0.5 if beads > 10 else -1)
 
 
 def test_training_frames_beyond_the_cutoff_are_counted_too():

@@ -81,6 +81,17 @@ def test_changes_are_to_the_own_base_the_prior_the_frames_and_continued_dynamics
     json.dumps(entries, allow_nan=False)
 
 
+def test_plain_dynamics_that_learns_otherwise_than_the_base_has_no_base() -> None:
+    """Its change would be that of the objective as well."""
+    arms = DESIGN.arms | {"continued_md": {"training": {"objective": "relative_entropy"}}}
+    entries = summarise_budgets(twins(), DESIGN.model_copy(update={"arms": arms}))
+    (found,) = [
+        e for e in entries if (e["arm"], e["budget"], e["metric"], e["mode"]) == ("continued_md", 0.1, "tica", "exact")
+    ]
+    assert found["change_to_base"] is None
+    assert found["change_to_prior"] is not None
+
+
 def test_seeds_of_one_set_count_once() -> None:
     """Sets scatter and seeds do not: with one ratio a seed the interval would be far too narrow."""
     rows = twins(of_a_set=0.3)

@@ -3,6 +3,7 @@
 Units are those of OpenMM: nm, ps, kJ/mol, amu, K.
 """
 
+import os
 from functools import lru_cache
 from io import StringIO
 
@@ -217,6 +218,8 @@ def _why_not_there(name: str) -> str:
 
 
 def _try_platform(name: str) -> None:
+    if name == "CPU":
+        os.environ["OPENMM_CPU_THREADS"] = "1"  # particle-mesh Ewald goes by this alone, not by the platform's Threads
     system = openmm.System()
     system.addParticle(1.0)
     platform = openmm.Platform.getPlatformByName(name)

@@ -321,7 +321,8 @@ def _label(positions: Float32[np.ndarray, "atoms 3"], files: LabelFiles, seed: i
         run.draw_velocities()
         found = files.plan.label(run, partial(_on_beads, files.structure))
     except Diverged as reason:
-        error = OracleError(f"the all-atom run diverged ({reason}); lower oracle.timestep_ps")
+        section = "oracle" if files.plan.mean_force else "force_field"
+        error = OracleError(f"the all-atom run diverged ({reason}); lower {section}.timestep_ps")
         error.steps = solvation_steps + run.steps + reason.steps
         raise error from reason
     return replace(found, steps=solvation_steps + run.steps)

@@ -7,13 +7,13 @@ then any others until the number is right.
 """
 
 from functools import lru_cache
-from itertools import product
 
 import numpy as np
 import openmm
 from jaxtyping import Float64, Shaped
 from openmm import app, unit
 from scipy.spatial import KDTree
+from scipy.spatial.distance import pdist
 
 from cgal.errors import BadStructure
 
@@ -100,15 +100,17 @@ def fill(
 
 
 def require_room(positions: Shaped[np.ndarray, "atoms 3"], edge_nm: float) -> None:
-    """Raise BadStructure, for good, when a protein is too near to its images in a cube; says which would do."""
-    tree = KDTree(positions)
-    shifts = edge_nm * np.array([shift for shift in product((-1, 0, 1), repeat=3) if shift > (0, 0, 0)])
-    gap_nm = min(tree.query(positions + shift)[0].min() for shift in shifts)
-    if gap_nm < IMAGE_GAP_nm:
-        enough_nm = np.ceil(10 * (np.ptp(positions, axis=0).max() + IMAGE_GAP_nm)) / 10
+    """Raise BadStructure, for good, when a protein could come too near to its images in a cube by turning.
+
+    Says which edge would do.
+    """
+    length_nm = pdist(positions).max()
+    if length_nm + IMAGE_GAP_nm > edge_nm:
+        enough_nm = np.ceil(10 * (length_nm + IMAGE_GAP_nm)) / 10
         error = BadStructure(
-            f"the chain comes within {gap_nm:.2f} nm of its own image in a cube of {edge_nm:g} nm, and "
-            f"{IMAGE_GAP_nm:g} nm must be between them; raise force_field.water.box_nm ({enough_nm:g} would hold it)"
+            f"the chain is {length_nm:.2f} nm long, and in a cube of {edge_nm:g} nm it can come within "
+            f"{IMAGE_GAP_nm:g} nm of its own image as it turns; raise force_field.water.box_nm "
+            f"({enough_nm:g} would hold it)"
         )
         error.permanent = True
         raise error

@@ -31,8 +31,10 @@ def transport_costs(
 ) -> Float64[np.ndarray, " rows"]:
     """Least cost of carrying each row's surplus to its deficit; `costs` are distances (a metric), rows sum to zero.
 
-    On all cores; their number does not change the result.
+    On all cores; their number does not change the result. Raises ValueError when a number is not finite.
     """
+    if not (np.isfinite(costs).all() and np.isfinite(surpluses).all()):
+        raise ValueError("costs and surpluses must be finite: a resample without any weight has no distance")
     used = np.abs(surpluses).max(axis=0, initial=0.0) > NEGLIGIBLE
     if not used.any():
         return np.zeros(len(surpluses))

@@ -51,8 +51,9 @@ def benchmark(
 ) -> BenchmarkResult:
     """Compare a model's simulation with the reference.
 
-    The first `discard_fraction` of each replica is dropped. Replicas that exploded, imploded or went NaN are counted
-    from `trajectory.fates`; the sound frames that they left count like all others. `native` [nm] is the folded frame.
+    The first `discard_fraction` of the run's time is dropped (of the times at which any replica saved a frame), so that
+    a replica that was lost within it adds nothing. Replicas that exploded, imploded or went NaN are counted from
+    `trajectory.fates`; the sound frames that they left count like all others. `native` [nm] is the folded frame.
 
     Metrics: `w1` (headline mode), `w1_exact` and `w1_paper` give value, low and high for each observable in its unit;
     `floor`, `floor_exact` and `floor_paper` W1 between two halves of the reference, by trajectory (contiguous, if it is
@@ -124,17 +125,15 @@ def _check_same_protein(trajectory: CGTrajectory, reference: CGTrajectory) -> No
 
 
 def _production(trajectory: CGTrajectory, discard_fraction: float) -> CGTrajectory:
-    """Finite frames after the first share of each replica."""
-    kept = np.zeros(len(trajectory), dtype=bool)
-    for replica in np.unique(trajectory.replica):
-        frames = np.flatnonzero(trajectory.replica == replica)
-        kept[frames[int(discard_fraction * len(frames)) :]] = True
-    production = trajectory.take(kept & _finite(trajectory))
+    """Finite frames after the first share of the run's time."""
+    times_ps = np.unique(trajectory.time_ps)
+    late = np.isin(trajectory.time_ps, times_ps[int(discard_fraction * len(times_ps)) :])
+    production = trajectory.take(late & _finite(trajectory))
     if len(production) < MINIMUM_FRAMES:
         lost = sum(fate.lost for fate in trajectory.fates)
         raise EmptyTrajectory(
             f"simulation: {len(production)} of {len(trajectory)} frames are usable after dropping the first "
-            f"{discard_fraction:.0%} of each replica ({lost} of {len(trajectory.fates)} replicas were lost), "
+            f"{discard_fraction:.0%} of the run ({lost} of {len(trajectory.fates)} replicas were lost), "
             f"the benchmark needs {MINIMUM_FRAMES}; train longer, lower simulation.timestep_ps or simulation.stride"
         )
     return production

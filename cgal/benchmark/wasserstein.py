@@ -19,6 +19,11 @@ is taken for the error of the value (the basic bootstrap): low = W1 - q_97.5 and
 pushes every W1* up just as sampling noise pushed W1 up, so this corrects the bias that a percentile interval would
 double. It is clipped to hold W1 and to stay above zero. Near the floor, where W1 is all noise, no bootstrap covers
 zero reliably: read W1 against the reference-versus-reference floor.
+
+Weights of a reference go with their frames as they are. So against a reference that a Markov model weighted the
+interval leaves out the error of the weights themselves: on a toy with a known answer a "95 %" interval held the truth
+for 49 to 81 % of the swarms. For the same reason the benchmark's floor, of halves with the weights of the joint model,
+is another quantity than that of `cgal reference`, each half with a model of its own.
 """
 
 from collections.abc import Callable, Mapping
@@ -101,8 +106,8 @@ class Resamples:
 
     @classmethod
     def draw(cls, model: Sample, reference: Sample, count: int, generator: np.random.Generator) -> "Resamples":
-        """Draw `count` resamples of each side's blocks, with replacement."""
-        return cls(*(_multiplicities(side.blocks, count, generator) for side in (model, reference)))
+        """Draw `count` resamples of each side's blocks that have weight, with replacement."""
+        return cls(*(_multiplicities(side, count, generator) for side in (model, reference)))
 
     @classmethod
     def none(cls, model: Sample, reference: Sample) -> "Resamples":
@@ -331,9 +336,12 @@ def _emd(
     return float(ot.emd2(p, q, costs, numItermax=PIVOTS))
 
 
-def _multiplicities(blocks: int, count: int, generator: np.random.Generator) -> Float64[np.ndarray, "rows blocks"]:
-    drawn = generator.multinomial(blocks, np.full(blocks, 1 / blocks), size=count)
-    return np.concatenate([np.ones((1, blocks)), drawn])
+def _multiplicities(side: Sample, count: int, generator: np.random.Generator) -> Float64[np.ndarray, "rows blocks"]:
+    weighty = np.flatnonzero(np.bincount(side.block, weights=side.weights) > 0)
+    rows = np.zeros((count + 1, side.blocks))
+    rows[0] = 1
+    rows[1:, weighty] = generator.multinomial(len(weighty), np.full(len(weighty), 1 / len(weighty)), size=count)
+    return rows
 
 
 def _norm(masses: Float64[np.ndarray, "*axes"]) -> Float64[np.ndarray, "*axes"]:

@@ -6,6 +6,7 @@ makes them fast.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -41,8 +42,8 @@ ARCHITECTURES = {
 """Module of each `network.architecture`, imported when one of its networks is made."""
 
 
-def _itself(potential: Potential, device: str, filter_intervals: int) -> EnergyModel:
-    return potential
+def _copied(potential: Potential, device: str, filter_intervals: int) -> EnergyModel:
+    return deepcopy(potential)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Architecture:
 
     network: Callable[[Any], Network]
     force_matching: Callable[..., ForceMatching] = AutogradForceMatching
-    frozen: Callable[[Potential, str, int], EnergyModel] = _itself
+    frozen: Callable[[Potential, str, int], EnergyModel] = _copied
     engine: Callable[[str], Any] | None = None
     energies: Callable[[Any], Energies] = AutogradEnergies
 

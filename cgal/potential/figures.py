@@ -21,17 +21,28 @@ PANELS = 30
 """Terms drawn in a figure, at most."""
 
 
-def plot_prior(prior: Prior, positions: Float32[np.ndarray, "frames beads 3"], folder: Path) -> tuple[Path, ...]:
-    """Draw each term's inverted histogram over `positions` [nm] beside the fitted curve.
+type Weights = Float64[np.ndarray, " frames"]
 
-    Writes prior_bonds.png, prior_angles.png, prior_dihedrals.png and prior_repulsion.png into `folder`; returns them.
+
+def plot_prior(
+    prior: Prior,
+    positions: Float32[np.ndarray, "frames beads 3"],
+    folder: Path,
+    params: PriorParams,
+    weights: Weights | None = None,
+) -> tuple[Path, ...]:
+    """Draw each term's inverted histogram over `positions` [nm] beside the curve that was fitted with these `params`.
+
+    Frames count by `weights`, if there are any. Writes prior_bonds.png, prior_angles.png, prior_dihedrals.png and
+    prior_repulsion.png into `folder`; returns them.
     """
     prior = Prior(prior.sequence, prior.temperature_K, prior.state_dict())
+    weights = np.ones(len(positions)) if weights is None else weights / weights.mean()
     coordinates = internal_coordinates(torch.from_numpy(positions.astype(np.float64)))
     figures = {
-        "prior_bonds.png": _plot_bonds(prior, coordinates.bonds_nm.numpy()),
-        "prior_angles.png": _plot_angles(prior, coordinates.angles_rad.numpy()),
-        "prior_dihedrals.png": _plot_dihedrals(prior, dihedral_angles(coordinates)),
+        "prior_bonds.png": _plot_bonds(prior, coordinates.bonds_nm.numpy(), weights),
+        "prior_angles.png": _plot_angles(prior, coordinates.angles_rad.numpy(), weights),
+        "prior_dihedrals.png": _plot_dihedrals(prior, dihedral_angles(coordinates), params, weights),
         "prior_repulsion.png": _plot_repulsion(prior, positions),
     }
     for name, figure in figures.items():
@@ -44,34 +55,38 @@ TRAINING_COLOUR = "#00798c"
 PRIOR_COLOUR = "#d1495b"
 
 
-def _plot_bonds(prior: Prior, bonds_nm: Float64[np.ndarray, "frames bonds"]) -> Figure:
+def _plot_bonds(prior: Prior, bonds_nm: Float64[np.ndarray, "frames bonds"], weights: Weights) -> Figure:
     figure, axes = _panels(bonds_nm.shape[1], "CA-CA distance [nm]")
     for term, axis in enumerate(axes):
         length, stiffness = float(prior.bond_length_nm[term]), float(prior.bond_stiffness_kJ_per_mol_nm2[term])
-        _inverted_points(axis, bonds_nm[:, term], bonds_nm[:, term] ** 2, prior.temperature_K)
+        _inverted_points(axis, bonds_nm[:, term], weights / bonds_nm[:, term] ** 2, prior.temperature_K)
         grid = np.linspace(bonds_nm[:, term].min() - 0.005, bonds_nm[:, term].max() + 0.005, 200)
         _curve(axis, grid, stiffness / 2 * (grid - length) ** 2)
         _name(axis, prior.sequence, term, 2)
     return figure
 
 
-def _plot_angles(prior: Prior, angles_rad: Float64[np.ndarray, "frames angles"]) -> Figure:
+def _plot_angles(prior: Prior, angles_rad: Float64[np.ndarray, "frames angles"], weights: Weights) -> Figure:
     figure, axes = _panels(angles_rad.shape[1], "angle [degree]")
     for term, axis in enumerate(axes):
         angle, stiffness = float(prior.angle_rad[term]), float(prior.angle_stiffness_kJ_per_mol_rad2[term])
         values = angles_rad[:, term]
-        _inverted_points(axis, values, np.sin(values), prior.temperature_K, math.degrees(1))
+        _inverted_points(axis, values, weights / np.maximum(np.sin(values), 1e-3), prior.temperature_K, math.degrees(1))
         grid = np.linspace(values.min() - 0.1, values.max() + 0.1, 200)
         _curve(axis, np.degrees(grid), stiffness / 2 * (grid - angle) ** 2)
         _name(axis, prior.sequence, term, 3)
     return figure
 
 
-def _plot_dihedrals(prior: Prior, dihedrals_rad: Float64[np.ndarray, "frames dihedrals"]) -> Figure:
+def _plot_dihedrals(
+    prior: Prior, dihedrals_rad: Float64[np.ndarray, "frames dihedrals"], params: PriorParams, weights: Weights
+) -> Figure:
     figure, axes = _panels(dihedrals_rad.shape[1], "dihedral [degree]", ", level where no frame was")
     grid = np.linspace(-np.pi, np.pi, 361)
-    energy_kJ_per_mol, params = thermal_energy_kJ_per_mol(prior.temperature_K), PriorParams()
-    centres, inverted = inverted_dihedrals(dihedrals_rad, energy_kJ_per_mol, params.bins, params.dihedral_floor)
+    energy_kJ_per_mol = thermal_energy_kJ_per_mol(prior.temperature_K)
+    centres, inverted = inverted_dihedrals(
+        dihedrals_rad, energy_kJ_per_mol, params.bins, params.dihedral_floor, weights
+    )
     curves = prior._dihedral_energies(
         torch.from_numpy(np.cos(grid))[:, None].expand(-1, dihedrals_rad.shape[1]),
         torch.from_numpy(np.sin(grid))[:, None].expand(-1, dihedrals_rad.shape[1]),
@@ -129,12 +144,12 @@ def _panels(terms: int, label: str, remark: str = "") -> tuple[Figure, list[Axes
 def _inverted_points(
     axis: Axes,
     values: Float64[np.ndarray, " frames"],
-    jacobian: Float64[np.ndarray, " frames"],
+    weights: Weights,
     temperature_K: float,
     scale: float = 1.0,
 ) -> None:
-    """Plot -k_B T ln(p/J) where the histogram has counts, least energy zero."""
-    counts, edges = np.histogram(values, bins=30, weights=1.0 / np.maximum(jacobian, 1e-3))
+    """Plot -k_B T ln(p/J) where the histogram has counts, least energy zero; `weights` have the 1/J."""
+    counts, edges = np.histogram(values, bins=30, weights=weights)
     seen = counts > 0
     energies = -thermal_energy_kJ_per_mol(temperature_K) * np.log(counts[seen] / counts.max())
     centres = (edges[1:] + edges[:-1])[seen] / 2

@@ -61,7 +61,7 @@ class Basis:
         padded = np.pad(splines.reshape(-1, FREE), [(0, 0), (0, COEFFICIENTS - FREE)])[self.pairs]
         shaped = (
             padded,
-            series.reshape(-1, self.order, 2)[self.dihedrals],
+            series.reshape(int(self.dihedrals.max(initial=-1)) + 1, self.order, 2)[self.dihedrals],
             couplings.reshape(-1, 2, ORDER, ORDER, 2)[self.neighbours],
         )
         return {name: torch.from_numpy(part) for name, part in zip(RUNG, shaped, strict=True)}
@@ -76,7 +76,7 @@ def unit_energies(positions: Float64[Tensor, "frames beads 3"], basis: Basis) ->
     splines.scatter_add_(1, columns.flatten(1), located.values.flatten(1))
     coordinates = internal_coordinates(positions)
     z = torch.complex(coordinates.dihedral_cosines, coordinates.dihedral_sines)
-    powers = torch.stack([z**order for order in range(1, basis.order + 1)], -1)
+    powers = torch.stack([z**order for order in range(basis.order + 1)], -1)[..., 1:]
     parts = (
         splines.view(len(positions), -1, COEFFICIENTS)[..., :FREE].flatten(1),
         _summed(_parts(powers), basis.dihedrals),

@@ -90,7 +90,10 @@ def analyse(
 
 
 def summarise(analysis: Analysis, params: ReferenceParams) -> dict[str, Any]:
-    """Give the numbers of an analysis, JSON-able; times in ps unless the name says otherwise."""
+    """Give the numbers of an analysis, JSON-able; times in ps unless the name says otherwise.
+
+    `chapman_kolmogorov_deviation` is None where the trajectories are too short for the test.
+    """
     swarm, model = analysis.swarm, analysis.model
     lengths = np.bincount(swarm.replica) * params.spacing_ps
     return {

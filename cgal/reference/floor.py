@@ -28,10 +28,17 @@ def floors(
     """W1 between random halves of the trajectories, each with the weights of its own Markov model, as sampling grows.
 
     One entry for the first 25, 50, 75 and 100 % of the time of every trajectory: `sampled_ns` of both halves, and for
-    each mode and metric the `mean`, lowest and highest over the splits. TICA is that of `truth`, the reference. Shares
-    too short for lags or densities are left out. The reference itself has twice the trajectories of a half, and is
-    nearer to the truth than that: independent errors would put it at half the floor.
+    each mode and metric the `mean`, lowest and highest over the splits. TICA is that of `truth`, the reference. A share
+    is left out when a half of any split is too short for lags or densities. The reference itself has twice the
+    trajectories of a half, and is nearer to the truth than that: independent errors would put it at half the floor.
+
+    Raises SamplingError when there is no second trajectory.
     """
+    if len(np.unique(swarm.replica)) < 2:
+        raise SamplingError(
+            "reference: the swarm has one trajectory, and a floor is between two halves of several; raise "
+            "reference.trajectories ('cgal reference' adds more)"
+        )
     tica = fit_tica(truth, params.benchmark.tica_lag_ps)
     total_ns = len(swarm) * params.reference.spacing_ps / 1000
     fallen = []
@@ -42,6 +49,7 @@ def floors(
             try:
                 values.append(_split_distance(prefix(swarm, share), split, tica, params))
             except SamplingError:
+                values = []
                 break
         if values:
             fallen.append({"sampled_ns": share * total_ns, **_spread(values)})

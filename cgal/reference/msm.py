@@ -130,9 +130,13 @@ class ChapmanKolmogorov:
     share: Float64[np.ndarray, " sets"]
 
     @property
-    def largest_deviation(self) -> float:
-        """Largest difference between prediction and count."""
-        return float(np.nanmax(np.abs(self.predicted - self.counted)))
+    def largest_deviation(self) -> float | None:
+        """Largest difference between prediction and count; None where no multiple of the lag was counted.
+
+        Zero lags and one say nothing: there the prediction is the count.
+        """
+        deviations = np.abs(self.predicted - self.counted)[2:]
+        return None if np.isnan(deviations).all() else float(np.nanmax(deviations))
 
 
 @dataclass(frozen=True)
@@ -229,8 +233,9 @@ def chapman_kolmogorov(
 ) -> ChapmanKolmogorov:
     """Compare T(lag)^k with T(k lag), coarse-grained to PCCA+ sets (Roeblitz and Weber 2013), for k = 0 to 5.
 
-    A multiple of the lag beyond half of the longest trajectory is left out; one at which no two states are connected
-    has NaN for its count. Raises SamplingError when too little was sampled to tell sets apart.
+    A multiple of the lag beyond half of the longest trajectory is left out, so that a lag of a quarter of it or more
+    leaves nothing to test; one at which no two states are connected has NaN for its count. Raises SamplingError when
+    too little was sampled to tell sets apart.
     """
     model = fit_msm(discrete, lag_ps)
     memberships = np.zeros((discrete.count, sets))

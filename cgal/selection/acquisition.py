@@ -12,7 +12,7 @@ from cgal.errors import BadParams, EmptyTrajectory
 from cgal.frames import CGTrajectory, rmsd_nm
 from cgal.outcomes import RoundOutcome
 from cgal.params import CampaignParams, SelectionParams
-from cgal.selection.closing import closing_reason, joint_reason, shares
+from cgal.selection.closing import closing_reason, joint_reason, nothing_to_label, shares
 from cgal.selection.committee import Committee
 from cgal.selection.coverage import Coverage
 from cgal.selection.nearest import nearest_rmsd_nm
@@ -58,7 +58,7 @@ class Finding:
             w1=self.w1["value"],
             low=self.w1["low"],
             high=self.w1["high"],
-            uncovered_fraction=self.pool.candidates.uncovered_fraction,
+            uncovered_fraction=self.pool.uncovered_fraction,
         )
 
 
@@ -85,7 +85,8 @@ def acquire_jointly(
 ) -> list[Acquisition]:
     """Decide as `acquire` for all proteins of a campaign, in order: it goes on while one of them asks for labels.
 
-    `affordable` is the picks that the budget pays for in all; they are divided by what is uncovered (`shares`).
+    `affordable` is the picks that the budget pays for in all; they are divided by the candidates that are uncovered
+    (`shares`). A round without a pick is the last one too: covered, or too much of it was dropped to say so.
     """
     outcomes = [each.outcome for each in findings]
     closing = joint_reason(
@@ -94,14 +95,14 @@ def acquire_jointly(
             for each, outcome in zip(findings, outcomes, strict=True)
         ]
     )
-    counts = shares(0 if closing else affordable, [outcome.uncovered_fraction for outcome in outcomes])
+    counts = shares(0 if closing else affordable, [each.pool.candidates.uncovered_fraction for each in findings])
     wanted = -(-findings[0].pool.params.frames // len(findings))
     selections = [
         replace(select(each.pool, count, each.seed), wanted=wanted)
         for each, count in zip(findings, counts, strict=True)
     ]
     if not closing and not any(map(len, selections)):
-        closing = "covered: no simulated frame is worth a label"
+        closing = nothing_to_label(campaign, [each.pool.dropped_fraction for each in findings])
     return [Acquisition(selection, outcome, closing) for selection, outcome in zip(selections, outcomes, strict=True)]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from cgal.outcomes import RoundOutcome
 from cgal.params import CampaignParams
 
-__all__ = ["affordable_picks", "closing_reason", "joint_reason", "shares", "w1_change"]
+__all__ = ["affordable_picks", "closing_reason", "joint_reason", "nothing_to_label", "shares", "w1_change"]
 
 
 PASSED = 0.1
@@ -16,9 +16,10 @@ PASSED = 0.1
 def affordable_picks(params: CampaignParams, wanted: int, *, spent_steps: int, steps_per_pick: int) -> int:
     """How many of the wanted picks the rest of the budget pays for, and what is left to the next cut.
 
-    All of them without a budget and a cut ahead. With cuts the budget is the last of them.
+    All of them without a budget and a cut. With cuts the budget is the last of them, and none is beyond it.
     """
-    limits = [*params.cut_steps, *([params.budget_steps] if params.budget_steps else [])]
+    budget = _budget(params)
+    limits = [limit for limit in (*params.cut_steps, budget) if 0 < limit <= budget]
     if not limits:
         return wanted
     passed = PASSED if params.cut_steps else 0.0
@@ -33,12 +34,13 @@ def closing_reason(
 
     `affordable` is what `affordable_picks` left of the picks; `outcomes` are those of rounds 0 to `round_index`.
     Converged means both: in each of the last `stop_rounds` rounds no more than `stop_below` of the simulated frames
-    were uncovered, and W1 did not change measurably from the last round but one to the last (see `w1_change`).
+    were uncovered, where dropped ones count as uncovered, and W1 did not change measurably from the last round but one
+    to the last (see `w1_change`).
     """
     if round_index >= params.rounds:
         return f"rounds: all {params.rounds} acquisition rounds are done"
     if affordable == 0:
-        return f"budget: what is left of {params.budget_steps} all-atom steps pays for no further label"
+        return f"budget: what is left of {_budget(params)} all-atom steps pays for no further label"
     return _converged(params, outcomes[-params.stop_rounds :], outcomes[-2:])
 
 
@@ -49,6 +51,20 @@ def joint_reason(reasons: Sequence[str]) -> str:
     ('', 'rounds: done')
     """
     return "; ".join(dict.fromkeys(reasons)) if all(reasons) else ""
+
+
+def nothing_to_label(params: CampaignParams, dropped: Sequence[float]) -> str:
+    """Say why a round that picked no frame is the closing one, by the share of frames that each protein dropped.
+
+    >>> nothing_to_label(CampaignParams(), [0.01])
+    'covered: no simulated frame is worth a label'
+    """
+    if max(dropped) <= params.stop_below:
+        return "covered: no simulated frame is worth a label"
+    return (
+        f"dropped: {max(dropped):.1%} of the simulated frames were dropped as unphysical (selection.json counts the "
+        "reasons), and no other is worth a label; train longer, or widen the bounds under selection"
+    )
 
 
 def shares(count: int, uncovered: Sequence[float]) -> list[int]:
@@ -72,14 +88,20 @@ def shares(count: int, uncovered: Sequence[float]) -> list[int]:
 def w1_change(before: RoundOutcome, after: RoundOutcome) -> tuple[float, float]:
     """95 % interval of the change of W1 between two rounds.
 
-    From the two bootstrap intervals, which are independent (other replicas, other noise): their distances to the
-    estimates are added in quadrature, the method of variance estimates recovery (Zou & Donner, Stat. Med. 27, 1693,
-    2008).
+    From the two bootstrap intervals as if they were independent: their distances to the estimates are added in
+    quadrature, the method of variance estimates recovery (Zou & Donner, Stat. Med. 27, 1693, 2008). The replicas are
+    others, but both intervals hold the resampling of one reference, whose error mostly cancels in the change: the
+    interval is too wide, up to five times where that error dominates, and a campaign converges sooner.
     """
     change = after.w1 - before.w1
     down = math.hypot(after.w1 - after.low, before.high - before.w1)
     up = math.hypot(after.high - after.w1, before.w1 - before.low)
     return change - down, change + up
+
+
+def _budget(params: CampaignParams) -> int:
+    """All-atom steps that labels may take in all; 0: no limit."""
+    return params.budget_steps or max(params.cut_steps, default=0)
 
 
 def _converged(params: CampaignParams, recent: Sequence[RoundOutcome], pair: Sequence[RoundOutcome]) -> str:

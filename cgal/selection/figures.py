@@ -86,7 +86,7 @@ def _draw_nearest(axes: Axes, selection: Selection) -> None:
         candidates.novel_nm,
         color=REFERENCE,
         linestyle=":",
-        label=f"uncovered beyond: {selection.uncovered_fraction:.1%} of the frames",
+        label=f"uncovered beyond: {selection.uncovered_fraction:.1%} of the candidates",
     )
     bins = np.minimum(np.digitize(selection.nearest_nm, edges) - 1, BINS - 1)
     _draw_picks(axes, selection.nearest_nm, shares[bins])

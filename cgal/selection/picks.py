@@ -17,7 +17,8 @@ __all__ = ["Candidates", "Selection"]
 class Candidates:
     """All physical frames of the simulation: index into its trajectory (rising) and RMSD to the nearest training frame.
 
-    A frame further than `novel_nm` from the whole training set is uncovered. `disagreement` is the calibrated one of
+    A frame further than `novel_nm` from the whole training set is uncovered (`RoundOutcome` counts dropped frames as
+    uncovered too). `disagreement` is the calibrated one of
     a committee [kJ/mol/nm], where the strategy asked for it.
     """
 

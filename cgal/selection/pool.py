@@ -12,7 +12,10 @@ from cgal.selection.committee import Calibration, Committee
 from cgal.selection.coverage import Coverage
 from cgal.selection.picks import Candidates
 
-__all__ = ["Picks", "Pool", "Strategy", "drop_reasons"]
+__all__ = ["Picks", "Pool", "Strategy", "chain_cutoff_nm", "drop_reasons"]
+
+CA_BOND_nm = 0.38
+PAPER_CUTOFF_nm = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,17 @@ class Pool:
         """Give the number of candidates."""
         return len(self.candidates)
 
+    @property
+    def dropped_fraction(self) -> float:
+        """Share of the simulated frames that are no candidates."""
+        dropped = sum(self.dropped.values())
+        return dropped / (dropped + len(self))
+
+    @property
+    def uncovered_fraction(self) -> float:
+        """Share of the simulated frames that are uncovered: candidates far from the training set, and dropped ones."""
+        return self.dropped_fraction + (1 - self.dropped_fraction) * self.candidates.uncovered_fraction
+
 
 @dataclass(frozen=True, eq=False)
 class Picks:
@@ -52,6 +66,18 @@ class Picks:
 
 Strategy = Callable[[Pool, int, np.random.Generator], Picks]
 """Chooses at most `count` candidates of a pool; all randomness comes from the generator."""
+
+
+def chain_cutoff_nm(beads: int) -> float:
+    """Value of `selection.cutoff_nm` that no intact chain is beyond, whatever the reference frame [nm].
+
+    A third of the chain's length, and no less than the paper's for ten beads. A stretched chain and a hairpin, about
+    as far apart as chains without a broken bond can be, differ by 0.32 of their length.
+
+    >>> chain_cutoff_nm(4), chain_cutoff_nm(10), chain_cutoff_nm(20)
+    (1.0, 1.1, 2.4)
+    """
+    return round(max(PAPER_CUTOFF_nm, CA_BOND_nm * (beads - 1) / 3), 1)
 
 
 def drop_reasons(

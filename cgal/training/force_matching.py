@@ -12,7 +12,7 @@ the weights is found is told in `cgal.potential.force_matching`.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -41,7 +41,7 @@ from cgal.training.runs import NETWORK, annealed, deterministic_algorithms, fing
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
-__all__ = ["EpochRecord", "ForceMatchingResult", "Validation", "mean_square", "prepare", "train"]
+__all__ = ["EpochRecord", "ForceMatchingResult", "Validation", "check_shards", "mean_square", "prepare", "train"]
 
 AVERAGE_START = 10
 """The average of the weights begins as one over a tenth of the steps that have been."""
@@ -203,8 +203,7 @@ def prepare(
     """Frames to train on and frames held out, one entry per protein, in order of sequence."""
     training, held_out = [], []
     masks = held_out_masks(shards, params)
-    for number, shard in enumerate(shards):
-        _check_shard(number, shard, priors)
+    check_shards(shards, priors)
     for sequence in sorted({shard.sequence for shard in shards}):
         chosen = [index for index, shard in enumerate(shards) if shard.sequence == sequence]
         frames = _residuals([shards[index] for index in chosen], priors[sequence])
@@ -215,18 +214,20 @@ def prepare(
     return training, held_out
 
 
-def _check_shard(number: int, shard: LabelledFrames, priors: Mapping[str, Prior]) -> None:
-    if shard.sequence not in priors:
-        raise BadTrajectory(
-            f"shard {number:03d} is of protein {shard.sequence}, for which no prior is given; train on shards of "
-            f"{', '.join(sorted(priors))} or fit a prior for it"
-        )
-    finite = np.isfinite(shard.positions).all(axis=(1, 2)) & np.isfinite(shard.forces).all(axis=(1, 2))
-    if not finite.all():
-        raise BadTrajectory(
-            f"shard {number:03d}, frame {np.flatnonzero(~finite)[0]}: position or force not finite; label the frame "
-            "again or take it out of the shard"
-        )
+def check_shards(shards: Sequence[LabelledFrames], with_prior: Collection[str]) -> None:
+    """Raise BadTrajectory when a label is not finite, or a shard is of no sequence that has a prior."""
+    for number, shard in enumerate(shards):
+        if shard.sequence not in with_prior:
+            raise BadTrajectory(
+                f"shard {number:03d} is of protein {shard.sequence}, for which no prior is given; train on shards of "
+                f"{', '.join(sorted(with_prior))} or fit a prior for it"
+            )
+        finite = np.isfinite(shard.positions).all(axis=(1, 2)) & np.isfinite(shard.forces).all(axis=(1, 2))
+        if not finite.all():
+            raise BadTrajectory(
+                f"shard {number:03d}, frame {np.flatnonzero(~finite)[0]}: position or force not finite; label the "
+                "frame again or take it out of the shard"
+            )
 
 
 def _residuals(shards: Sequence[LabelledFrames], prior: Prior) -> Frames:
@@ -288,6 +289,7 @@ class Run:
             [self.weights], lr=params.learning_rate, weight_decay=self._decay(), fused=True
         )
         self.scale = max(mean_square(training, params.bond_weight), 1e-12)
+        self.components_per_frame = _components(training) / _count(training)
         self.prior_rmse = math.sqrt(mean_square(held_out, params.bond_weight))
         self.history: list[EpochRecord] = []
         self.best_epoch, self.best_rmse, self.best_weights = 0, math.inf, self.weights.clone()
@@ -348,7 +350,8 @@ class Run:
     def step(self, batch: Frames) -> Float64[Tensor, ""]:
         """One step of the optimiser; returns the batch's sum of squared force errors before it."""
         mean_square, gradient = self.matching.gradient(batch.types, batch.positions, batch.residuals)
-        length = torch.linalg.vector_norm(gradient.div_(self.scale))
+        share = batch.residuals[0].numel() / self.components_per_frame  # a frame counts by its beads; of one protein: 1
+        length = torch.linalg.vector_norm(gradient.div_(self.scale / share))
         self.weights.grad = gradient.mul_((self.params.gradient_clip / length).clamp_(max=1.0))
         self.optimiser.step()
         self._average()

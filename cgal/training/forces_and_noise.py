@@ -8,8 +8,8 @@ square is least for
     B = c (C + c)^-1,    c = (k_B T / s)^2,    C_ij = <f_i . f_j> / 3.
 
 Little noise leaves the forces nearly as they are, much noise takes their place. The model is of the noised frames, and
-so is its prior (`smeared`): noise widens bonds, and a prior as stiff as before would leave it to the network to cancel
-forces far larger than the labels. All errors are told on noised frames.
+so is its prior (`smeared`, in `cgal.training.proteins`): noise widens bonds, and a prior as stiff as before would
+leave it to the network to cancel forces far larger than the labels. All errors are told on noised frames.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,12 +42,12 @@ def train(
     priors: Mapping[str, Prior] | None = None,
     progress: Progress = silent,
 ) -> ForceMatchingResult:
-    """Train as `force_matching.train` does, and raise what it does, on frames whose noise is drawn once from `seed`."""
-    noise_nm = params.forces_and_noise.noise_nm
-    frames = noised(shards, noise_nm, initial.prior.temperature_K, seed)
-    of_frames = initial.with_prior(smeared(initial.prior, noise_nm))
-    others = {sequence: smeared(prior, noise_nm) for sequence, prior in priors.items()} if priors else None
-    return force_matching.train(frames, of_frames, params, seed=seed, scratch=scratch, priors=others, progress=progress)
+    """Train as `force_matching.train` does, and raise what it does, on frames whose noise is drawn once from `seed`.
+
+    The priors, that of `initial` included, are those of noised frames: see `smeared`.
+    """
+    frames = noised(shards, params.forces_and_noise.noise_nm, initial.prior.temperature_K, seed)
+    return force_matching.train(frames, initial, params, seed=seed, scratch=scratch, priors=priors, progress=progress)
 
 
 def smeared(prior: Prior, noise_nm: float) -> Prior:
@@ -69,19 +69,23 @@ def smeared(prior: Prior, noise_nm: float) -> Prior:
 
 
 def noised(shards: Sequence[LabelledFrames], noise_nm: float, temperature_K: float, seed: int) -> list[LabelledFrames]:
-    """Frames with noise of this standard deviation on each coordinate, and their mixed labels."""
+    """Frames with noise of this standard deviation on each coordinate, and their mixed labels.
+
+    The noise of a protein does not depend on where it stands among the others.
+    """
     generator, kT = np.random.default_rng([seed, 2]), thermal_energy_kJ_per_mol(temperature_K)
     mixing = {
         sequence: _mixing([shard.forces for shard in shards if shard.sequence == sequence], kT / noise_nm)
         for sequence in {shard.sequence for shard in shards}
     }
-    found = []
-    for shard in shards:
+    found = list(shards)
+    for index in sorted(range(len(shards)), key=lambda each: shards[each].sequence):
+        shard = shards[index]
         xi = generator.standard_normal(shard.positions.shape, dtype=np.float32)
         of_noise = np.float32(-kT / noise_nm) * xi
         labels = of_noise + np.einsum("ij,fjk->fik", mixing[shard.sequence], shard.forces - of_noise)
         positions = shard.positions + np.float32(noise_nm) * xi
-        found.append(replace(shard, positions=positions, forces=labels.astype(np.float32)))
+        found[index] = replace(shard, positions=positions, forces=labels.astype(np.float32))
     return found
 
 

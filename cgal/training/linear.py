@@ -30,13 +30,18 @@ from cgal.potential.force_matching import worker_threads
 from cgal.potential.linear_rung import Basis, unit_forces
 from cgal.potential.prior import Prior
 from cgal.projection.bonds import weigh_bonds
-from cgal.training.held_out import held_out_masks
+from cgal.training.force_matching import check_shards
+from cgal.training.held_out import held_out_masks, require_enough
 
 __all__ = ["CLEAR", "Rung", "fit_rung"]
 
 FOLDS = 5
 CLEAR = 2.1
-"""Student's t at 95 %, one-sided, for five folds."""
+"""Student's t at 95 %, one-sided, for five folds.
+
+From fewer training blocks a rung that explains nothing is kept more often: 6 % of the time from four, 9 % from three
+and 14 % from two.
+"""
 
 BATCH = 128
 RIDGES = np.geomspace(1e-4, 1e2, 13)
@@ -80,7 +85,13 @@ class Fold:
 
 
 def fit_rung(shards: Sequence[LabelledFrames], prior: Prior, params: TrainingParams) -> Rung:
-    """Fit the rung to the training frames of shards of one protein: on one thread, as sums depend on their order."""
+    """Fit the rung to the training frames of shards of one protein: on one thread, as sums depend on their order.
+
+    Raises BadTrajectory (a label is not finite, or a shard is of another protein) and EmptyTrajectory (nothing to train
+    on or to hold out).
+    """
+    check_shards(shards, [prior.sequence])
+    require_enough([shard.trajectory for shard in shards], params)
     with worker_threads(1), threadpool_limits(limits=1):
         return _fit(shards, deepcopy(prior).cpu(), params)
 

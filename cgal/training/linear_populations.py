@@ -175,9 +175,10 @@ def refit(
         found = minimize(cost, np.zeros(X.shape[1]), jac=True, method="L-BFGS-B")
         change = torch.from_numpy(found.x)
         effective = 1.0 / float(reweighted(change).square().sum())
+        coefficients = learner.scale @ (learner.average + change)
     if not found.success or not effective >= X.shape[1]:
         return Refit(trained, 0, effective / len(u))
-    parts = learner.basis.parts((learner.scale @ (learner.average + change)).numpy())
+    parts = learner.basis.parts(coefficients.numpy())
     return Refit(trained.with_prior(trained.prior.with_rung(parts)), 1, effective / len(u))
 
 
@@ -204,9 +205,9 @@ class RungLearner:
         whole = (covariance + self._moments(settled, None)[1]) / 2
         with worker_threads(1):
             values, vectors = torch.linalg.eigh(whole)
-        ridge = section.ridge * values.mean()
-        self.scale = kT * vectors / (values.clamp_min(0.0) + ridge).sqrt()
-        self.mean = mean @ self.scale / kT
+            ridge = section.ridge * values.mean()
+            self.scale = kT * vectors / (values.clamp_min(0.0) + ridge).sqrt()
+            self.mean = mean @ self.scale / kT
         self.kT, self.shrinkage = kT, section.prior_frames / _effective(data)
         self.weights = torch.zeros(len(mean), dtype=torch.float64)
         self.average = self.weights.clone()
@@ -238,7 +239,8 @@ class RungLearner:
 
     def potential(self, weights: Float64[Tensor, " free"]) -> Potential:
         """The prior with these coefficients, and no network."""
-        rung = self.basis.parts((self.scale @ weights).numpy())
+        with worker_threads(1):
+            rung = self.basis.parts((self.scale @ weights).numpy())
         return self.bare.with_prior(self.bare.prior.with_rung(rung))
 
     def unit(self, positions: Float[Tensor, "frames beads 3"]) -> Float64[Tensor, "frames free"]:

@@ -12,6 +12,7 @@ from cgal.errors import BadParams, SamplingError
 from cgal.frames import LabelledFrames
 from cgal.params import PriorParams, TrainingParams
 from cgal.potential.prior import Prior, fit_prior
+from cgal.training.forces_and_noise import smeared
 from cgal.training.frame_weights import effective_frames, weigh_shards
 
 __all__ = ["TrainingSet", "load_training_set"]
@@ -33,6 +34,10 @@ class TrainingSet:
         """Positions [nm] of all frames of one protein, in order of its shards."""
         return np.concatenate([shard.positions for shard in self.shards if shard.sequence == sequence])
 
+    def weights(self, sequence: str) -> Float64[np.ndarray, " frames"] | None:
+        """Weights of these frames, if they have any."""
+        return _weights([shard for shard in self.shards if shard.sequence == sequence])
+
     def summary(self) -> dict[str, float]:
         """Effective number of frames, where they have weights."""
         weights = [shard.weights for shard in self.shards if shard.weights is not None]
@@ -45,8 +50,9 @@ def load_training_set(
     """Read the datasets in these folders (see `cgal.dataset`), and fit to the frames of each protein its prior.
 
     Frames are weighted as `training` says, if it is given; those of a seed without labels count alike where its runs
-    are shorter than the lag. Raises BadParams when two are of the same sequence or of different temperatures,
-    SamplingError when frames cannot be weighted, and what `load_shards` does.
+    are shorter than the lag. For an objective that noises frames, priors are those of noised frames. Raises BadParams
+    when two are of the same sequence or of different temperatures, SamplingError when frames cannot be weighted, and
+    what `load_shards` does.
     """
     manifests = {folder: load_manifest(folder) for folder in folders}
     owners: dict[str, Path] = {}
@@ -63,8 +69,9 @@ def load_training_set(
         )
     training = training or TrainingParams()
     shards = {manifests[folder].sequence: _weigh(load_shards(folder), training) for folder in folders}
-    priors = {
-        manifest.sequence: fit_prior(
+    noise_nm = training.forces_and_noise.noise_nm if training.objective == "forces_and_noise" else 0.0
+    fitted = (
+        fit_prior(
             np.concatenate([shard.positions for shard in shards[manifest.sequence]]),
             manifest.sequence,
             manifest.temperature_K,
@@ -72,7 +79,8 @@ def load_training_set(
             weights=_weights(shards[manifest.sequence]),
         )
         for manifest in manifests.values()
-    }
+    )
+    priors = {prior.sequence: smeared(prior, noise_nm) if noise_nm else prior for prior in fitted}
     return TrainingSet(tuple(shard for each in shards.values() for shard in each), priors)
 
 

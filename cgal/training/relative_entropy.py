@@ -155,8 +155,8 @@ def train(
 
     Raises BadParams (`priors` are of several proteins: replicas are of one),
     BadTrajectory (a position is not finite, or a shard is of another protein), EmptyTrajectory (nothing to train
-    on or to hold out), Diverged (every replica was lost), PreflightFailed (S never fell below that of the prior alone,
-    unless `params.preflight` is false).
+    on or to hold out), Diverged (every replica was lost), PreflightFailed (S never fell below that of the prior alone;
+    not told of a network that was trained before, nor where `params.preflight` is false).
     """
     if others := set(priors or ()) - {initial.sequence}:
         raise BadParams(
@@ -167,8 +167,9 @@ def train(
     with deterministic_algorithms():
         term = make_term(shards, initial, params, data.looked_at) if make_term else None
         learner = NetworkLearner(initial, params.relative_entropy)
+        untrained = not learner.energies(torch.from_numpy(data.held_out).to(initial.types.device)).any()
         result = minimise(learner, initial, data, params, seed=seed, scratch=scratch, progress=progress, term=term)
-    if params.preflight and not params.warm_start:
+    if params.preflight and untrained:
         _preflight(result, params.objective)
     return result
 

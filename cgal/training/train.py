@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cgal.frames import LabelledFrames
 from cgal.params import TrainingParams
 from cgal.potential.potential import Potential
@@ -53,8 +55,8 @@ def train(
     With `params.linear_rung` the prior of the potential has a linear rung if frames left out say that it helps, and the
     network learns what that leaves over. Objectives that want frames in equilibrium fit it to their populations
     (`cgal.training.linear_populations`), and move it beneath the network in the end; where that does not help, and for
-    all others, forces do (`cgal.training.linear`). A network of several proteins has none below it, as what it knows is
-    to hold for others.
+    all others, it is fitted to the forces (`cgal.training.linear`). A network of several proteins has none below it, as
+    what it knows is to hold for others.
     """
     objective = import_module(OBJECTIVES[params.objective]).train
     run = partial(train_members, objective, seed=seed, scratch=scratch, progress=progress)
@@ -63,7 +65,7 @@ def train(
     rung = fit_rung(shards, initial.prior, params, seed=seed, scratch=scratch, progress=progress)
     checks = params.model_copy(update={"preflight": params.preflight and not rung.weight})
     result = run(shards, initial.with_prior(rung.prior), checks)
-    if isinstance(rung, Rung):
+    if isinstance(rung, Rung) or not rung.weight:
         return OnRung(result.potential, rung, result)
     again = linear_populations.refit(rung, result.potential, params, seed=seed, progress=progress)
     return OnRung(again.potential, rung, result, again)
@@ -78,12 +80,21 @@ def fit_rung(
     scratch: Path | None = None,
     progress: Progress = silent,
 ) -> Rung | PopulationsRung:
-    """Fit a prior's linear rung: to the populations if the objective is about them and they help, else to forces."""
+    """Fit a prior's linear rung: to the populations if the objective is about them and they help, else to forces.
+
+    An objective about populations needs no forces: where frames lack them (not finite, or all zero), there is no rung
+    if populations do not help. Raises what the two fits do.
+    """
     if params.by_replicas:
         rung = linear_populations.fit_rung(shards, prior, params, seed=seed, scratch=scratch, progress=progress)
-        if rung.weight:
+        if rung.weight or not all(map(_has_forces, shards)):
             return rung
     return linear.fit_rung(shards, prior, params)
+
+
+def _has_forces(shard: LabelledFrames) -> bool:
+    labelled = np.isfinite(shard.forces).all(axis=(1, 2)) & shard.forces.any(axis=(1, 2))
+    return bool(labelled.all())
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,7 +46,7 @@ def add_plain_md(workspace: Workspace, progress: Progress) -> int:
     seed = AtomFrames.load(workspace.data / "seed.h5")
     epochs, runs, steps = plan_of(params)
     pieces: list[AtomFrames] = [seed]
-    spent = failed = 0
+    spent = failed = failed_steps = 0
     for epoch in range(epochs):
         result = oracle.run_md(
             seed.pdb,
@@ -63,14 +63,15 @@ def add_plain_md(workspace: Workspace, progress: Progress) -> int:
         oracle.check_quorum(result, runs, params.oracle)
         trajectory = result.labelled.trajectory + np.int32(epoch * runs)
         pieces.append(replace(result.labelled, trajectory=trajectory))
-        spent, failed = spent + result.steps, failed + (result.failed_steps or 0)
+        spent, failed = spent + result.steps, failed + len(result.failures)
+        failed_steps += result.failed_steps or 0
     append(
         workspace.data,
         labelled=_joined(pieces[1:]),
         origin=ORIGIN,
         oracle_steps=spent,
-        oracle_failed=0,
-        failed_steps=failed,
+        oracle_failed=failed,
+        failed_steps=failed_steps,
         checkpoint=workspace.data / "warm_start.pt",
     )
     return spent

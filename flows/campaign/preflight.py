@@ -5,9 +5,9 @@ from jaxtyping import Shaped
 
 from cgal.benchmark.lag import lag_frames
 from cgal.dataset import labelled_seed
-from cgal.errors import BadParams, Refusals
+from cgal.errors import BadParams, BadTrajectory, Refusals
 from cgal.files import read_json
-from cgal.frames import AtomFrames, CGTrajectory, read_pdb_text, sequence_of
+from cgal.frames import AtomFrames, CGTrajectory, alpha_carbons, read_pdb_text, rmsd_nm, sequence_of
 from cgal.params import Params
 from cgal.training.held_out import require_enough
 from flows.campaign.plain_md import plan_of
@@ -26,13 +26,16 @@ __all__ = [
     "tell_undo",
 ]
 
+BEYOND = 0.05
+"""Share of true frames that may lie beyond `selection.cutoff_nm`."""
+
 
 def require_runnable(workspace: Workspace) -> None:
     """Raise BadStructure, BadParams, BadTrajectory or EmptyTrajectory when a campaign would fail later for its data.
 
     Its structure must be one that the force field knows, its seed enough to train on and to hold out, its reference
-    longer and denser than the lag of the benchmark's TICA; of several proteins each its own, and no two of one
-    sequence. Raises Refused when several things are to be mended.
+    longer and denser than the lag of the benchmark's TICA, and both within `selection.cutoff_nm` but for a few frames;
+    of several proteins each its own, and no two of one sequence. Raises Refused when several things are to be mended.
     """
     params, refusals = workspace.params, Refusals()
     with refusals.gathered():
@@ -42,6 +45,7 @@ def require_runnable(workspace: Workspace) -> None:
     for part in workspace.parts:
         with refusals.gathered():
             require_sound_structure(part)
+            _require_within_cutoff(part)
         with refusals.gathered():
             require_enough(_training_trajectories(part), params.training)
         with refusals.gathered():
@@ -71,6 +75,34 @@ def _require_weighable(params: Params) -> None:
             f"oracle.mode: free and oracle.average_steps ({oracle.average_steps}, {run_ps:g} ps) to match, with frames "
             "that far apart (oracle.free_stride), or frame_weights: none"
         )
+
+
+def _require_within_cutoff(workspace: Workspace) -> None:
+    """Raise BadParams when more than a few frames of seed or reference are beyond `selection.cutoff_nm`.
+
+    Simulated frames like them would all be dropped. Raises BadTrajectory when one is of another protein.
+    """
+    from cgal.selection.pool import chain_cutoff_nm
+
+    structure, seed = read_pdb_text(workspace.structure), _seed(workspace)
+    reference = CGTrajectory.load(workspace.data / "reference.h5")
+    native, sequence = structure.xyz[0, alpha_carbons(structure.topology)], sequence_of(structure.topology)
+    cutoff_nm = workspace.params.selection.cutoff_nm
+    for name, found, positions, weights in (
+        ("seed", sequence_of(seed.topology), seed.positions[:, alpha_carbons(seed.topology)], None),
+        ("reference", reference.sequence, reference.positions, reference.weights),
+    ):
+        if found != sequence:
+            raise BadTrajectory(
+                f"{workspace.data}: the {name} is of {found}, structure.pdb of {sequence}: make or import it again"
+            )
+        beyond = float(np.average(rmsd_nm(positions, native) > cutoff_nm, weights=weights))
+        if beyond > BEYOND:
+            raise BadParams(
+                f"selection.cutoff_nm: {beyond:.0%} of the {name} of {workspace.data.name} is more than {cutoff_nm:g} "
+                f"nm from structure.pdb, and such frames would be dropped as unphysical: set it to "
+                f"{chain_cutoff_nm(len(native)):g}, which no chain of {len(native)} residues is beyond"
+            )
 
 
 def _require_different(workspace: Workspace) -> None:
@@ -151,8 +183,14 @@ def _grown(workspace: Workspace) -> str:
 def _training_trajectories(workspace: Workspace) -> list[Shaped[np.ndarray, "..."]]:
     """Numbers of the trajectories that round 0 trains on, frame by frame: the seed's, and its continuation."""
     params = workspace.params
-    seed = labelled_seed(workspace.data, params.mapping)
-    if seed is None:
-        seed = AtomFrames.load(workspace.data / "seed.h5")
     epochs, runs, steps = plan_of(params)
-    return [seed.trajectory, np.repeat(np.arange(epochs * runs, dtype=np.int32), steps // params.oracle.free_stride)]
+    return [
+        _seed(workspace).trajectory,
+        np.repeat(np.arange(epochs * runs, dtype=np.int32), steps // params.oracle.free_stride),
+    ]
+
+
+def _seed(workspace: Workspace) -> AtomFrames:
+    """Frames of the seed that are trained on: those with mean forces, if there are any."""
+    labelled = labelled_seed(workspace.data, workspace.params.mapping)
+    return AtomFrames.load(workspace.data / "seed.h5") if labelled is None else labelled

@@ -23,7 +23,7 @@ from cgal.params import Params, SimulationParams, check_params, load_params, mer
 from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
 from flows.versioning import PublishedRound, Repository
-from flows.versioning.published_files import MODEL, bring_files
+from flows.versioning.published_files import MODEL, bring_files, find_model
 from flows.workspace import Workspace
 
 __all__ = ["Wish", "open_production"]
@@ -78,12 +78,15 @@ def open_production(repository: Repository, tag: str, wish: Wish, folder: Path) 
     """Make or find the folder of a production, and hold it against other processes.
 
     Raises VersioningError when there is no such round or no good copy of its files, CgalError when the folder belongs
-    to another round, BadParams when the wish is out of bounds or does not fit what was begun, CampaignLocked when
-    another process is at work there, BadFile when a protein that the model is carried to lacks seed or reference.
+    to another round, BadParams when the wish is out of bounds, does not fit what was begun or leaves out a network
+    that the linear rung was moved beneath, CampaignLocked when another process is at work there, BadFile when a protein
+    that the model is carried to lacks seed or reference.
     """
     published = repository.round(tag)
     protein = wish.protein_of(published)
     source = wish.source(published)
+    if wish.prior_alone and protein in published.proteins:
+        _require_rung_as_fitted(repository, tag)
     folder.mkdir(parents=True, exist_ok=True)
     with _held(folder):
         note = folder / "production.json"
@@ -102,6 +105,16 @@ def open_production(repository: Repository, tag: str, wish: Wish, folder: Path) 
         if wish.prior_alone:
             _take_network_away(workspace)
         yield workspace
+
+
+def _require_rung_as_fitted(repository: Repository, tag: str) -> None:
+    """Raise BadParams when the linear rung of a round was moved beneath its network: alone it fits nothing."""
+    if load_checkpoint(find_model(repository.root, tag))[1].get("refit_moved"):
+        raise BadParams(
+            f"{tag}: --prior-alone would leave a linear rung that was moved to fit beneath the network (refit_moved), "
+            "and fits nothing without it; leave --prior-alone out, or compare with a round of "
+            "training.linear_rung: false"
+        )
 
 
 def _said(source: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ returns a few numbers that say how it went. Of several proteins `train` and `sel
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import torch
 
 from cgal.benchmark.halves import verdict
 from cgal.benchmark.observables import HEADLINE
-from cgal.dataset import Manifest, load_atoms, load_manifest, load_shards, round_index
+from cgal.dataset import Manifest, load_atoms, load_manifest, load_shards, physics_of, round_index
 from cgal.errors import BadParams, DatasetChanged
 from cgal.files import read_json, write_json
 from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
@@ -65,8 +66,9 @@ def train(workspace: Workspace, progress: Progress) -> Summary:
     figures = workspace.round / "plots" / "training"
     plot_training(result, figures)
     for part, manifest in manifests.items():
-        prior = result.potential.with_prior(training_set.priors[manifest.sequence]).prior
-        plot_prior(prior, training_set.positions(manifest.sequence), figures / part.named(""))
+        of = manifest.sequence
+        prior = result.potential.with_prior(training_set.priors[of]).prior
+        plot_prior(prior, training_set.positions(of), figures / part.named(""), params.prior, training_set.weights(of))
     return summary
 
 
@@ -124,7 +126,7 @@ def benchmark(workspace: Workspace, progress: Progress) -> Summary:
     k = round_index(manifest)
     result = run_benchmark(
         CGTrajectory.load(workspace.round / "trajectory.h5"),
-        CGTrajectory.load(workspace.data / "reference.h5"),
+        _reference(workspace, manifest),
         params.benchmark,
         native=_native(workspace),
         training_positions=_training_positions(workspace),
@@ -143,6 +145,14 @@ def benchmark(workspace: Workspace, progress: Progress) -> Summary:
     plot_benchmark(result, workspace.round / "plots" / "benchmark")
     values: Summary = {f"w1_{name}": score["value"] for name, score in result.metrics["w1"].items()}
     return values | {"halves": verdict(result.metrics["halves"])}
+
+
+def _reference(workspace: Workspace, manifest: Manifest) -> CGTrajectory:
+    """The reference, its physics named where `cgal reference` has made it with another force field than the labels'."""
+    reference, said = CGTrajectory.load(workspace.data / "reference.h5"), workspace.data / "reference.json"
+    made = physics_of(read_json(said)) if said.is_file() else None
+    other = made if manifest.prepared_from.force_field not in (None, made) else None
+    return replace(reference, physics=reference.physics or other)
 
 
 def _known_steps(manifest: Manifest) -> dict[str, int]:

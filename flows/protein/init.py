@@ -129,11 +129,15 @@ def _copy_pipeline(template: Path, root: Path, start: Start) -> None:
 
 
 def _make_protein(root: Path, start: Start, note: Note) -> None:
+    from cgal.frames import read_pdb_text, sequence_of
+    from cgal.selection.pool import chain_cutoff_nm
     from flows.protein.structure import make_structure
 
     workspace = Workspace(root)
     out = workspace.data / "structure.pdb"
     make_structure(out, workspace.params, sequence=start.sequence, pdb=start.pdb, pdb_id=start.pdb_id, note=note)
+    beads = len(sequence_of(read_pdb_text(out.read_text()).topology))
+    change_params(root / "params.yaml", {"selection": {"cutoff_nm": chain_cutoff_nm(beads)}})
     Repository(root).dvc.record_data()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cgal.all_atom.oracle import check_quorum, relabel, run_md
+from cgal.all_atom.oracle import OracleResult, check_quorum, relabel, run_md
 from cgal.dataset import prepare, reset
 from cgal.errors import BadParams, Refusals
 from cgal.files import made_aside
@@ -85,6 +85,7 @@ def make_seed(workspace: Workspace, plan: SeedRuns, mean_force: bool | None = No
         reset(folder)
         save_seed(workspace, folder, seed, mean_force=mean_force)
     console.print(f"{workspace.data}: {len(seed)} seed frames of {len(result.labelled)}, {result.steps:,} steps")
+    _tell_failures(result, "run")
     tell_undo(undo)
 
 
@@ -127,5 +128,9 @@ def _label(workspace: Workspace, folder: Path, seed: AtomFrames) -> None:
     cost = result.labelled.provenance | {"oracle_steps": result.steps, "failed_steps": result.failed_steps}
     replace(result.labelled, provenance=cost).save(folder / "seed_labels.h5")
     console.print(f"labelled {len(result.labelled)} of {len(seed)} seed frames in {result.steps:,} all-atom steps")
+    _tell_failures(result, "frame")
+
+
+def _tell_failures(result: OracleResult, what: str) -> None:
     for failure in result.failures:
-        console.print(f"  frame {failure.pick}: {failure.stage}: {failure.reason} (kept in {failure.folder})")
+        console.print(f"  {what} {failure.pick}: {failure.stage}: {failure.reason} (kept in {failure.folder})")

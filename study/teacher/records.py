@@ -83,6 +83,10 @@ def main(
     """Run all campaigns whose rows are not there."""
     path = records or Path("docs", "results", f"{RECORDS[student]}{'_pilot' if pilot else ''}.csv")
     known = done(path)
-    waiting = [task for task in tasks(seeds or SEEDS[student], noise or NOISES[student], pilot) if task not in known]
+    waiting = [
+        task
+        for task in tasks(seeds or SEEDS[student], NOISES[student] if noise is None else noise, pilot)
+        if task not in known
+    ]
     campaign = partial(run, student=student, budgets=PILOT_BUDGETS if pilot else BUDGETS)
     measure_all(campaign, waiting, partial(append, path), what="campaigns", processes=processes, until_s=until)

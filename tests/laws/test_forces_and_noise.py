@@ -1,5 +1,7 @@
 """Labels of noised frames have the mean force of the smeared density, with less variance than forces or noise alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -70,3 +72,11 @@ def test_the_prior_is_that_of_noised_frames():
         torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=0.1, atol=0.0)
     assert (before.bond_stiffness_kJ_per_mol_nm2 / wanted.bond_stiffness_kJ_per_mol_nm2).min() > 1.5
     assert torch.equal(found.dihedral_sine_kJ_per_mol, before.dihedral_sine_kJ_per_mol)
+
+
+def test_noise_does_not_depend_on_which_protein_comes_first():
+    shards = [harmonic(20), replace(harmonic(20), sequence="GGGA")]
+    forward, reverse = (noised(each, NOISE_nm, TEMPERATURE_K, seed=1) for each in (shards, shards[::-1]))
+    for one, other in zip(forward, reverse[::-1], strict=True):
+        np.testing.assert_array_equal(one.positions, other.positions)
+        np.testing.assert_array_equal(one.forces, other.forces)

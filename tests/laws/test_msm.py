@@ -134,6 +134,13 @@ def test_a_markov_chain_passes_the_test_and_a_lumped_one_fails() -> None:
     assert chapman_kolmogorov(lumped, 2.0, sets=2, samples=30, seed=1).largest_deviation > 0.03
 
 
+def test_a_lag_that_leaves_no_multiple_to_count_is_no_test() -> None:
+    """From a quarter of the longest trajectory on: at the lag itself the prediction is the count."""
+    longest_ps = SAMPLED.longest_ps
+    assert chapman_kolmogorov(SAMPLED, longest_ps / 5, sets=2, samples=3, seed=1).largest_deviation > 0
+    assert chapman_kolmogorov(SAMPLED, longest_ps / 4, sets=2, samples=3, seed=1).largest_deviation is None
+
+
 def test_frames_that_cannot_come_back_have_no_weight() -> None:
     """State 12 is entered at the end of one trajectory and never left."""
     trapped = SAMPLED.states.copy()

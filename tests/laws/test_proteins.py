@@ -14,6 +14,7 @@ from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
 from cgal.potential.network import bead_types
 from cgal.potential.prior import Prior, fit_prior
+from cgal.training.force_matching import Run, prepare
 from cgal.training.held_out import held_out_masks
 from cgal.training.train import train
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, labelled, real_beads, real_prior, shaken_beads
@@ -112,6 +113,23 @@ def test_the_network_learns_from_each(together: Path) -> None:
         ]
         explained = metadata[f"explained_fraction/{shard.sequence}"]
         assert 0.02 < explained == pytest.approx(1 - squares[1] / squares[0], abs=1e-3)
+
+
+def test_steps_follow_the_error_over_the_beads_of_all() -> None:
+    """One batch of each: the mean of their gradients is that of the mean square that held-out frames are judged by."""
+    params = PARAMS.model_copy(update={"batch_size": 60, "gradient_clip": 1e9, "learning_rate": 1e-12})
+    network = initial_potential(PRIORS[SEQUENCE], SEQUENCE, SMALL_NETWORK, 3).network
+    training, held_out = prepare(SHARDS, PRIORS, params)
+    run = Run(network, training, held_out, params, 11, map)
+    total, gradients, expected = sum(frames.residuals.numel() for frames in training), [], 0.0
+    for frames in training:
+        _, gradient = run.matching.gradient(frames.types, frames.positions, frames.residuals)
+        expected += gradient * (frames.residuals.numel() / total / run.scale)
+        run.step(frames)
+        gradients.append(run.weights.grad.clone())
+    torch.testing.assert_close(
+        torch.stack(gradients).mean(0), expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max())
+    )
 
 
 def test_each_protein_holds_out_its_own_blocks_whatever_others_there_are() -> None:

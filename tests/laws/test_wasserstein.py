@@ -306,6 +306,17 @@ def test_floor_falls_with_sample_size(mode, geometry):
     assert floor(480) < 0.6 * floor(60)
 
 
+def test_trajectories_without_weight_are_never_drawn():
+    """Two of three: drawn alone they would leave nothing to compare with."""
+    model = sample(np.random.default_rng(1).normal(size=(30, 1)), blocks=3)
+    reference = sample(np.random.default_rng(2).normal(size=(30, 1)), np.repeat([0.0, 0.0, 1 / 10], 10), blocks=3)
+    rows = Resamples.draw(model, reference, 50, np.random.default_rng(0)).reference
+    assert (rows[0] == 1).all()
+    assert (rows[1:] == [0, 0, 1]).all()
+    with pytest.raises(ValueError, match="must be finite"):
+        wasserstein.transport_costs(np.ones((2, 2)), np.full((1, 2), np.nan))
+
+
 def test_thinning_takes_evenly_spaced_frames_without_chance():
     side = sample(np.arange(10))
     assert side.thin(5).values[:, 0].tolist() == [0, 2, 4, 6, 8]

@@ -1,6 +1,10 @@
 """Laws of explicit solvent on chignolin: one topology for all shapes, and bead forces that leave the water out."""
 
+import os
+import subprocess
+import sys
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +26,11 @@ from cgal.projection.local_frames import rigid_groups
 from cgal.projection.mapping import ForceMap, fit_force_map
 from tests.laws.test_local_frames import localised, placement
 
-SMALL = AtomFrames.load(Path(__file__).parents[1] / "data" / "chignolin_small.h5")
+ROOT = Path(__file__).parents[2]
+SMALL = AtomFrames.load(ROOT / "tests" / "data" / "chignolin_small.h5")
 TOPOLOGY, _ = read_structure(SMALL.pdb)
-ATOMS, EDGE_nm = 166, 2.5
-COMPACT = [13, 30, 33]
+ATOMS, EDGE_nm = 166, 3.1
+COMPACT = [8, 28, 33]
 """Frames that so small a cube has room for."""
 
 PARAMS = ForceFieldParams(
@@ -94,11 +99,32 @@ def test_every_frame_has_the_same_molecules_and_none_overlaps_the_protein(frame:
     assert KDTree(inside, boxsize=np.full(3, EDGE_nm)).query(others)[0].min() > 0.08, "minimisation is to mend the rest"
 
 
-def test_a_chain_that_meets_its_own_image_is_refused() -> None:
-    with pytest.raises(BadStructure, match=r"raise force_field\.water\.box_nm \(\d") as caught:
-        require_room(SMALL.positions[COMPACT[0]], 2.1)
+@pytest.mark.parametrize("axis", [(1.0, 0.0, 0.0), (1.0, 1.0, 1.0)])
+def test_a_chain_that_could_meet_its_own_image_is_refused_however_it_lies(axis: tuple[float, ...]) -> None:
+    """A rod of 2 nm: along an axis its images are as near as they ever are, along the diagonal far away."""
+    rod = np.linspace(0.0, 2.0, 21)[:, None] * np.array(axis) / np.linalg.norm(axis)
+    with pytest.raises(BadStructure, match=r"raise force_field\.water\.box_nm \(3 would hold it\)") as caught:
+        require_room(rod, 2.9)
     assert caught.value.permanent
-    require_room(SMALL.positions[COMPACT[0]], float(str(caught.value).split("(")[1].split(" ")[0]))
+    require_room(rod, 3.01)
+
+
+def water_forces() -> str:
+    """Hash of the forces on all particles of a box on the CPU platform."""
+    context = make_context(build_system(TOPOLOGY, PARAMS), PARAMS, temperature_K=300.0, timestep_ps=0.001, seed=1)
+    context.setPositions(fill(SMALL.positions[COMPACT[0]], WHOLE, seed=1))
+    return sha256(forces_of(context).tobytes()).hexdigest()
+
+
+def test_forces_do_not_depend_on_the_cores_of_the_machine() -> None:
+    """Particle-mesh Ewald takes this number of threads, or one for each core, when a process first needs it."""
+    found = []
+    for threads in ("1", "3"):
+        command = [sys.executable, "-c", "from tests.laws.test_water import water_forces; print(water_forces())"]
+        environment = os.environ | {"OPENMM_CPU_THREADS": threads}
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+        found.append(done.stdout)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)

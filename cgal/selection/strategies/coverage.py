@@ -12,8 +12,8 @@ def pick(pool: Pool, count: int, generator: np.random.Generator) -> Picks:
     """Take the uncovered frame with the most uncovered frames around it, then the next, until `count` are taken.
 
     A frame is covered within `novel_nm` (RMSD after superposition) of a training frame or of an earlier pick. The
-    score of a pick is the share of all candidates that it newly covers; the scores add up to the fall of the
-    uncovered fraction, by which a campaign stops. Of equal ones the furthest from the training set is taken.
+    score of a pick is the share of all candidates that it newly covers; the scores add up to the fall of their
+    uncovered fraction. Of equal ones the furthest from the training set is taken.
     With every candidate covered there is nothing to pick, and no oracle call is spent.
 
     Why this and not the furthest frame: a force-matched model errs where it extrapolates, and what is seen of an
