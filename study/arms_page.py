@@ -155,7 +155,7 @@ def _tables(entries: Entries, tested: Entries, steps: Mapping[float, int]) -> It
     )
     kinds = ("label", "failed", "minimisation", "steering", "seed")
     yield _table(
-        ["arm", "budget", "spent", "frames", *(f"{kind} steps" for kind in kinds), "exploded"],
+        ["arm", "budget", "spent", "frames", *(f"{kind} steps" for kind in kinds), "replicas lost"],
         (
             [f"`{e['arm']}`", f"{e['budget']:g}", f"{e['oracle_steps'] / steps[e['budget']]:.0%}", f"{e['frames']:.0f}"]
             + [f"{e[f'{kind}_steps']:.0f}" for kind in kinds]

@@ -151,7 +151,7 @@ def _cost(records: pd.DataFrame, arms: Sequence[str]) -> str:
     lines = [
         "## What it cost",
         "",
-        "| arm | closing round | oracle steps | failed picks | exploded replicas | wall, minutes |",
+        "| arm | closing round | oracle steps | failed picks | replicas lost | wall, minutes |",
         "|---|---|---|---|---|---|",
     ]
     for arm in (BASE, *arms):
@@ -244,7 +244,7 @@ def _targets(records: pd.DataFrame, arms: Sequence[str]) -> str:
         f"that of `{PAPER_ARM}`'s closing round, as a share of all that `{PAPER_ARM}` spent.",
         "",
         f"| arm | {TITLE} by half or more | interval clear of {TARGET_CLEAR:.0f} % | metrics worse | "
-        "exploded in the closing round | steps to `paper` |",
+        "replicas lost in the closing round | steps to `paper` |",
         "|---|---|---|---|---|---|",
     ]
     for arm in arms:

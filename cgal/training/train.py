@@ -15,6 +15,7 @@ from cgal.potential.potential import Potential
 from cgal.potential.prior import Prior
 from cgal.progress import Progress, silent
 from cgal.training import linear, linear_populations
+from cgal.training.forces_and_noise import noised
 from cgal.training.linear import Rung
 from cgal.training.linear_populations import PopulationsRung, Refit
 from cgal.training.members import train_members
@@ -89,6 +90,8 @@ def fit_rung(
         rung = linear_populations.fit_rung(shards, prior, params, seed=seed, scratch=scratch, progress=progress)
         if rung.weight or not all(map(_has_forces, shards)):
             return rung
+    if params.objective == "forces_and_noise":  # whose prior is that of noised frames
+        shards = noised(shards, params.forces_and_noise.noise_nm, prior.temperature_K, seed)
     return linear.fit_rung(shards, prior, params)
 
 

@@ -9,8 +9,9 @@ from cgal.frames import LabelledFrames
 from cgal.params import PriorParams, TrainingParams
 from cgal.potential.architectures import initial_potential
 from cgal.potential.prior import fit_prior
+from cgal.training import linear
 from cgal.training.forces_and_noise import noised, smeared
-from cgal.training.train import train
+from cgal.training.train import fit_rung, train
 from cgal.units import thermal_energy_kJ_per_mol
 from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, labelled, real_prior, shaken_beads
 
@@ -72,6 +73,16 @@ def test_the_prior_is_that_of_noised_frames():
         torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=0.1, atol=0.0)
     assert (before.bond_stiffness_kJ_per_mol_nm2 / wanted.bond_stiffness_kJ_per_mol_nm2).min() > 1.5
     assert torch.equal(found.dihedral_sine_kJ_per_mol, before.dihedral_sine_kJ_per_mol)
+
+
+def test_its_linear_rung_is_fitted_to_noised_frames():
+    shards, prior = [labelled(shaken_beads(200), real_prior())], smeared(real_prior(), NOISE_nm)
+    params = TrainingParams(objective="forces_and_noise", forces_and_noise={"noise_nm": NOISE_nm})
+    found, of_noised = (
+        fit_rung(shards, prior, params, seed=1),
+        linear.fit_rung(noised(shards, NOISE_nm, TEMPERATURE_K, seed=1), prior, params),
+    )
+    assert found.summary() == of_noised.summary() != linear.fit_rung(shards, prior, params).summary()
 
 
 def test_noise_does_not_depend_on_which_protein_comes_first():
