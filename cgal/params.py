@@ -114,7 +114,10 @@ class CampaignParams(Section):
         2, ge=0, description="acquisition rounds at most; a closing round, without acquisition, follows"
     )
     budget_steps: int = Field(
-        0, ge=0, description="limit on the all-atom steps spent on labels, not counting the seed's; 0: no limit"
+        0,
+        ge=0,
+        description="limit on the all-atom steps spent on labels, not counting the seed's; 0: the largest of "
+        "cut_steps, or no limit",
     )
     cut_steps: tuple[int, ...] = Field(
         (),
@@ -147,7 +150,7 @@ class WaterParams(Section):
     """The box of explicit water about a protein: as many molecules in every frame, whatever the chain's shape."""
 
     box_nm: float = Field(
-        4.0, gt=2.0, le=50, description="edge of the cube; the stretched chain and 1 nm more must fit into it"
+        4.0, gt=2.0, le=50, description="edge of the cube; the largest distance between two atoms and 1 nm must fit in"
     )
     minimise_steps: Count = Field(
         100, description="iterations in which the energy of new water is lowered first, some four times over"
@@ -434,7 +437,9 @@ class TrainingParams(Section):
         5, description="epochs between the checkpoints that a killed training resumes from"
     )
     preflight: bool = Field(
-        True, description="stop the campaign when the network is no better on held-out frames than the prior alone"
+        True,
+        description="stop the campaign when the network is no better on held-out frames than the prior alone; not "
+        "looked at above a linear rung",
     )
     forces_and_noise: ForcesAndNoiseParams = ForcesAndNoiseParams()
     forces_and_populations: ForcesAndPopulationsParams = ForcesAndPopulationsParams()

@@ -139,7 +139,7 @@ def campaign_table(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> Table:
         f"(where that is {MISSING}, among those for labels) and for the seed, its runs and its labels; lost: replicas "
         "that exploded, imploded or went NaN; failed: frames the oracle could not label; wall: in brackets all that is "
         "no science, with the publishing of the round before; "
-        "floor: one half of the reference against the other; differences below it are noise"
+        "floor: one half of the reference against the other; a W1 as low as that is the reference's own noise"
         + ("; a round's first row: the mean over its proteins" if any("proteins" in entry for entry in rounds) else "")
         + _lag(rounds)
         + _physics(rounds)

@@ -134,14 +134,16 @@ def _transfer(source: Workspace, workspace: Workspace, inputs: tuple[str, ...]) 
     for name in inputs:
         _copy(source.data / name, workspace.data / name)
     params = workspace.params
-    manifest, training_set = load_manifest(workspace.data), load_training_set([workspace.data], params.prior)
+    manifest, own = load_manifest(workspace.data), load_training_set([workspace.data], params.prior, params.training)
     if manifest.temperature_K != params.temperature_K:
         raise BadParams(
             f"{source.data}: a seed of {manifest.temperature_K:g} K, and the model is for {params.temperature_K:g} K; "
             "set temperature_K and make it again ('cgal seed', 'cgal reference')"
         )
-    model = load(workspace.model).transfer(manifest.sequence, training_set.positions(manifest.sequence), params.prior)
-    save_checkpoint(workspace.model, model.potential, model.metadata)
+    model, frames = load(workspace.model), len(own.positions(manifest.sequence))
+    origin = {"transferred_from": model.sequence, "prior_frames": frames}
+    potential = model.potential.with_prior(own.priors[manifest.sequence])
+    save_checkpoint(workspace.model, potential, model.metadata | origin)
 
 
 def _take_network_away(workspace: Workspace) -> None:

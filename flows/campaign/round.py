@@ -17,7 +17,7 @@ def run_round(root: Path, round_index: int) -> dict[str, Summary]:
     1. train a potential on shards 0..k by force matching;
     2. simulate with it (this and what follows for each protein, where there are several);
     3. benchmark the simulation against the ground truth;
-    4. select the frames that the training set covers least (none in the closing round; of all proteins together);
+    4. select frames that the training set does not cover (none in the closing round; of all proteins together);
     5. label: backmap them to all atoms and query the oracle for forces.
 
     Publishing the round and appending its labels to the dataset is the campaign's business.
