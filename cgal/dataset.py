@@ -168,8 +168,8 @@ def prepare(folder: Path, params: Params, *, beside: Sequence[str] = ()) -> Mani
     is linear) or else `seed.h5` itself to shard 0, and lays a warm start that equals the seed's prior. Writes nothing
     when the manifest says that all this was done from the same inputs; sweeps what an interrupted `append` left.
 
-    Raises BadParams when a campaign that has grown was made from other inputs or the seed is of another force field,
-    solvent or temperature than `params` name, DatasetChanged when one of its shared
+    Raises BadParams when a campaign that has grown was made from other inputs or cgal made the seed with another
+    force field, solvent or temperature than `params` name, DatasetChanged when one of its shared
     files was changed, BadStructure when `structure.pdb` has other atoms than the seed.
     """
     inputs = _inputs(folder, params, beside)
@@ -363,7 +363,7 @@ def _require_physics(path: Path, params: Params) -> None:
     if made not in (None, params.force_field.physics):
         raise BadParams(
             f"force_field is {params.force_field.physics}, but {path} is of {made}; set force_field.name and .solvent "
-            "to that, or make a seed of this force field with 'cgal seed'"
+            "to that, or make ('cgal seed') or import a seed of this force field"
         )
 
 

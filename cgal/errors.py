@@ -158,7 +158,7 @@ class Refusals:
 
     def tell(self) -> None:
         """Raise the one error that was gathered, or Refused with all of them; nothing when there is none."""
-        if len(self._errors) == 1:
+        if len(set(map(str, self._errors))) == 1:
             raise self._errors[0]
         if self._errors:
             raise Refused(self._errors)

@@ -50,8 +50,9 @@ def made_aside(folder: Path) -> Iterator[Path]:
     Files of the copy are hard links where the file system has them: replace them, as all functions here do, and never
     write into one. A process that is killed leaves the old folder whole, or the new one; after a kill between the two
     renames the old one is called `.<name>.old`, until `settle_folder` puts it back. Raises BadFile when the disk is
-    full or the folder cannot be written. One process at a time.
+    full or the folder cannot be written. A link to a folder stays one. One process at a time.
     """
+    folder = folder.resolve()
     settle_folder(folder)
     new, old = _beside(folder)
     try:
@@ -72,6 +73,7 @@ def made_aside(folder: Path) -> Iterator[Path]:
 
 def settle_folder(folder: Path) -> None:
     """Put right what a killed `made_aside` left: the old folder back if it has no successor yet, the rest away."""
+    folder = folder.resolve()
     new, old = _beside(folder)
     if old.is_dir() and not folder.exists():
         old.rename(folder)

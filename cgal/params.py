@@ -170,11 +170,7 @@ class ForceFieldParams(Section):
     ph: float = Field(7.0, ge=0, le=14)
     timestep_ps: float = Field(0.004, gt=0, le=0.005)
     hydrogen_mass_amu: float = Field(
-        4.0,
-        ge=1,
-        le=4.25,
-        description="taken from the bonded heavy atom: with more, the carbon of a methyl group is so light that runs "
-        "with steps of 4 fs diverge",
+        4.0, ge=1, le=5, description="taken from the bonded heavy atom; with steps of 4 fs and more at most 4.25"
     )
     friction_per_ps: Positive = 1.0
     platform: Literal["auto", "CPU", "CUDA", "OpenCL", "Reference"] = "auto"
@@ -202,6 +198,15 @@ class ForceFieldParams(Section):
     def without_water(self) -> "ForceFieldParams":
         """The same protein force field in an implicit solvent, in which atoms are rebuilt before water comes."""
         return self.model_copy(update={"solvent": "obc2"}) if self.explicit else self
+
+    @model_validator(mode="after")
+    def _methyl_carbons_are_heavy_enough(self) -> "ForceFieldParams":
+        if self.timestep_ps >= 0.004 and self.hydrogen_mass_amu > 4.25:
+            raise ValueError(
+                "hydrogen_mass_amu above 4.25 makes the carbon of a methyl group so light that runs with a timestep_ps "
+                "of 0.004 and more diverge: lower one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _protein_and_water_go_together(self) -> "ForceFieldParams":
@@ -606,9 +611,7 @@ class ReferenceParams(Section):
     equilibration_ps: NonNegative = Field(
         20.0, description="time that each start structure spends at temperature_K before the swarm"
     )
-    trajectories: int = Field(
-        32, ge=2, le=10**12, description="trajectories of the swarm; raising it adds more; its floor needs two"
-    )
+    trajectories: int = Field(32, ge=1, le=10**12, description="trajectories of the swarm; raising it adds more")
     trajectory_ns: Positive = Field(2.0, description="length of each; raising it extends them")
     segment_ps: Positive = Field(
         200.0, description="length of one file of a trajectory; a killed run loses at most this much of each"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cgal.errors import BadFile, BadParams
 from cgal.files import read_json, write_json
-from cgal.params import Params, load_params, protein_names
+from cgal.params import Params, check_params, load_params, protein_names
 
 __all__ = ["JOINT_STAGES", "Summary", "Workspace"]
 
@@ -32,8 +32,12 @@ class Workspace:
     @cached_property
     def params(self) -> Params:
         """The checked `params.yaml`, read once; its `protein` is the one that this is the view of, if it is of one."""
-        params = load_params(self.root / "params.yaml")
-        return params.model_copy(update={"protein": self.protein}) if self.protein else params
+        path = self.root / "params.yaml"
+        params = load_params(path)
+        if self.protein is None:
+            return params
+        check_params({"protein": self.protein}, Path("name of a protein"))
+        return params.model_copy(update={"protein": self.protein})
 
     @cached_property
     def campaign_proteins(self) -> tuple[str, ...]:

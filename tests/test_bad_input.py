@@ -81,6 +81,18 @@ def test_a_cutoff_that_drops_true_frames_is_refused_before_any_work(make_project
     require_runnable(Workspace(root))
 
 
+def test_a_missing_file_of_starts_is_refused_before_any_work(make_project: Project) -> None:
+    root = make_project(simulation={"starts": "given", "starts_file": "mine.h5"})
+    with pytest.raises(BadFile, match=r"mine\.h5: no frames to start from"):
+        require_runnable(Workspace(root))
+
+
+@pytest.mark.parametrize("name", ["my protein", "../x", "1abc.A"])
+def test_a_name_that_params_yaml_would_not_take_is_refused(make_project: Project, name: str) -> None:
+    with pytest.raises(BadParams, match="name of a protein: protein"):
+        _ = Workspace(make_project(), name).data
+
+
 def test_a_reference_of_another_protein_is_refused_before_any_work(make_project: Project) -> None:
     root = make_project()
     path = root / "data" / "chignolin" / "reference.h5"

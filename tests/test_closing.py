@@ -53,12 +53,17 @@ def test_a_cut_beyond_the_budget_changes_nothing() -> None:
         )
         assert picks == expected
         assert spent + picks * 5450 <= 150_000
+    beyond = CampaignParams(budget_steps=1000, cut_steps=(2000,))
+    assert affordable_picks(beyond, 10, spent_steps=920, steps_per_pick=10) == 8
     assert "of 150000 all-atom steps" in closing_reason(campaign, 0, affordable=0, outcomes=[outcome()])
 
 
 def test_a_round_that_dropped_frames_and_picks_none_is_not_called_covered() -> None:
     assert nothing_to_label(PARAMS, [0.05, 0.0]).startswith("covered")
     assert nothing_to_label(PARAMS, [0.0, 0.96]).startswith("dropped: 96.0% of the simulated frames")
+    never = PARAMS.model_copy(update={"stop_below": 0.0})
+    assert nothing_to_label(never, [0.0004]).startswith("covered")
+    assert nothing_to_label(never, [0.5]).startswith("dropped")
 
 
 def test_a_campaign_goes_on_while_rounds_budget_and_uncovered_frames_are_left() -> None:

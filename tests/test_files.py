@@ -90,3 +90,15 @@ def test_folder_stays_as_it_was_after_an_error(tmp_path: Path, error: type[Excep
     with pytest.raises(BadFile):
         fail()
     assert contents(tmp_path) == {f"protein/{name}": text for name, text in OLD.items()}
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
+    """As often as it is replaced: data may lie on another disk."""
+    disk, link = tmp_path / "disk" / "x", tmp_path / "x"
+    fill(disk, OLD)
+    link.symlink_to(disk, target_is_directory=True)
+    for _ in range(2):
+        replace_all(link)
+        assert link.is_symlink()
+        assert contents(disk) == NEW
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -30,6 +30,7 @@ from cgal.projection.local_frames import project_in_local_frames
 from cgal.reference import floor
 from cgal.reference.figures import plot_floor
 from cgal.reference.floor import floors
+from cgal.reference.lags import require_lags
 from cgal.reference.least_counts import least_counts
 from cgal.reference.msm import thin
 from cgal.reference.sampling import (
@@ -288,7 +289,7 @@ def test_a_share_of_which_a_split_fails_is_left_out(monkeypatch: pytest.MonkeyPa
     with pytest.raises(SamplingError, match=r"one trajectory.*reference\.trajectories"):
         floors(swarm_.take(swarm_.replica == 0), swarm_, params)
     with pytest.raises(BadParams, match=r"reference\.trajectories: .* 2"):
-        check_params({"reference": {"trajectories": 1}}, Path("params.yaml"))
+        require_lags(check_params({"reference": {"trajectories": 1}}, Path("params.yaml")))
 
 
 # ------------------------------------------------------------------------------------- the flow and the command

@@ -240,11 +240,14 @@ def test_a_project_goes_back_to_one_protein(campaign: Path, tmp_path: Path) -> N
     change_params(root / "params.yaml", {"protein": "first", "campaign": {"name": "alone"}})
     Repository(root).dvc.record_data()
     assert "foreach" not in (root / "dvc.yaml").read_text()
+    assert "@" not in (root / "dvc.lock").read_text()
+    assert not (root / "round" / "first" / "trajectory.h5").exists(), "in DVC's cache, and no output of this campaign"
     run(root, "git", "commit", "--quiet", "--all", "--message", "one peptide")
     run(root, "cgal", "checkout", "both/round-000")
     assert (root / "dvc.yaml").read_text().startswith(TITLE)
     assert Workspace(root).campaign_proteins == ("first", "second")
     assert len(load_manifest(root / "data" / "second").shards) == 1
+    assert (root / "round" / "first" / "trajectory.h5").is_file()
 
 
 def test_a_grown_campaign_keeps_its_proteins(campaign: Path, tmp_path: Path) -> None:

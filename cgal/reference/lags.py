@@ -9,12 +9,15 @@ __all__ = ["require_lags"]
 
 
 def require_lags(params: Params) -> None:
-    """Raise BadParams or BadTrajectory, or Refused with several, when the lags do not fit what will be sampled.
+    """Raise BadParams or BadTrajectory, or Refused with several, when what will be sampled is too short or too little.
 
     Those of the Markov model must be shorter than a trajectory of the swarm, the benchmark's must fit the reference,
     which is the swarm thinned to `reference.frames`.
     """
     plan, refusals = params.reference, Refusals()
+    with refusals.gathered():
+        if plan.trajectories < 2:
+            raise BadParams("reference.trajectories: the floor is between two halves of them; raise it to 2 or more")
     segments = max(1, round(plan.trajectory_ns * 1000 / plan.segment_ps))
     frames = int(segments * plan.segment_ps / plan.spacing_ps * (1 + 1e-9))
     for name in ("tica_lag_ps", "lag_ps"):

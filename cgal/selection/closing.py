@@ -9,6 +9,9 @@ from cgal.params import CampaignParams
 __all__ = ["affordable_picks", "closing_reason", "joint_reason", "nothing_to_label", "shares", "w1_change"]
 
 
+MANY_DROPPED = 0.02
+"""Share of dropped frames beyond which nothing is called covered, where `stop_below` does not say it."""
+
 PASSED = 0.1
 """A cut of which no larger share is left is passed: what it would still pay for is not worth a round."""
 
@@ -22,7 +25,7 @@ def affordable_picks(params: CampaignParams, wanted: int, *, spent_steps: int, s
     limits = [limit for limit in (*params.cut_steps, budget) if 0 < limit <= budget]
     if not limits:
         return wanted
-    passed = PASSED if params.cut_steps else 0.0
+    passed = PASSED if any(cut <= budget for cut in params.cut_steps) else 0.0
     left = [limit - spent_steps for limit in limits if limit - spent_steps >= max(steps_per_pick, passed * limit)]
     return min(wanted, min(left, default=0) // steps_per_pick)
 
@@ -59,7 +62,7 @@ def nothing_to_label(params: CampaignParams, dropped: Sequence[float]) -> str:
     >>> nothing_to_label(CampaignParams(), [0.01])
     'covered: no simulated frame is worth a label'
     """
-    if max(dropped) <= params.stop_below:
+    if max(dropped) <= (params.stop_below or MANY_DROPPED):
         return "covered: no simulated frame is worth a label"
     return (
         f"dropped: {max(dropped):.1%} of the simulated frames were dropped as unphysical (selection.json counts the "

@@ -9,6 +9,7 @@ from cgal.errors import BadParams, BadTrajectory, Refusals
 from cgal.files import read_json
 from cgal.frames import AtomFrames, CGTrajectory, alpha_carbons, read_pdb_text, rmsd_nm, sequence_of
 from cgal.params import Params
+from cgal.simulation.starts import read_starts
 from cgal.training.held_out import require_enough
 from flows.campaign.plain_md import plan_of
 from flows.terminal import console
@@ -48,6 +49,11 @@ def require_runnable(workspace: Workspace) -> None:
             _require_within_cutoff(part)
         with refusals.gathered():
             require_enough(_training_trajectories(part), params.training)
+        if params.simulation.starts == "given":
+            with refusals.gathered():
+                read_starts(
+                    part.data / params.simulation.starts_file, sequence_of(read_pdb_text(part.structure).topology)
+                )
         with refusals.gathered():
             lag_frames(CGTrajectory.load(part.data / "reference.h5"), params.benchmark.tica_lag_ps)
     refusals.tell()

@@ -34,6 +34,9 @@ FRAMES = 100_000
 INPUTS = ("manifest.json", "reference.h5", "shards", "structure.pdb")
 """What of a protein's data the stages `simulate` and `benchmark` read (`dvc.yaml`), beside `simulation.starts_file`."""
 
+NOTE = "reference.json"
+"""What the reference was made with, if it is known."""
+
 PS_PER_NS = 1000.0
 
 
@@ -98,7 +101,7 @@ def open_production(repository: Repository, tag: str, wish: Wish, folder: Path) 
         write_json(note, source)
         write_text(folder / "params.yaml", yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False))
         inputs = tuple(filter(None, (*INPUTS, params.simulation.starts_file)))
-        bring_files(repository, tag, folder, lambda path: path == MODEL or _is_input(path, protein, inputs))
+        bring_files(repository, tag, folder, lambda path: path == MODEL or _is_input(path, protein, (*inputs, NOTE)))
         workspace = Workspace(folder)
         if protein not in published.proteins:
             _transfer(Workspace(repository.root, protein), workspace, inputs)
@@ -131,7 +134,7 @@ def _transfer(source: Workspace, workspace: Workspace, inputs: tuple[str, ...]) 
     from cgal.interfaces.model import load
     from cgal.training.proteins import load_training_set
 
-    for name in inputs:
+    for name in (*inputs, *([NOTE] if (source.data / NOTE).is_file() else [])):
         _copy(source.data / name, workspace.data / name)
     params = workspace.params
     manifest, own = load_manifest(workspace.data), load_training_set([workspace.data], params.prior, params.training)

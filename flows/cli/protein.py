@@ -104,6 +104,7 @@ def reference(
 ) -> None:
     """Make the ground truth: a swarm of all-atom trajectories and its Markov model. Stop and go on at any time."""
     root = open_project(root)
+    from cgal.errors import Refusals
     from flows.serving.startup import start_prefect
     from flows.terminal import console
     from flows.workspace import Workspace
@@ -117,9 +118,14 @@ def reference(
         return
     server = start_prefect()
     with console.status("starting Prefect, loading the science"):
-        from flows.protein.reference import reference_table, run_reference
+        from flows.protein.reference import reference_table, require_ready, run_reference
 
         server.wait()
+    refusals = Refusals()
+    for workspace in () if preview else parts:
+        with refusals.gathered():
+            require_ready(workspace)
+    refusals.tell()
     for workspace in parts:
         summary = run_reference(workspace, workers, preview=preview)
         console.print(reference_table(summary, workspace.params.benchmark.mode))

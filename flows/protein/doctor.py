@@ -141,7 +141,10 @@ def _campaign_cost(workspace: Workspace, atoms: int, beads: int) -> Cost:
     labels = picks * (oracle.average_steps // oracle.free_stride if oracle.mode == "free" else 1)
     simulated = (campaign.rounds + 1) * simulation.replicas * (simulation.steps // simulation.stride)
     kept = labels * 2 * BYTES_OF_VECTOR * (atoms + beads) + simulated * BYTES_OF_VECTOR * beads
-    return Cost(f"labels of {campaign.rounds} rounds", steps, kept)
+    told = f"labels of {campaign.rounds} rounds"
+    if campaign.continued_md_steps:
+        told, steps = f"plain dynamics and {told}", steps + campaign.continued_md_steps
+    return Cost(told, steps, kept)
 
 
 def pieces_table(protein: str, pieces: list[Piece]) -> Table:

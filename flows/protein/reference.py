@@ -34,7 +34,7 @@ from flows.terminal import console, stage_bar
 from flows.versioning import CampaignLock, Repository
 from flows.workspace import Workspace
 
-__all__ = ["reference", "reference_table", "run_reference"]
+__all__ = ["reference", "reference_table", "require_ready", "run_reference"]
 
 
 @flow(name="reference", flow_run_name="reference-{protein}")
@@ -66,7 +66,7 @@ def run_reference(workspace: Workspace, workers: int | None = None, *, preview: 
     What would fail in the end is refused at once.
     """
     if not preview:
-        _require_ready(workspace)
+        require_ready(workspace)
     recipe = recipe_of(workspace)
     with sampling_lock(recipe), tags(project_tag(recipe.folder)):
         close_dead_runs(recipe.folder)
@@ -74,7 +74,7 @@ def run_reference(workspace: Workspace, workers: int | None = None, *, preview: 
         return reference(workspace.root, name, count, preview=preview)
 
 
-def _require_ready(workspace: Workspace) -> None:
+def require_ready(workspace: Workspace) -> None:
     """Raise the one thing that is to be mended before days of sampling, or Refused with all of them."""
     refusals = Refusals()
     with suppress(CampaignLocked), CampaignLock(workspace.root, "reference"):

@@ -114,10 +114,12 @@ def reference(protein: Name = "chignolin", workers: Annotated[int, Field(ge=1, l
     """
     root = _begin()
     from flows.protein.reference import reference as run_reference
+    from flows.protein.reference import require_ready
     from flows.protein.reference_folder import recipe_of, sampling_lock
     from flows.serving.orphans import project_tag
     from flows.workspace import Workspace
 
+    require_ready(Workspace(root, protein))
     recipe = recipe_of(Workspace(root, protein))
     with sampling_lock(recipe), tags(project_tag(recipe.folder)):
         summary: dict[str, Any] = run_reference.fn(root, protein, workers)

@@ -80,4 +80,4 @@ def recorded_outputs(root: Path) -> dict[str, str]:
     if not all((root / path).is_file() for path in (*pointers, "dvc.lock")):
         return {}
     data = {pointer: (root / pointer).read_bytes() for pointer in pointers}
-    return RoundFiles(data, lock.read_bytes(), b"").outputs
+    return RoundFiles(data, lock.read_bytes(), (root / "params.yaml").read_bytes()).outputs

@@ -4,6 +4,7 @@ DVC has no file that serves both: `foreach` names its stages `simulate@a`, and t
 project with one protein keeps the file that it came with, and where `params.yaml` names a list it is written here.
 """
 
+import shutil
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -13,14 +14,11 @@ import yaml
 
 from cgal.errors import VersioningError
 from cgal.files import write_bytes, write_text
-from flows.versioning.round_files import proteins_of
+from flows.versioning.round_files import JOINT, is_stage_of, proteins_of
 
 __all__ = ["fit_pipeline", "pipeline_of"]
 
 TITLE = "# One round of active learning on several proteins; written by cgal from the list in params.yaml.\n"
-
-JOINT = ("train", "select")
-"""Stages that run once for all proteins (`flows.workspace.JOINT_STAGES`)."""
 
 SHARED = ("round/model.pt", "round/training.csv", "round/plots/training")
 """Outputs that are of all proteins."""
@@ -32,7 +30,8 @@ def fit_pipeline(root: Path) -> None:
     """Write the `dvc.yaml` that the proteins of `params.yaml` ask for, if it is not there.
 
     That of one protein is left alone, whatever is in it, unless it was written for several. A file that would be lost
-    is kept in `.cgal/saved/`. Without a `params.yaml` that can be read nothing is done.
+    is kept in `.cgal/saved/`. What stages of other proteins have left in `round/` and in `dvc.lock` goes: it is in the
+    DVC cache, and no output of this campaign. Without a `params.yaml` that can be read nothing is done.
     """
     path = root / "dvc.yaml"
     try:
@@ -49,6 +48,22 @@ def fit_pipeline(root: Path) -> None:
         if not present.startswith(TITLE) and present != _of_one():
             write_bytes(root / ".cgal" / "saved" / "dvc.yaml", path.read_bytes())
         write_text(path, wanted)
+        _forget_other_stages(root, proteins)
+
+
+def _forget_other_stages(root: Path, proteins: Sequence[str]) -> None:
+    lock = root / "dvc.lock"
+    content = yaml.safe_load(lock.read_text()) if lock.is_file() else {}
+    stages = content.get("stages", {})
+    for name in [name for name in stages if not is_stage_of(name, proteins)]:
+        for out in stages.pop(name).get("outs", ()):
+            if (place := root / out["path"]).is_relative_to(root / "round"):
+                if place.is_dir() and not place.is_symlink():
+                    shutil.rmtree(place)
+                else:
+                    place.unlink(missing_ok=True)
+    if content:
+        write_text(lock, yaml.safe_dump(content, sort_keys=False))
 
 
 def pipeline_of(single: str, proteins: Sequence[str]) -> str:

@@ -17,6 +17,9 @@ READABLE_FILES = ("metrics.json", "selection.json", "histograms.json", "training
 
 They lie in `round/` and, of several proteins, in a folder of each in it."""
 
+JOINT_FILES = ("selection.json", "training.csv", "timings.json")
+"""Those of all proteins together."""
+
 CODE_PATHS = ("cgal", "flows", "study", "requirements.lock")
 """What is looked at to say whether a round ran with code that is in no commit."""
 
@@ -26,8 +29,8 @@ NO_OBJECT = "0" * 40
 def store_round_files(git: Git) -> dict[str, str]:
     """Store the files of the workspace that a round's commit holds; give the blob of each by its path."""
     proteins = proteins_of((git.root / "params.yaml").read_bytes())
-    folders = ["round", *(f"round/{protein}" for protein in proteins if len(proteins) > 1)]
-    readable = [f"{folder}/{name}" for folder in folders for name in READABLE_FILES]
+    readable = [f"round/{name}" for name in (READABLE_FILES if len(proteins) == 1 else JOINT_FILES)]
+    readable += [f"round/{protein}/{name}" for protein in proteins if len(proteins) > 1 for name in READABLE_FILES]
     optional = [path for path in (*readable, "dvc.yaml") if (git.root / path).is_file()]
     return git.hash_files([*data_pointers(git.root), "dvc.lock", "params.yaml", *optional], write=True)
 

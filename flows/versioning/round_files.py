@@ -15,10 +15,14 @@ __all__ = [
     "data_pointer",
     "data_pointers",
     "has_newer_inputs",
+    "is_stage_of",
     "model_md5",
     "pointers_of",
     "proteins_of",
 ]
+
+JOINT = ("train", "select")
+"""Stages that run once for all proteins (`flows.workspace.JOINT_STAGES`)."""
 
 SHARED_POINTER = "data.dvc"
 """Names the bundled protein's data; in projects of version 0.1, all of `data/`."""
@@ -59,7 +63,8 @@ class RoundFiles:
                 for pointer, content in self.data.items()
                 for out in _parse(content)["outs"]
             }
-            stages = _parse(self.lock)["stages"].values()
+            proteins = proteins_of(self.params)
+            stages = [entry for name, entry in _parse(self.lock)["stages"].items() if is_stage_of(name, proteins)]
             return data | {str(out["path"]): str(out["md5"]) for stage in stages for out in stage.get("outs", ())}
         except (KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             raise VersioningError(f"{', '.join(self.data)} or dvc.lock is not as DVC writes them: {error!r}") from error
@@ -100,6 +105,19 @@ def proteins_of(params_yaml: bytes) -> tuple[str, ...]:
         return tuple(map(str, named)) if isinstance(named, list) else (str(named),)
     except (KeyError, TypeError, yaml.YAMLError) as error:
         raise VersioningError(f"params.yaml names no protein: {error!r}") from error
+
+
+def is_stage_of(name: str, proteins: Sequence[str]) -> bool:
+    """Whether a stage of a `dvc.lock` is one of a campaign on these proteins: DVC keeps those of earlier ones there.
+
+    >>> [is_stage_of(name, ["a", "b"]) for name in ("train", "simulate", "simulate@a", "simulate@c")]
+    [True, False, True, False]
+    >>> [is_stage_of(name, ["a"]) for name in ("train", "simulate", "simulate@a")]
+    [True, True, False]
+    """
+    _, at, protein = name.partition("@")
+    several = len(proteins) > 1
+    return name in JOINT or (several and protein in proteins if at else not several)
 
 
 def data_md5(pointer: bytes) -> str:
