@@ -168,9 +168,9 @@ def prepare(folder: Path, params: Params, *, beside: Sequence[str] = ()) -> Mani
     is linear) or else `seed.h5` itself to shard 0, and lays a warm start that equals the seed's prior. Writes nothing
     when the manifest says that all this was done from the same inputs; sweeps what an interrupted `append` left.
 
-    Raises BadParams when a campaign that has grown was made from other inputs or cgal made the seed with another
-    force field, solvent or temperature than `params` name, DatasetChanged when one of its shared
-    files was changed, BadStructure when `structure.pdb` has other atoms than the seed.
+    Raises BadParams when a campaign that has grown was made from other inputs, or when cgal made the seed with another
+    force field, solvent or temperature than `params` name, DatasetChanged when one of its shared files was changed,
+    BadStructure when `structure.pdb` has other atoms than the seed.
     """
     inputs = _inputs(folder, params, beside)
     for name in ("seed.h5", "seed_labels.h5"):
@@ -354,7 +354,9 @@ def _load_seed(folder: Path, params: Params) -> AtomFrames:
 def physics_of(provenance: Mapping[str, Any]) -> str | None:
     """Force field and solvent that cgal has made frames with, as "ff96 + obc2"; None where it is not known."""
     made = provenance.get("force_field")
-    return f"{made['name']} + {made['solvent']}" if made else None
+    if not isinstance(made, Mapping) or not {"name", "solvent"} <= set(made):
+        return None
+    return f"{made['name']} + {made['solvent']}"
 
 
 def _require_physics(path: Path, params: Params) -> None:

@@ -492,8 +492,8 @@ class SelectionParams(Section):
     bins: Count = 40
     cutoff_nm: Positive = Field(
         1.0,
-        description="a frame with a larger RMSD to structure.pdb is unphysical; right for ten beads: cgal init sets a "
-        "third of the chain's length",
+        description="a frame with a larger RMSD to structure.pdb is unphysical; 1.0 is the paper's, for ten beads: "
+        "cgal init sets a third of the chain's length",
     )
     minimum_bond_nm: NonNegative = Field(0.27, description="a shorter CA-CA bond is unphysical (cis bonds have 0.29)")
     maximum_bond_nm: Positive = Field(0.47, description="a longer CA-CA bond is unphysical")

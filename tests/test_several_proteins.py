@@ -38,7 +38,7 @@ from flows.protein.init import Start, init_project
 from flows.protein.seed import save_seed
 from flows.serving.transport import hash_inputs, read_outputs
 from flows.versioning import Repository
-from flows.versioning.pipeline import TITLE
+from flows.versioning.pipeline import TITLE, fit_pipeline
 from flows.workspace import Workspace
 from tests.conftest import SMALL
 
@@ -248,6 +248,21 @@ def test_a_project_goes_back_to_one_protein(campaign: Path, tmp_path: Path) -> N
     assert Workspace(root).campaign_proteins == ("first", "second")
     assert len(load_manifest(root / "data" / "second").shards) == 1
     assert (root / "round" / "first" / "trajectory.h5").is_file()
+
+
+def test_a_lock_that_leads_out_of_the_round_takes_nothing_away(project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(project, root, symlinks=True)
+    change_params(root / "params.yaml", {"protein": "first"})
+    kept = [root / "params.yaml", tmp_path / "kept"]
+    kept[1].write_text("kept")
+    outs = [{"path": path, "md5": "0" * 32} for path in ("round/../params.yaml", "round/../../kept", str(kept[1]))]
+    for content in (yaml.safe_dump({"schema": "2.0", "stages": {"simulate@first": {"outs": outs}}}), "[", "stages: 1"):
+        (root / "dvc.lock").write_text(content)
+        (root / "dvc.yaml").write_text(TITLE)
+        fit_pipeline(root)
+        assert all(path.is_file() for path in kept)
+    assert (root / "dvc.lock").read_text() == "stages: 1", "damaged: DVC says so"
 
 
 def test_a_grown_campaign_keeps_its_proteins(campaign: Path, tmp_path: Path) -> None:

@@ -52,18 +52,23 @@ def fit_pipeline(root: Path) -> None:
 
 
 def _forget_other_stages(root: Path, proteins: Sequence[str]) -> None:
+    """Take stages of other proteins out of `dvc.lock`, and their files out of `round/`; a damaged file is for DVC."""
     lock = root / "dvc.lock"
-    content = yaml.safe_load(lock.read_text()) if lock.is_file() else {}
-    stages = content.get("stages", {})
-    for name in [name for name in stages if not is_stage_of(name, proteins)]:
-        for out in stages.pop(name).get("outs", ()):
-            if (place := root / out["path"]).is_relative_to(root / "round"):
-                if place.is_dir() and not place.is_symlink():
-                    shutil.rmtree(place)
-                else:
-                    place.unlink(missing_ok=True)
-    if content:
-        write_text(lock, yaml.safe_dump(content, sort_keys=False))
+    try:
+        content = yaml.safe_load(lock.read_text())
+        others = {name: stage for name, stage in content["stages"].items() if not is_stage_of(name, proteins)}
+        left = [str(out["path"]) for stage in others.values() for out in stage.get("outs", ())]
+    except (FileNotFoundError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+        return
+    own = root.resolve() / "round"
+    for place in ((root / path).resolve() for path in left):
+        if own in place.parents:  # a lock may be someone else's, and names in it lead anywhere
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
+    content["stages"] = {name: stage for name, stage in content["stages"].items() if name not in others}
+    write_text(lock, yaml.safe_dump(content, sort_keys=False))
 
 
 def pipeline_of(single: str, proteins: Sequence[str]) -> str:
