@@ -10,11 +10,14 @@ from matplotlib.figure import Figure
 from cgal.benchmark.observables import OBSERVABLES
 from cgal.files import write_text
 from study.figures import COLOURS, save_figure
-from study.statistics import Interval, mean_interval
+from study.learning_curves import MODELS, SEEDS, SIZES_ns
+from study.statistics import Interval, mean_interval, scatter_interval
+from study.summary import FEWEST_SETS
 
 __all__ = ["ratio", "write_curves"]
 
 PRIOR, RAW = "prior", "raw"
+TODAY = "learning_curves"
 SIZE_ns = 16.0
 TARGET_RATIO, TARGET_FLOORS, TARGET_SCATTER = 0.6, 1.5, 0.15
 RUNGS = {"relative_entropy_on_linear": "linear_populations", "force_matching_on_linear": "linear"}
@@ -40,7 +43,8 @@ trajectories, mean of 8, on the TICA of the truth. (Decision 19 uses the TICA of
 reference, so their floors are other numbers.) Figures are means over seeds with 95 % intervals; a ratio to the prior is
 paired by seed and averaged by logarithms. The intervals cover the draw from the 64 trajectories to learn from. With
 64 ns of A10, of which there are 70, and with all data they contain no sampling of the data. The sampling of the truth
-is in none of them.
+is in none of them. No interval on this page is corrected for the number of intervals: by chance one in twenty excludes
+the truth.
 
 **What had been seen before.** The settings were frozen before the records, but not before these test beds had been
 looked at. All of these were chosen on one or both of them ([decision 21](../decisions/21-which-objective.md)):
@@ -103,15 +107,42 @@ def write_curves(folder: Path) -> None:
         if (folder / f"{name}.csv").is_file():
             records = pd.read_csv(folder / f"{name}.csv", keep_default_na=True)
             records["length_ns"] = records["ns"].where(records["ns"] > 0, np.inf)
+            records["folded"] = _late_share(records)
             save_figure(_draw(records), folder / f"{name}.png")
             parts += [
                 intro,
+                *(_unfinished(records) if name == TODAY else ()),
                 f"![learning curves]({name}.png)",
                 *_tables(records),
                 _verdict(records, _shares(folder)),
                 *_worth(records),
             ]
     write_text(folder / "learning-curves.md", "\n\n".join(parts) + "\n")
+
+
+def _unfinished(records: pd.DataFrame) -> Iterator[str]:
+    """Which models have fewer seeds than planned at some size, if any do."""
+    seeds = records.groupby(["model", "ns", "system"])["seed"].nunique()
+    told = []
+    for model in MODELS:
+        few = {size: min(int(seeds.get((model, size, system), 0)) for system in records["system"].unique())
+               for size in sorted(SIZES_ns, key=lambda ns: ns or np.inf)}  # fmt: skip
+        lacking = [f"{count or 'none'} at {_size(size or np.inf)}" for size, count in few.items() if count < SEEDS]
+        if lacking:
+            told.append(f"`{model}` ({'none' if not any(few.values()) else ', '.join(lacking)})")
+    if told:
+        yield (
+            f"**Unfinished.** {SEEDS} seeds of each model at each size [ns] are planned, and fewer are there, of the "
+            f"system that has less, of {'; '.join(told)}."
+        )
+
+
+def _late_share(records: pd.DataFrame) -> pd.Series:
+    """Folded share of the later half of the simulations from both starts; of raw frames, that of all of them."""
+    starts = ["folded_from_native", "folded_from_extended"]
+    if not set(starts) <= set(records):
+        return records["folded_model"]
+    return records[starts].mean(axis=1, skipna=False).fillna(records["folded_model"])
 
 
 def ratio(records: pd.DataFrame, system: str, ns: float, model: str, base: str, metric: str = "tica") -> Interval:
@@ -150,11 +181,12 @@ def _line(records: pd.DataFrame, system: str, length: float, model: str, found: 
     cells = []
     for observable in OBSERVABLES.values():
         values = mean_interval((found.query("metric == @observable.name")["value"] * observable.scale).tolist())
-        cells.append(_interval(values) if observable.name == "tica" else f"{values.value:.3g}")
+        seeds = found["seed"].nunique()
+        cells.append(_interval(values, seeds) if observable.name == "tica" else f"{values.value:.3g}")
     one = found.query("metric == 'tica'")
     ns = found["ns"].iloc[0]
-    to_prior = "" if model in (PRIOR, RAW) else _interval(ratio(records, system, ns, model, PRIOR))
-    shares = [one[column].mean() for column in ("folded_model", "folded_from_native", "folded_from_extended")]
+    to_prior = "" if model in (PRIOR, RAW) else _interval(ratio(records, system, ns, model, PRIOR), len(one))
+    shares = [one[column].mean() for column in ("folded", "folded_from_native", "folded_from_extended")]
     said = ["" if np.isnan(share) else f"{share:.3f}" for share in shares]
     said.append("" if model == RAW or "lost_replicas" not in one else f"{one['lost_replicas'].mean():.1f}")
     return f"| {_size(length)} | `{model}` | {len(one)} | {' | '.join(cells)} | {to_prior} | {' | '.join(said)} |"
@@ -164,10 +196,10 @@ def _size(length_ns: float) -> str:
     return "all" if np.isinf(length_ns) else f"{length_ns:g}"
 
 
-def _interval(values: Interval) -> str:
+def _interval(values: Interval, seeds: int = FEWEST_SETS) -> str:
     if np.isnan(values.value):
         return ""
-    if np.isnan(values.low) or values.low == values.high:
+    if np.isnan(values.low) or values.low == values.high or seeds < FEWEST_SETS:
         return f"{values.value:.3g}"
     return f"{values.value:.3g} ({values.low:.3g} to {values.high:.3g})"
 
@@ -181,7 +213,8 @@ def _verdict(records: pd.DataFrame, shares: dict[str, Interval]) -> str:
         f"From {SIZE_ns:g} ns on: TICA W1 at most {TARGET_RATIO} of the prior's, with an interval clear of 1. With "
         "less data: no worse than the prior, of which an interval that holds 1 is no proof. With all data: within "
         f"{TARGET_FLOORS} of the floor, and the folded share from both starts (means over seeds) inside the truth's "
-        f"interval ({told}). Scatter over seeds, of the logarithm of TICA W1: at most {TARGET_SCATTER}.",
+        f"interval ({told}). Scatter over seeds, of the logarithm of TICA W1: at most {TARGET_SCATTER}. `in the "
+        f"mean`: the interval goes beyond the target. Fewer than {FEWEST_SETS} seeds have no interval and no verdict.",
         "",
         "| system | model | ns | seeds | TICA W1 over the prior's | reached | over the frames' own "
         "| over the floor | reached | folded from native, stretched | reached | scatter | reached |",
@@ -192,25 +225,37 @@ def _verdict(records: pd.DataFrame, shares: dict[str, Interval]) -> str:
             if model in (PRIOR, RAW):
                 continue
             ns = found["ns"].iloc[0]
+            seeds, truth, whole = len(found), shares[str(system)], bool(np.isinf(length))
             to_prior = ratio(records, str(system), ns, str(model), PRIOR)
-            floors = float(found["value"].mean() / found["floor"].iloc[0])
+            floors = Interval(*(each / found["floor"].iloc[0] for each in mean_interval(found["value"].tolist())))
             folded = [float(found[f"folded_from_{start}"].mean()) for start in ("native", "extended")]
-            truth, whole = shares[str(system)], bool(np.isinf(length))
-            scatter = float(np.log(found["value"]).std())
             cells = [
                 _size(float(length)),
-                str(len(found)),
-                _interval(to_prior),
-                _reached(to_prior, float(length)),
-                _interval(ratio(records, str(system), ns, str(model), RAW)),
-                f"{floors:.2f}",
-                _yes(floors <= TARGET_FLOORS) if whole else "",
+                str(seeds),
+                _interval(to_prior, seeds),
+                _reached(to_prior, float(length)) if seeds >= FEWEST_SETS else "",
+                _interval(ratio(records, str(system), ns, str(model), RAW), seeds),
+                _interval(floors, seeds),
+                _below(floors, TARGET_FLOORS) if whole and seeds >= FEWEST_SETS else "",
                 ", ".join(f"{share:.3f}" for share in folded),
                 _yes(all(truth.low <= share <= truth.high for share in folded)) if whole else "",
-                *([f"{scatter:.2f}", _yes(scatter <= TARGET_SCATTER)] if len(found) > 1 else ["", ""]),
+                *(_scatter(np.log(found["value"]).tolist()) if seeds >= FEWEST_SETS else ["", ""]),
             ]
             lines.append(f"| {system} | `{model}` | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _below(found: Interval, target: float) -> str:
+    """Whether a mean is at most the target, and whether its interval is, too."""
+    if found.value > target:
+        return "no"
+    return "yes" if found.high <= target else "in the mean"
+
+
+def _scatter(logs: list[float]) -> list[str]:
+    """Standard deviation with its interval, and the verdict on it."""
+    found = Interval(float(np.std(logs, ddof=1)), *scatter_interval(logs))
+    return [f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})", _below(found, TARGET_SCATTER)]
 
 
 def _reached(to_prior: Interval, length_ns: float) -> str:
@@ -229,7 +274,9 @@ def _worth(records: pd.DataFrame) -> Iterator[str]:
             if rung is None or np.isnan(ratio(records, str(system), ns, str(model), rung).value):
                 continue
             seeds = set(found["seed"]) & set(rows.query("model == @rung and ns == @ns")["seed"])
-            cells = [_interval(ratio(records, str(system), ns, str(model), rung, name)) for name in OBSERVABLES]
+            cells = [
+                _interval(ratio(records, str(system), ns, str(model), rung, name), len(seeds)) for name in OBSERVABLES
+            ]
             lines.append(f"| {system} | `{model}` | {_size(float(length))} | {len(seeds)} | {' | '.join(cells)} |")
     if lines:
         headings = " | ".join(observable.heading.split(" [")[0] for observable in OBSERVABLES.values())
@@ -268,7 +315,7 @@ def _draw(records: pd.DataFrame) -> Figure:
     panels = figure.subplots(2, len(systems), squeeze=False, sharex="col")
     for column, system in enumerate(systems):
         here = rows[rows["system"] == system]
-        truths = (("value", here["floor"].iloc[0]), ("folded_model", here["folded_reference"].iloc[0]))
+        truths = (("value", here["floor"].iloc[0]), ("folded", here["folded_reference"].iloc[0]))
         for panel, (what, truth) in zip(panels[:, column], truths, strict=True):
             for number, model in enumerate(models):
                 colour, marker = COLOURS[number % len(COLOURS)], "os"[number // len(COLOURS)]

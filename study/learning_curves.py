@@ -8,8 +8,9 @@ are these frames themselves, `prior` is the model without a network, `linear` ha
 `linear_populations` one by relative entropy, and the other models are named as their objective, with `_on_linear` where
 the network is on top of that objective's rung.
 Each is simulated from the folded structure and from a stretched chain, `REPLICAS` times for `LENGTH_ps` each, and the
-first half is left out. Rows that are there are not made again. Trainings go on from `SCRATCH` after a kill, and models
-of the same frames and seed share a rung by relative entropy there; `wall_s` is then without it.
+first half is left out (`folded_model` is of all of it). Rows that are there are not made again. Trainings go on from
+`SCRATCH` after a kill, and models of the same frames and seed share a rung by relative entropy there; `wall_s` is then
+without it.
 """
 
 import csv
@@ -40,7 +41,7 @@ from cgal.training.train import fit_rung, train
 from study.beds import GROUND_TRUTHS, GroundTruth, SETTLE_ns, Swarm
 from study.in_processes import measure_all
 
-__all__ = ["COLUMNS", "Task", "measure", "tasks"]
+__all__ = ["COLUMNS", "MODELS", "SEEDS", "SIZES_ns", "Task", "measure", "tasks"]
 
 RECORDS = Path("docs", "results", "learning_curves.csv")
 SCRATCH = Path(".cgal", "learning_curves")
@@ -236,7 +237,7 @@ def model_of(parts: Halves, frames: LabelledFrames, task: Task) -> Potential:
         prior = fit_rung([frames], prior, params, seed=task.seed, scratch=scratch).prior
     if task.model in CONTROLS:
         return without_network(prior)
-    initial = initial_potential(prior, frames.sequence, demo.network, task.seed)
+    initial = initial_potential(prior, demo.network, task.seed)
     return train([frames], initial, params, seed=task.seed, scratch=scratch).potential
 
 

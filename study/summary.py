@@ -17,6 +17,7 @@ from study.design import Contrast, Design
 from study.statistics import BASE, Interval, mean_interval, sample_size, smallest_effect_percent
 
 __all__ = [
+    "CONTINUED",
     "FEWEST_SETS",
     "RESOLVED_percent",
     "at_budget",
@@ -65,9 +66,11 @@ def own_base(twins: pd.DataFrame, arm: str, design: Design) -> pd.DataFrame:
     return first[(first["arm"] == BASE) & (one == other)]
 
 
-def log_ratios(rows: pd.DataFrame, to: pd.DataFrame, metric: str, mode: str, kind: str = "model") -> list[float]:
-    """Logarithm of W1 of models over that of rows of a kind, paired by seed set and seed, its mean in each set."""
-    mine = rows.query("kind == 'model' and metric == @metric and mode == @mode").set_index(PAIR)["w1"]
+def log_ratios(
+    rows: pd.DataFrame, to: pd.DataFrame, metric: str, mode: str, kind: str = "model", of: str = "model"
+) -> list[float]:
+    """Logarithm of W1 of one kind over that of another, paired by seed set and seed, its mean in each set."""
+    mine = rows.query("kind == @of and metric == @metric and mode == @mode").set_index(PAIR)["w1"]
     theirs = to.query("kind == @kind and metric == @metric and mode == @mode").set_index(PAIR)["w1"]
     logs = np.log((mine / theirs).dropna())
     found: list[float] = logs.groupby("seed_set").mean().tolist()
@@ -128,31 +131,45 @@ def summarise_budgets(twins: pd.DataFrame, design: Design) -> list[dict[str, Any
 
     `change_to_base` is to the arm's own round 0, `change_to_linear` to prior and linear rung without the network,
     `change_to_prior` to the prior alone, `change_to_raw` to the frames that all of them are made of,
-    `change_to_continued` to continued dynamics at the same budget; each with `_low` and `_high`.
+    `change_to_continued` to continued dynamics at the same budget; each with `_low` and `_high`. `raw_to_continued` and
+    `prior_to_continued` set its frames, and the prior alone, against those of continued dynamics. `without_network` and
+    `without_rung` count campaigns whose held-out runs gave the network, or the linear rung, no weight.
     """
     entries = []
     for arm in dict.fromkeys(twins["arm"]):
         base = own_base(twins, str(arm), design)
         for budget, steps in sorted(design.budgets.items()):
             rows, control = at_budget(twins, str(arm), steps), at_budget(twins, CONTINUED, steps)
+            compared = {
+                "change_to_base": (base, "model", "model"),
+                "change_to_linear": (rows, "linear", "model"),
+                "change_to_prior": (rows, "prior", "model"),
+                "change_to_raw": (rows, "raw", "model"),
+                "change_to_continued": (control, "model", "model"),
+                "prior_to_continued": (control, "prior", "prior"),
+                "raw_to_continued": (control, "raw", "raw"),
+            }
             for (metric, mode), found in rows.groupby(["metric", "mode"], sort=False):
-                entries.append(
-                    {"system": design.system, "arm": arm, "budget": budget, "metric": metric, "mode": mode}
-                    | _costs(found.query("kind == 'model'"))
-                    | _values(found)
-                    | _named("change_to_base", _percent(log_ratios(rows, base, str(metric), str(mode))))
-                    | _named("change_to_prior", _percent(log_ratios(rows, rows, str(metric), str(mode), "prior")))
-                    | _named("change_to_linear", _percent(log_ratios(rows, rows, str(metric), str(mode), "linear")))
-                    | _named("change_to_raw", _percent(log_ratios(rows, rows, str(metric), str(mode), "raw")))
-                    | _named("change_to_continued", _percent(log_ratios(rows, control, str(metric), str(mode))))
-                )
+                entry = {"system": design.system, "arm": arm, "budget": budget, "metric": metric, "mode": mode}
+                entry |= _costs(found.query("kind == 'model'")) | _silent(found) | _values(found)
+                for name, (to, kind, of) in compared.items():
+                    entry |= _named(name, _percent(log_ratios(rows, to, str(metric), str(mode), kind, of)))
+                entries.append(entry)
     return [_json(entry) for entry in entries]
 
 
 def _costs(models: pd.DataFrame) -> dict[str, Any]:
     counts = {"seeds": models["seed"].nunique(), "seed_sets": models["seed_set"].nunique()}
-    return counts | {
-        name: float(models[name].mean()) for name in (*STEPS, "oracle_steps", "frames", "exploded_fraction")
+    means = {name: float(models[name].mean()) for name in (*STEPS, "oracle_steps", "frames", "exploded_fraction")}
+    return counts | means | {"most_exploded_fraction": float(models["exploded_fraction"].max())}
+
+
+def _silent(rows: pd.DataFrame) -> dict[str, int]:
+    """Campaigns of which two kinds are the same model, to the last digit."""
+    wide = rows.pivot(index=PAIR, columns="kind", values="w1").reindex(columns=["model", "linear", "prior"])
+    return {
+        "without_network": int((wide["model"] == wide["linear"]).sum()),
+        "without_rung": int((wide["linear"] == wide["prior"]).sum()),
     }
 
 

@@ -67,6 +67,12 @@ slowest relaxation time.
 
 Where fewer frames qualify than runs are paid for, those run longer. A committee is not in these studies."""
 
+MAP = """![when it pays](when_it_pays.png)
+
+Points of one budget are drawn beside each other. Open markers are all-atom points of fewer than three seed sets. Panels
+of different noise differ in student and length of simulation too, so the map shows no effect of noise alone; the
+barrier is that of chignolin in all of them."""
+
 
 class Study(NamedTuple):
     """Arms with one student: the file of its records, the noise of its labels and what is said of it."""
@@ -141,7 +147,7 @@ def write_when_it_pays(folder: Path, told: Path = ADVICE) -> None:
         write_text(told, sentence + "\n")
         parts.insert(1, f"## Advice\n\n{sentence}")
     save_figure(_draw(panels, all_atom(folder)), folder / "when_it_pays.png")
-    parts.insert(2 if sentence else 1, "![when it pays](when_it_pays.png)")
+    parts.insert(2 if sentence else 1, MAP)
     write_text(folder / "when-it-pays.md", "\n\n".join(parts) + "\n")
 
 
@@ -223,11 +229,11 @@ def _advise(records: pd.DataFrame, found: pd.DataFrame, study: Study) -> str:
             f"in place of all atoms, models {study.with_network} a network).",
             f"Surely better than one continued run of the same length: {better}."
             if better
-            else f"No strategy was shown to be better than one continued run of the same length, from {budgets[0]:g} "
-            f"to {budgets[-1]:g} of the slowest relaxation time.",
+            else f"No strategy was shown to be better in TICA W1 than one continued run of the same length, from "
+            f"{budgets[0]:g} to {budgets[-1]:g} of the slowest relaxation time.",
             f"{PRIMARY[0]}, the default, against that run, at {stands}.",
             f"That run against no label at all, at {brings}." if brings else "",
-            "So compare before you trust a strategy (cgal compare)"
+            "So compare before you trust a strategy (cgal compare --help says how)"
             + ("." if better else ", or use plain dynamics (campaign.continued_md_steps)."),
         ]
     ).replace("  ", " ")
@@ -332,7 +338,8 @@ def _twins_table(records: pd.DataFrame, student: str) -> str:
         "",
         "Change of TICA W1 in percent, with 95 % intervals over seeds. First the model, relative to what else its "
         "labels give and to the model of the seed, which has no labels; then each of these, relative to what "
-        f"`{CONTROL}` makes of as many labels.",
+        f"`{CONTROL}` makes of as many labels. These intervals are not corrected for their number. "
+        f"{_worse_frames(records)}",
         "",
         f"| arm | budget | seeds | {' | '.join(f'to its `{other}`' for other in others)} | to the seed's model | "
         f"{' | '.join(f'`{model}` to that of `{CONTROL}`' for model in controls)} |",
@@ -344,6 +351,18 @@ def _twins_table(records: pd.DataFrame, student: str) -> str:
         values += [[] if arm == CONTROL else logs(records, arm, CONTROL, budget, (each, each)) for each in controls]
         lines.append(f"| `{arm}` | {budget:g} | {len(values[0])} | {' | '.join(map(_changed, values))} |")
     return "\n".join(lines)
+
+
+def _worse_frames(records: pd.DataFrame) -> str:
+    """At which budgets the raw frames of the default strategy are shown to be farther from the truth."""
+    budgets = sorted(budget for budget in records["budget_over_slowest"].unique() if budget)
+    found = {budget: logs(records, PRIMARY[0], CONTROL, budget, ("raw", "raw")) for budget in budgets}
+    worse = [f"{budget:g}" for budget, values in found.items() if len(values) > 1 and mean_interval(values).low > 0]
+    if not worse:
+        return ""
+    return (
+        f"The raw frames of `{PRIMARY[0]}` are farther from the truth than those of `{CONTROL}` at {', '.join(worse)}."
+    )
 
 
 def _table(records: pd.DataFrame, noise: float) -> str:
@@ -422,4 +441,5 @@ def _add_all_atom(panel: Axes, atoms: pd.DataFrame) -> None:
                 [[row["change"] - row["low"]], [row["high"] - row["change"]]], color=COLOUR_OF[row["arm"]],
                 label=f"{row['arm']}, all atoms, with network: {system}",
                 marker=marker, markersize=10, linestyle="", capsize=2,
+                markerfacecolor="white" if row["low"] == row["high"] else COLOUR_OF[row["arm"]],
             )  # fmt: skip

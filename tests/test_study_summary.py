@@ -135,6 +135,8 @@ def test_the_page_tells_every_comparison_that_has_rows(tmp_path: Path) -> None:
     write_arms(tmp_path, tmp_path / "page.md")
     assert (tmp_path / "page.md").read_text() == "# Title\n"
     (tmp_path / "bed.yaml").write_text(yaml.safe_dump(DESIGN.model_dump(mode="json")))
+    write_arms(tmp_path, tmp_path / "page.md")
+    assert "No arm has been run on it." in (tmp_path / "page.md").read_text()
     twins(seeds=1).to_csv(tmp_path / "bed_pilot_twins.csv", index=False)
     write_arms(tmp_path, tmp_path / "page.md")
     assert "**The pilot** has 1 seeds" in (tmp_path / "page.md").read_text()
@@ -158,6 +160,13 @@ def test_the_page_tells_every_comparison_that_has_rows(tmp_path: Path) -> None:
     assert "outside of the interval" not in primary, "it is a decrease by a half"
     arms = ", ".join(f"`{arm}`" for arm in made["arm"].unique())
     assert f"(arms: seed sets): bbbbbbb ({arms}: 1, 3); aaaaaaa ({arms}: 2, 4)." in page
+    assert "| `coverage` below `continued_md` by 30 %, at 0.3 | -5" in page
+    assert "| model of `coverage` below its raw frames, at 0.3 | +100 (+100 to +100) % | excluded |" in page
+    both = page.partition("**Two measurements of the same models.**")[2].partition("\n\n**")[0]
+    assert "| `coverage` against `continued_md` | 0.3 | -4" in both or "| 0.3 | -5" in both
+    assert "| `base` | 0.1 | 8 (4) |" in page
+    assert "| same |" in page, "continued dynamics is its own control"
+    assert "0 of 8 | 0 of 8 |" in page, "no network is silent"
     assert (tmp_path / "bed.png").is_file()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert len(summary["contrasts"]) == 3
@@ -165,7 +174,5 @@ def test_the_page_tells_every_comparison_that_has_rows(tmp_path: Path) -> None:
     twins(noise=0.05).query("seed_set != 1 and arm != 'random'").to_csv(tmp_path / "bed_twins.csv", index=False)
     write_arms(tmp_path, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
-    assert (
-        "asks for 4 seed sets of each arm, and there are 3 of `base`, `continued_md`, `coverage`; none of `random`."
-        in page
-    )
+    assert "There are, of `base`, `continued_md`, `coverage` 3 seed sets up to 0.3; of `random` none." in page
+    assert page.count("no verdict") == 1, "fewer steps than an arm that has no rows"
