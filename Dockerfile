@@ -5,8 +5,7 @@ FROM python:3.12-slim-bookworm AS build
 RUN apt-get update && apt-get install --yes --no-install-recommends make git gcc g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /cgal
 COPY Makefile pyproject.toml requirements.lock README.md LICENSE ./
-# What `cgal init` gives a new project
-COPY params.yaml dvc.yaml prefect.yaml data.dvc .gitignore .dvcignore ./
+# The seed of `cgal init --demo`
 COPY .dvc/bundled .dvc/bundled
 COPY cgal cgal
 COPY flows flows

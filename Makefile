@@ -19,8 +19,7 @@ demo: setup ## one real chignolin campaign: 2 acquisition rounds and a closing o
 	cgal run $(if $(NEW),--new $(NEW))
 
 test: check ## everything a change must pass
-	dvc pull --quiet --remote bundled data.dvc
-	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: setup docs ## format, lint, types, import direction, documentation
 	ruff format --check .
@@ -36,6 +35,7 @@ bench: setup ## speed, side by side with the peers: benchmarks/results.json and 
 	python -m benchmarks
 
 compare: setup ## hours, unattended: the comparison of docs/results/$(NAME).yaml; the same command goes on where it was stopped
+	$(if $(NAME),,$(error give the comparison: make compare NAME=arms_350K))
 	-cgal compare --name $(NAME)
 	python -m study.twins $(NAME) --processes 2
 	python -m study.results

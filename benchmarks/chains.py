@@ -59,4 +59,4 @@ def potential(chain: Float32[np.ndarray, "beads 3"], params: SchNetParams) -> Po
     network = new_network(params, seed=0)
     generator = torch.Generator().manual_seed(0)
     torch.nn.init.normal_(network.get_parameter("readout.1.weight"), std=0.02, generator=generator)
-    return Potential(prior, network, sequence)
+    return Potential(prior, network)

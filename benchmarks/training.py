@@ -77,7 +77,7 @@ def _entropy_seconds(beads: int, make: MakeLearner) -> tuple[float, float]:
     """Wall and processor time of a whole training [s]."""
     chain, params = compact_chain(beads), TrainingParams(objective="relative_entropy")
     prior = potential(chain, SchNetParams()).prior
-    initial = initial_potential(prior, prior.sequence, SchNetParams(), 0)
+    initial = initial_potential(prior, SchNetParams(), 0)
     entropy = params.relative_entropy
     few = entropy.dynamics.model_copy(update={"replicas": 16, "steps": 40, "stride": 10})
     frames = simulate(initial, shaken(chain, 16), few, temperature_K=TEMPERATURE_K, seed=1).positions

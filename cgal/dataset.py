@@ -173,23 +173,47 @@ def prepare(folder: Path, params: Params, *, beside: Sequence[str] = ()) -> Mani
     BadStructure when `structure.pdb` has other atoms than the seed.
     """
     inputs = _inputs(folder, params, beside)
-    for name in ("seed.h5", "seed_labels.h5"):
-        _require_physics(folder / name, params)
-    if (folder / MANIFEST).is_file():
-        manifest = load_manifest(folder)
-        changed = _changes(manifest, inputs, params)
-        grown = round_index(manifest) > 0
-        if changed and grown:
-            raise BadParams(
-                f"{', '.join(changed)} changed, but they are fixed for a campaign and "
-                f"{manifest.campaign!r} has {len(manifest.shards)} shards; set it back, or start a new campaign with "
-                "'cgal run --new NAME'"
-            )
-        _settle(folder, manifest)
-        if not changed and (grown or _is_intact(folder, manifest)):
-            _verify_files(folder, manifest)
-            return manifest
-    return _prepare_afresh(folder, params, inputs)
+    if not (folder / MANIFEST).is_file():
+        return _with_starts(folder, _prepare_afresh(folder, params, inputs, _load_seed(folder, params)), params)
+    manifest = load_manifest(folder)
+    changed = _changes(manifest, inputs, params)
+    grown = round_index(manifest) > 0
+    if changed and grown:
+        raise BadParams(
+            f"{', '.join(changed)} changed, but they are fixed for a campaign and "
+            f"{manifest.campaign!r} has {len(manifest.shards)} shards; set it back, or start a new campaign with "
+            "'cgal run --new NAME'"
+        )
+    seed = _load_seed(folder, params)
+    _settle(folder, manifest)
+    if not changed and (grown or _is_intact(folder, manifest)):
+        manifest = _with_starts(folder, manifest, params)
+        _verify_files(folder, manifest)
+        return manifest
+    return _with_starts(folder, _prepare_afresh(folder, params, inputs, seed), params)
+
+
+def _with_starts(folder: Path, manifest: Manifest, params: Params) -> Manifest:
+    """The manifest, with the file that replicas begin at among the shared ones: `simulate` depends on its bytes then.
+
+    Raises DatasetChanged when it was there with other bytes.
+    """
+    files, path = (
+        {name: manifest.files[name] for name in (FORCE_MAP, WARM_START)},
+        folder / params.simulation.starts_file,
+    )
+    if path.is_file():
+        files[path.name] = sha256(path)
+    if manifest.files.get(path.name, files.get(path.name)) != files.get(path.name):
+        raise DatasetChanged(
+            f"{path}: changed since the campaign began; give other frames another name (simulation.starts_file), and "
+            "bring these back with 'dvc checkout --force'"
+        )
+    if files == manifest.files:
+        return manifest
+    recorded = manifest.model_copy(update={"files": files})
+    _write_manifest(folder, recorded)
+    return recorded
 
 
 def append(
@@ -288,8 +312,7 @@ def _name(params: Params) -> str:
     return name
 
 
-def _prepare_afresh(folder: Path, params: Params, inputs: PreparedFrom) -> Manifest:
-    seed = _load_seed(folder, params)
+def _prepare_afresh(folder: Path, params: Params, inputs: PreparedFrom, seed: AtomFrames) -> Manifest:
     sequence = sequence_of(seed.topology)
     force_map = fit_force_map(seed, params.mapping)
     labels = labelled_seed(folder, params.mapping)
@@ -298,7 +321,7 @@ def _prepare_afresh(folder: Path, params: Params, inputs: PreparedFrom) -> Manif
     _check_sequence(shard.sequence, sequence, "seed_labels.h5")
     beads = coordinate_map(seed.topology)(seed.positions)
     prior = fit_prior(beads, sequence, params.temperature_K, params.prior)
-    potential = initial_potential(prior, sequence, params.network, derive_seed(params.seed, 0, "initialise"))
+    potential = initial_potential(prior, params.network, derive_seed(params.seed, 0, "initialise"))
     reset(folder)
     force_map.save(folder / FORCE_MAP)
     save_checkpoint(folder / WARM_START, potential, {"origin": "prior"})
@@ -336,15 +359,19 @@ def labelled_seed(folder: Path, mapping: MappingParams) -> AtomFrames | None:
 
 
 def _load_seed(folder: Path, params: Params) -> AtomFrames:
-    seed = AtomFrames.load(folder / "seed.h5")
+    """Read `seed.h5`; raises as `prepare` when it, its labels or the structure are not what is asked for."""
+    seed, labels = AtomFrames.load(folder / "seed.h5"), folder / "seed_labels.h5"
+    _require_physics(folder / "seed.h5", seed, params)
+    if labels.is_file():
+        _require_physics(labels, AtomFrames.load(labels), params)
     sampled_K = float(seed.provenance.get("temperature_K", params.temperature_K))
     if abs(sampled_K - params.temperature_K) > 0.5:
         raise BadParams(
             f"temperature_K is {params.temperature_K:g}, but {folder / 'seed.h5'} was sampled at {sampled_K:g} K; "
-            "set it to that, or import a seed of this temperature"
+            "set it to that, or make ('cgal seed') or import a seed of this temperature"
         )
     structure = folder / "structure.pdb"
-    if structure.is_file() and read_pdb_text(structure.read_text()).topology != seed.topology:
+    if structure.is_file() and read_pdb_text(structure.read_text(errors="replace")).topology != seed.topology:
         raise BadStructure(
             f"{structure}: other atoms, or in another order, than those of seed.h5; use one topology for both"
         )
@@ -359,9 +386,9 @@ def physics_of(provenance: Mapping[str, Any]) -> str | None:
     return f"{made['name']} + {made['solvent']}"
 
 
-def _require_physics(path: Path, params: Params) -> None:
+def _require_physics(path: Path, frames: AtomFrames, params: Params) -> None:
     """Refuse frames of another potential than labels will be of: their forces would be of no one potential."""
-    made = physics_of(AtomFrames.load(path).provenance) if path.is_file() else None
+    made = physics_of(frames.provenance)
     if made not in (None, params.force_field.physics):
         raise BadParams(
             f"force_field is {params.force_field.physics}, but {path} is of {made}; set force_field.name and .solvent "

@@ -9,12 +9,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cgal.errors import BadFile
 
 __all__ = [
     "atomic_write",
     "made_aside",
     "read_json",
+    "read_yaml",
     "settle_folder",
     "sha256",
     "write_bytes",
@@ -125,6 +128,26 @@ def read_json(path: Path) -> Any:
         raise BadFile(f"{path}: no such file") from None
     except ValueError as error:
         raise BadFile(f"{path}: damaged JSON: {error}") from None
+
+
+class _OnceEach(yaml.SafeLoader):
+    """YAML whose mappings have each key once, as it should be; of a key that is there twice PyYAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        found: list[Any] = []
+        for key, _ in node.value:
+            if key.value in found:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+            found.append(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read YAML; raises BadFile when it is damaged, or a key is there twice."""
+    try:
+        return yaml.load(path.read_text(), _OnceEach)  # noqa: S506  # a SafeLoader
+    except (yaml.YAMLError, ValueError) as error:  # the latter: text that is no UTF-8
+        raise BadFile(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def sha256(path: Path) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "CGTrajectory",
     "LabelledFrames",
     "ReplicaFate",
+    "arrays_at",
     "bead_topology",
     "check_sequence",
 ]
@@ -54,6 +55,11 @@ def bead_topology(sequence: str) -> mdtraj.Topology:
     for first, second in pairwise(atoms):
         topology.add_bond(first, second)
     return topology
+
+
+def arrays_at(record: Any, rows: slice | Shaped[np.ndarray, " picked"]) -> dict[str, Any]:
+    """The arrays of a record of frames, which all have these as first axis, at some rows (or where a mask holds)."""
+    return {name: value[rows] for name, value in vars(record).items() if isinstance(value, np.ndarray)}
 
 
 @dataclass(frozen=True)
@@ -121,17 +127,9 @@ class CGTrajectory(Hdf5Record):
 
     def take(self, indices: Shaped[np.ndarray, " picked"]) -> "CGTrajectory":
         """Give the frames at `indices` (or where a boolean mask holds), weights renormalised."""
-        weights = self.weights[indices]
-        total = weights.sum()
-        return replace(
-            self,
-            positions=self.positions[indices],
-            time_ps=self.time_ps[indices],
-            replica=self.replica[indices],
-            weights=weights / total if total > 0 else weights,
-            forces=None if self.forces is None else self.forces[indices],
-            spread_of_forces=None if self.spread_of_forces is None else self.spread_of_forces[indices],
-        )
+        taken = replace(self, **arrays_at(self, indices))
+        total = taken.weights.sum()
+        return replace(taken, weights=taken.weights / total) if total > 0 else taken
 
     def to_mdtraj(self) -> mdtraj.Trajectory:
         """Give an mdtraj trajectory of C-alpha beads, without a box."""
@@ -181,14 +179,7 @@ class LabelledFrames(Hdf5Record):
 
     def take(self, indices: Shaped[np.ndarray, " picked"]) -> "LabelledFrames":
         """Give the frames at `indices` (or where a boolean mask holds)."""
-        return replace(
-            self,
-            positions=self.positions[indices],
-            forces=self.forces[indices],
-            trajectory=self.trajectory[indices],
-            time_ps=self.time_ps[indices],
-            weights=None if self.weights is None else self.weights[indices],
-        )
+        return replace(self, **arrays_at(self, indices))
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,14 +208,7 @@ class AtomFrames(Hdf5Record):
 
     def take(self, indices: Shaped[np.ndarray, " picked"]) -> "AtomFrames":
         """Give the frames at `indices` (or where a boolean mask holds)."""
-        return replace(
-            self,
-            positions=self.positions[indices],
-            forces=self.forces[indices],
-            trajectory=self.trajectory[indices],
-            time_ps=self.time_ps[indices],
-            bead_forces=None if self.bead_forces is None else self.bead_forces[indices],
-        )
+        return replace(self, **arrays_at(self, indices))
 
     @cached_property
     def topology(self) -> mdtraj.Topology:
@@ -245,6 +229,12 @@ def read_pdb_text(pdb: str) -> mdtraj.Trajectory:
     if not any(one.name == other.name == "SG" for one, other in trajectory.topology.bonds):  # by CONECT
         trajectory.topology.create_disulfide_bonds(trajectory.xyz[0])
     return trajectory
+
+
+def native_beads(pdb: str) -> Float32[np.ndarray, "beads 3"]:
+    """C-alpha positions of a PDB text [nm]."""
+    structure = read_pdb_text(pdb)
+    return np.asarray(structure.xyz[0, alpha_carbons(structure.topology)], dtype=np.float32)
 
 
 def sequence_of(topology: mdtraj.Topology) -> str:

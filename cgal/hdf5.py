@@ -26,6 +26,9 @@ __all__ = ["Hdf5Record", "check_foreign_hdf5", "read_hdf5", "stored", "write_hdf
 FORMAT = 2
 """Of the files that are written; those before 2 said none."""
 
+HDF5 = {".h5", ".hdf5"}
+"""How names of such files end."""
+
 LARGEST_DEFLATION = 1032
 """How many times larger than its storage a dataset can be at most that was compressed."""
 
@@ -41,11 +44,11 @@ UNITS = {
 """Unit of the datasets whose names end so, written beside each (mdtraj converts by it)."""
 
 
-def stored(*, name: str = "", prefix: str = "", text: bool = False, skip: bool = False) -> dict[str, Any]:
-    """Metadata of a field: another name in the file, a prefix for the datasets of a dataclass within, long text (a
-    dataset instead of an attribute), or not in the file at all.
+def stored(*, name: str = "", prefix: str = "", text: bool = False) -> dict[str, Any]:
+    """Metadata of a field: another name in the file, a prefix for the datasets of a dataclass within, or long text (a
+    dataset instead of an attribute).
     """  # noqa: D205
-    return {"hdf5": {"name": name, "prefix": prefix, "text": text, "skip": skip}}
+    return {"hdf5": {"name": name, "prefix": prefix, "text": text}}
 
 
 Record = TypeVar("Record", bound="Hdf5Record")
@@ -128,13 +131,15 @@ def read_hdf5(path: Path, kind: str) -> dict[str, Any]:
             if found != kind:
                 raise BadFile(f"{path}: holds {found!r}, not {kind!r}; give the right file")
             return attributes | {name: _plain(_dataset(handle, name, path)[()]) for name in handle}
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError) as error:  # the last: text that is no UTF-8
         reason = " ".join(str(error).split())
         raise BadFile(f"{path}: truncated or damaged HDF5 ({reason}); restore it with 'dvc checkout --force'") from None
 
 
 def check_foreign_hdf5(path: Path) -> None:
-    """Look through a file of another program before it is read; raises BadFile for what `read_hdf5` refuses."""
+    """Look through a file of another program, if it is HDF5, before it is read: raises BadFile as `read_hdf5` does."""
+    if path.suffix.lower() not in HDF5:
+        return
     with h5py.File(path, "r") as handle:
         for name in handle:
             _dataset(handle, name, path)
@@ -169,7 +174,7 @@ def _flatten(record: Any, prefix: str = "") -> dict[str, Any]:
     for field in fields(record):
         how, value = _how(field), getattr(record, field.name)
         name = how["name"] or prefix + field.name
-        if how["skip"] or value is None:
+        if value is None:
             continue
         if isinstance(value, np.ndarray):
             content[name] = value
@@ -198,10 +203,8 @@ def _build(cls: type, content: Mapping[str, Any], prefix: str, path: Path) -> An
     """Dataclass from the content of a file; what has a default may be missing."""
     hints, values = get_type_hints(cls), {}
     for field in fields(cls):
-        how = _how(field)
-        if how["skip"]:
-            continue
-        name, hint = how["name"] or prefix + field.name, hints[field.name]
+        how, hint = _how(field), hints[field.name]
+        name = how["name"] or prefix + field.name
         optional, kind = _without_none(hint)
         if isinstance(kind, type) and is_dataclass(kind):
             needed = _first_array(kind, how["prefix"])
@@ -220,11 +223,11 @@ def _build(cls: type, content: Mapping[str, Any], prefix: str, path: Path) -> An
 def _checked(kind: Any, value: Any, name: str, path: Path, owner: type, field: str) -> Any:
     if isinstance(kind, type) and issubclass(kind, AbstractArray):
         return value
-    if kind in (int, float, str):
-        return kind(value)
     try:
+        if kind in (int, float, str):
+            return kind(value)
         return _adapter(owner, field).validate_json(value)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise BadFile(f"{path}: {name} is damaged ({str(error).splitlines()[0]})") from None
 
 

@@ -50,8 +50,6 @@ __all__ = [
     "ReadTrajectories",
     "as_reference",
     "confine",
-    "import_reference",
-    "import_trajectory",
     "medoid",
     "near",
     "read_trajectories",
@@ -67,13 +65,22 @@ RIGID_nm = 1e-3
 RIGID_FRAMES = 10
 """Fewer frames do not tell: they may be one step apart."""
 
+OPPOSED = -0.25
+"""The force along a bond and the bond's length correlate by -0.85 (by -0.5 where positions are rounded to 0.01 nm), by
+0 if the forces are of other frames, axes or atoms, and by 0.85 if they are gradients."""
+
 MOST_FRAMES = 1000
 """Frames that a medoid is sought among (the time that takes grows with their square), or that bonds are measured in."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What of a file is taken: a part of its molecules, every so-many-th frame, a window of time, times of our own."""
+    """What of a file is taken: every `stride`-th frame of a trajectory, in a window of time [ps], both ends included.
+
+    `select` leaves out water and ions ("auto"), or all that is no part of the chain ("protein"), or nothing, so that
+    anything else is refused ("all"). `frame_ps` is the time between frames, for formats that hold no times (DCD, PDB,
+    ...), or in place of the file's.
+    """
 
     select: Selection = "auto"
     stride: int = 1
@@ -145,6 +152,9 @@ class ReadTrajectories:
             if forces != "recompute":
                 with refusals.gathered():
                     stored_forces(source)
+                    _check_opposed(source, self.protein)
+                with refusals.gathered():
+                    _check_force_field(source, force_field)
         refusals.tell()
 
     def labelled(
@@ -162,15 +172,17 @@ class ReadTrajectories:
         notes = list(self.provenance["notes"])
         if forces != "recompute":
             labels = np.concatenate([stored_forces(source) for source in self.sources])
+            made = next((source.force_field for source in self.sources if source.force_field), None)
         else:
             labels = recompute_forces(self.pdb, positions, force_field, progress=progress)
+            made = force_field.model_dump()
             if not self.protein.is_all:
                 notes.append(f"forces are those of {force_field.solvent}, not of what was left out")
                 note(notes[-1])
         provenance = self.provenance | {
             "forces": "instantaneous",
             "force_origin": forces.described() if isinstance(forces, ForceFiles) else forces,
-            "force_field": force_field.model_dump() if forces == "recompute" else None,
+            "force_field": made,
             "notes": notes,
         }
         return AtomFrames(self.pdb, positions, labels, self.trajectory, self.time_ps, provenance)
@@ -187,15 +199,45 @@ def read_trajectories(
     note: Note = unsaid,
     progress: Progress = silent,
 ) -> ReadTrajectories:
-    """Read, check and cut every file; see `import_trajectory`. All faults of options, topology and files come at once.
+    """Read, check and cut every file; all faults of options, topology and files come at once.
 
-    Forces are read that were stored, if they are wanted: where else they come from, or None, they are left alone.
+    Parameters
+    ----------
+    topology : Path
+        Any file that mdtraj takes a topology from, with one chain of amino acids, which may have caps. Frames have its
+        order of atoms.
+    trajectories : sequence of Path
+        One or more files; each becomes one numbered trajectory of the result, or several if it is HDF5 with a dataset
+        `trajectory` that numbers them by frame.
+    choice : Choice
+        What of them is taken.
+    forces : {"stored", "recompute"} or ForceFiles, optional
+        Where `labelled` will have forces from: stored ones (the HDF5 layout above, TRR) and those of NumPy files are
+        read here, and no others.
+    temperature_K : float
+        Temperature that the frames were sampled at.
+    scratch : Path, optional
+        Folder (that of temporary files, if None) with room for the positions of the chain, and its forces if they are
+        wanted, in single precision: frames lie in files there, which have no name any more, not in memory.
+    note : Note
+        Called with each thing that was left out, mended, or read as another; `provenance["notes"]` has them too.
+    progress : Progress
+        Called for each file.
 
-    Frames lie in files of the folder `scratch` (that of temporary files, if None), which have no name any more, not in
-    memory: it must have room for the positions of the chain, in single precision.
-
-    Raises what `import_trajectory` raises, or Refused with several of these, and EmptyTrajectory when no frame of any
-    file is left.
+    Raises
+    ------
+    BadParams
+        `choice` has a spacing, stride or window that is none, or `forces` does not fit the files.
+    BadStructure
+        The topology is unreadable, or holds anything but one chain of the twenty amino acids with all their atoms.
+    BadTrajectory
+        A file is unreadable, has another number or order of atoms, lacks times, has times that do not increase evenly,
+        is in other units, holds a number that is not finite, a broken or mirrored molecule, or was sampled at another
+        temperature.
+    EmptyTrajectory
+        No frame of any file lies in the window, or one alone.
+    Refused
+        Several of these.
     """
     notes: list[str] = []
 
@@ -221,7 +263,8 @@ def read_trajectories(
                 if isinstance(found, CgalError):
                     raise found
                 if isinstance(forces, ForceFiles):
-                    found = with_forces(found, forces.paths[number], forces.unit, protein, Path(folder))
+                    place = Path(folder) / f"forces-{number}"  # two files may have one name
+                    found = with_forces(found, forces.paths[number], forces.unit, protein, place)
                 sources += [_cut(_checked(source, protein, atoms, choice.frame_ps, say), choice) for source in found]
     refusals.tell()
     _check_count(sources, trajectories, choice)
@@ -247,91 +290,6 @@ def _opened(topology: Path, select: Selection, note: Note) -> Protein:
     for text in protein.notes:
         note(f"{topology.name}: {text}")
     return protein
-
-
-def import_trajectory(
-    topology: Path,
-    trajectories: Sequence[Path],
-    *,
-    temperature_K: float,
-    forces: ForceOrigin = "stored",
-    force_field: ForceFieldParams | None = None,
-    stride: int = 1,
-    first_ps: float | None = None,
-    last_ps: float | None = None,
-    frame_ps: float | None = None,
-    select: Selection = "auto",
-    note: Note = unsaid,
-    progress: Progress = silent,
-) -> AtomFrames:
-    """Read all-atom frames with instantaneous forces, in the atom order of the topology file.
-
-    Parameters
-    ----------
-    topology : Path
-        Any file that mdtraj takes a topology from, with one chain of amino acids, which may have caps.
-    trajectories : sequence of Path
-        One or more files; each becomes one numbered trajectory of the result, or several if it is HDF5 with a dataset
-        `trajectory` that numbers them by frame.
-    temperature_K : float
-        Temperature that the frames were sampled at.
-    forces : {"stored", "recompute"} or ForceFiles
-        Read them from the HDF5 layout above or TRR files, compute them with `force_field`, or read NumPy files.
-    force_field : ForceFieldParams, optional
-        The oracle's force field, for "recompute".
-    stride : int
-        Take every so-many-th frame of a trajectory.
-    first_ps, last_ps : float, optional
-        Take only frames of this window of time, both ends included.
-    frame_ps : float, optional
-        Time between frames, for formats that hold no times (DCD, PDB, ...), or in place of the file's.
-    select : {"auto", "protein", "all"}
-        Leave out water and ions; all that is no part of the chain; or nothing, so that anything else is refused.
-    note : Note
-        Called with each thing that was left out, mended, or read as another; `provenance["notes"]` has them too.
-    progress : Progress
-        Called for each file, and while forces are computed.
-
-    Raises
-    ------
-    BadParams
-        `frame_ps`, the stride or the window is none.
-    BadStructure
-        The topology is unreadable, or holds anything but one chain of the twenty amino acids with all their atoms.
-    BadTrajectory
-        A file is unreadable, has another number or order of atoms, lacks forces or times, has times that do not
-        increase evenly, is in other units, holds a number that is not finite, a broken or mirrored molecule, was
-        sampled at another temperature, or with constraints on bonds between heavy atoms.
-    EmptyTrajectory
-        No frame lies in the window, or one alone.
-    """
-    choice = Choice(select, stride, first_ps, last_ps, frame_ps)
-    read = read_trajectories(
-        topology, trajectories, choice, forces, temperature_K=temperature_K, note=note, progress=progress
-    )
-    return read.labelled(forces, force_field, note=note, progress=progress)
-
-
-def import_reference(
-    topology: Path,
-    trajectories: Sequence[Path],
-    *,
-    temperature_K: float,
-    stride: int = 1,
-    first_ps: float | None = None,
-    last_ps: float | None = None,
-    frame_ps: float | None = None,
-    select: Selection = "auto",
-    note: Note = unsaid,
-    progress: Progress = silent,
-) -> CGTrajectory:
-    """Project all-atom trajectories to C-alpha beads: a ground truth, each file one replica; forces are not needed.
-
-    Takes and raises the same as `import_trajectory`.
-    """
-    choice = Choice(select, stride, first_ps, last_ps, frame_ps)
-    read = read_trajectories(topology, trajectories, choice, temperature_K=temperature_K, note=note, progress=progress)
-    return read.reference()
 
 
 def as_reference(frames: AtomFrames) -> CGTrajectory:
@@ -471,9 +429,48 @@ def _check_labels(topology: Path, protein: Protein, forces: ForceOrigin) -> None
         )
 
 
+def _heavy_bonds(protein: Protein) -> list[mdtraj.core.topology.Bond]:
+    return [bond for bond in protein.topology.bonds if all(atom.element.symbol != "H" for atom in bond)]
+
+
+def _check_opposed(source: Source, protein: Protein) -> None:
+    """Raise BadTrajectory unless forces pull bonds between heavy atoms back when they stretch."""
+    bonds = _heavy_bonds(protein)
+    if source.forces is None or len(source.frame) < RIGID_FRAMES or not bonds:
+        return
+    ones, others = np.array([(one.index, other.index) for one, other in bonds]).T
+    rows = _spread_out(len(source.frame))
+    arms, pull = (
+        (values[:, others] - values[:, ones]).astype(np.float64)
+        for values in (source.positions[rows], source.forces[rows])
+    )
+    lengths = np.linalg.norm(arms, axis=-1)
+    along = (pull * arms).sum(axis=-1) / lengths
+    lengths, along = lengths - lengths.mean(axis=0), along - along.mean(axis=0)
+    if np.median(lengths.std(axis=0)) < RIGID_nm:  # which is said elsewhere
+        return
+    found = float((lengths * along).sum() / math.sqrt(np.square(lengths).sum() * np.square(along).sum()))
+    if found > OPPOSED:
+        raise BadTrajectory(
+            f"{source.path.name}: force and length of its bonds correlate by {found:.2f}, not the usual -0.85: the "
+            "forces are those of other frames, axes (was the trajectory superposed?) or atoms, or are gradients; give "
+            "positions and forces as the run wrote them, or use --forces recompute"
+        )
+
+
+def _check_force_field(source: Source, force_field: ForceFieldParams) -> None:
+    """Raise BadTrajectory when a file of cgal says that its forces are of another force field or solvent."""
+    made = source.force_field
+    if made and (said := f"{made['name']} + {made['solvent']}") != force_field.physics:
+        raise BadTrajectory(
+            f"{source.path.name}: forces of {said}, but force_field is {force_field.physics}; set force_field.name and "
+            ".solvent to that, or use --forces recompute"
+        )
+
+
 def _check_flexible(source: Source, protein: Protein) -> None:
     """Raise BadTrajectory when most bonds between heavy atoms are rigid: bead forces without theirs are wrong."""
-    bonds = [bond for bond in protein.topology.bonds if all(atom.element.symbol != "H" for atom in bond)]
+    bonds = _heavy_bonds(protein)
     if len(source.frame) < RIGID_FRAMES or not bonds:
         return
     ones, others = np.array([(one.index, other.index) for one, other in bonds]).T

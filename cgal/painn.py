@@ -27,7 +27,7 @@ class CGPaiNN(Network):
     """Energy of bead positions: schnetpack's PaiNN, then a readout whose last layer starts at zero."""
 
     def __init__(self, params: PaiNNParams) -> None:
-        from schnetpack.nn import CosineCutoff, GaussianRBF  # takes 10 s: only where needed
+        from schnetpack.nn import CosineCutoff, GaussianRBF  # takes a second: only where needed
         from schnetpack.representation import PaiNN
 
         super().__init__()

@@ -10,7 +10,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -24,6 +23,7 @@ from pydantic import (
 )
 
 from cgal.errors import BadFile, BadParams
+from cgal.files import read_yaml
 
 __all__ = [
     "BackmappingParams",
@@ -122,8 +122,8 @@ class CampaignParams(Section):
     cut_steps: tuple[int, ...] = Field(
         (),
         strict=False,
-        description="all-atom steps of labels at which a round ends short of its picks, so that there is a model of "
-        "each of these budgets; one of which less than a tenth is left is passed, one beyond budget_steps ignored",
+        description="budgets of all-atom label steps: a round is cut short at each, so that every budget has a model. "
+        "A cut is skipped when less than a tenth of it is left to spend, and ignored beyond budget_steps",
     )
     stop_below: Fraction = Field(
         0.02,
@@ -140,10 +140,15 @@ class CampaignParams(Section):
     )
     plain_md: Literal["continued", "parallel", "least_counts"] = Field(
         "continued",
-        description="those steps: one trajectory from the seed's last frame; selection.frames trajectories from the "
-        "ends of the seed's; or as many at a time, each of oracle.average_steps, from the all-atom frames in the cells "
-        "visited least (adaptive restarts)",
+        description="how continued_md_steps are run. continued: one trajectory from the seed's last frame; parallel: "
+        "selection.frames trajectories from the ends of the seed's runs; least_counts: batches of selection.frames "
+        "runs of oracle.average_steps, restarted from all-atom frames of the least visited cells (adaptive restarts)",
     )
+
+    @property
+    def limit_steps(self) -> int:
+        """All-atom steps that labels may take in all; 0: no limit."""
+        return self.budget_steps or max(self.cut_steps, default=0)
 
 
 class WaterParams(Section):
@@ -325,7 +330,9 @@ class PopulationsRungParams(Section):
     ridge: Positive = Field(
         1e-3, description="least variance of a coordinate that is believed, in units of the mean of all"
     )
-    prior_frames: NonNegative = Field(70.0, description="as if so many further frames spoke for the prior alone")
+    prior_frames: NonNegative = Field(
+        70.0, description="frames that the prior counts as, so that few data move the model little"
+    )
 
 
 class RelativeEntropyParams(Section):
@@ -512,7 +519,9 @@ class BackmappingParams(Section):
     """From C-alpha beads back to all atoms."""
 
     method: Literal["pulchra", "cgback"] = Field(
-        "pulchra", description="module of cgal.all_atom.backmapping; cgback needs pip install 'cgal[cgback]'"
+        "pulchra",
+        description="module of cgal.all_atom.backmapping; cgback is installed by 'make setup' in the clone of cgal, or "
+        "by pip install '/path/to/cgal[cgback]'",
     )
     second_method: Literal["none", "pulchra", "cgback"] = Field(
         "none", description="what a frame is rebuilt by that the first method could not rebuild"
@@ -707,7 +716,7 @@ class Params(Section):
         if len(protein_names(self.protein)) > 1 and self.training.by_replicas:
             raise ValueError(
                 f"training.objective {self.training.objective} is for one protein, as its replicas are: set it to "
-                "force_matching, or let protein name one"
+                "force_matching or forces_and_noise, or let protein name one"
             )
         return self
 
@@ -715,15 +724,15 @@ class Params(Section):
 def load_params(path: Path) -> Params:
     """Read and check a `params.yaml`.
 
-    Raises BadFile when the file is missing or no YAML mapping, BadParams when a key is unknown (with the nearest
-    known one) or a value is of the wrong type or outside its bounds; one line for each fault.
+    Raises BadFile when the file is missing, no YAML mapping or has a key twice, BadParams when a key is unknown (with
+    the nearest known one) or a value is of the wrong type or outside its bounds; one line for each fault.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = read_yaml(path)
     except FileNotFoundError:
-        raise BadFile(f"{path}: no such file; run from the project's folder, or name one with --params") from None
-    except yaml.YAMLError as error:
-        raise BadFile(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise BadFile(
+            f"{path}: no such file; run from the project's folder, or give the path of its params.yaml"
+        ) from None
     if not isinstance(content, dict):
         raise BadFile(f"{path}: must be a mapping of sections such as 'training:' to their values")
     return check_params(content, path)

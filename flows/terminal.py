@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, get_args, get_origin
 
@@ -170,12 +171,12 @@ def _interval(score: Mapping[str, float], scale: float) -> str:
     return f"{value}\n{low}-{high}"
 
 
-def next_lines(campaign: str, rounds: Sequence[Mapping[str, Any]]) -> str:
-    """Give the lines that a person would type next."""
+def next_lines(root: Path, rounds: Sequence[Mapping[str, Any]]) -> str:
+    """Give the lines that a person would type next in a project."""
     last = rounds[-1]
+    activate = "\n  once a shell               source .venv/bin/activate" if (root / ".venv").is_dir() else ""
     return f"""
-[bold]Next[/bold]
-  once a shell               source .venv/bin/activate
+[bold]Next[/bold]{activate}
   figures over the rounds    cgal report
   figures of this round      ls round/plots/*/*.png
   MLflow and Prefect pages   cgal serve
@@ -202,7 +203,8 @@ def _parameters(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, str,
             yield from _parameters(f"{prefix}{name}.", section)
         if not isinstance(field.default, BaseModel):
             bounds = ", ".join(str(bound).removeprefix("annotated_types.") for bound in field.metadata)
-            yield f"{prefix}{name}", str(field.default), bounds or _choices(field.annotation), field.description or ""
+            meaning = escape(field.description or "")
+            yield f"{prefix}{name}", str(field.default), bounds or _choices(field.annotation), meaning
 
 
 def _choices(annotation: Any) -> str:

@@ -126,7 +126,7 @@ class Workspace:
                 f"{path}: no such file; make it with 'cgal structure data/{self.data.name}/structure.pdb --sequence "
                 "SEQUENCE' (or --pdb FILE); 'dvc pull data.dvc' fetches that of the bundled protein"
             )
-        return path.read_text()
+        return path.read_text(errors="replace")
 
     def closing_reason(self) -> str:
         """Why the round whose outputs lie here is the campaign's last one; "" when it asked for labels."""

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,12 @@ from flows.versioning import Repository
 from flows.versioning.work_trees import make_work_tree
 from flows.workspace import Workspace
 from study.bed_data import bed_of, draw_seed, require_physics, write_bed
+from study.comparison import Comparison, campaigns_of, read_campaigns
 from study.design import CampaignPlan, Design
 from study.statistics import read_records, sample_size, seeds_needed
 from study.summary import contrast_logs
 
-__all__ = ["CampaignFailed", "Comparison", "compare", "forecast", "recorded", "records", "run_compare", "write_records"]
+__all__ = ["CampaignFailed", "compare", "forecast", "make_data", "records", "run_compare", "write_records"]
 
 LOG_LINES = 5
 CONTROLS = ("continued_md", "random", "base")
@@ -43,65 +43,20 @@ CONTROLS = ("continued_md", "random", "base")
 RESOLVED_percent = -30.0
 MODES = ("exact", "paper")
 SHARED = ("round", "frames", "oracle_failed", "exploded_fraction", "wall_s", "tag", "reference_physics", "code")
-NAMING = ("tag", "budget_steps")
-"""Columns that say which campaign a row is of."""
 
 
 class CampaignFailed(CgalError):
     """A campaign of a comparison ended with an error; the others went on."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A comparison in a working copy: its folder holds one work tree for its code, and one for each campaign.
-
-    All of them are at the commit at which the comparison began, so it ends with the code that it began with.
-    """
-
-    root: Path
-    name: str
-
-    @property
-    def folder(self) -> Path:
-        """Where the work trees are; they may be removed when the comparison is done."""
-        return self.root / ".cgal" / "compare" / self.name
-
-    @property
-    def code(self) -> Path:
-        """The code that all campaigns run."""
-        return self.folder / "code"
-
-    def campaign(self, plan: CampaignPlan) -> str:
-        """Name of a campaign, in its tags and in MLflow."""
-        return f"{self.name}-{plan.name}"
-
-    def tree(self, plan: CampaignPlan) -> Path:
-        """A campaign's work tree."""
-        return self.folder / plan.name
-
-    @property
-    def records(self) -> Path:
-        """Its records, which are complete without the work trees."""
-        return self.root / "docs" / "results" / f"{self.name}.csv"
-
-    def data(self, seed_set: int) -> Path:
-        """Data of a test bed with one of its seed sets, which campaigns begin with."""
-        return self.folder / "data" / f"set-{seed_set:03d}"
-
-
 @flow(name="compare", flow_run_name="compare-{name}")
 def compare(root: Path, name: str, design: Design, plans: Sequence[CampaignPlan]) -> int:
     """Run campaigns, and give the number of those that failed.
 
-    One that has its records is not run again, wherever they were made; one that was stopped goes on; one that fails is
-    told, and harms no other. A test bed's ground truth is written, and its seed sets are drawn, before.
+    One that was stopped goes on; one that fails is told, and harms no other. A test bed's ground truth is written, and
+    its seed sets are drawn, before.
     """
     comparison = Comparison(root, name)
-    there = recorded(comparison)
-    plans = [plan for plan in plans if (comparison.campaign(plan), plan.budget_steps) not in there]
-    if not plans:
-        console.print(f"comparison {name}: all campaigns are in {comparison.records.relative_to(root)}")
-        return 0
     commit = make_work_tree(Repository(root), comparison.code)
     proteins = make_data(comparison, design, plans)
     open_experiment(root, experiment_name(proteins))
@@ -214,14 +169,6 @@ def records(comparison: Comparison, design: Design, plans: Sequence[CampaignPlan
     return pd.DataFrame(rows)
 
 
-def recorded(comparison: Comparison) -> set[tuple[str, int]]:
-    """Campaigns in the records, each with the all-atom steps that it might spend."""
-    if not comparison.records.is_file():
-        return set()
-    found = read_records(comparison.records, NAMING)
-    return set(zip(_campaigns(found), found["budget_steps"], strict=True))
-
-
 def write_records(comparison: Comparison, design: Design, plans: Sequence[CampaignPlan]) -> None:
     """Write what these campaigns found to the comparison's records; rows of other campaigns there are kept.
 
@@ -231,15 +178,10 @@ def write_records(comparison: Comparison, design: Design, plans: Sequence[Campai
     if found.empty:
         return
     if comparison.records.is_file():
-        before = read_records(comparison.records, NAMING)
-        found = pd.concat([before[~_campaigns(before).isin(_campaigns(found))], found])
+        before = read_campaigns(comparison)
+        found = pd.concat([before[~campaigns_of(before).isin(campaigns_of(found))], found])
         found = found.sort_values(["seed", "arm", "budget_steps"], kind="stable")
     write_text(comparison.records, found.to_csv(index=False, float_format="%.6g"))
-
-
-def _campaigns(found: pd.DataFrame) -> "pd.Series[str]":
-    """By row: the campaign of its tag, CAMPAIGN/round-NNN."""
-    return found["tag"].str.rpartition("/")[0]
 
 
 def _rows(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,7 @@ import yaml
 from cgal.all_atom.dynamics import AtomRun
 from cgal.all_atom.force_field import build_system, read_structure
 from cgal.benchmark.suite import benchmark
+from cgal.errors import BadParams, CgalError
 from cgal.frames import CGTrajectory
 from cgal.params import DynamicsParams, Params, TrainingParams, check_params, merged
 from cgal.potential.architectures import initial_potential, without_network
@@ -55,7 +56,6 @@ def measure(bed: GroundTruth, params: Params) -> Speeds:
     frames = swarm.frames.take(np.linspace(0, len(swarm.frames) - 1, FRAMES).astype(int))
     initial = initial_potential(
         fit_prior(frames.positions, frames.sequence, bed.temperature_K, params.prior),
-        frames.sequence,
         params.network,
         1,
     )
@@ -157,8 +157,10 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 1:
         sys.exit(__doc__)
     design, project = load_design(Path(arguments[0])), Path("params.yaml")
+    if not design.system:
+        raise BadParams(f"{arguments[0]}: names no system, and speeds are those of a test bed")
     content = yaml.safe_load(project.read_text())
-    speeds = measure(bed_of(str(design.system)), check_params(merged(content, design.common), project))
+    speeds = measure(bed_of(design.system), check_params(merged(content, design.common), project))
     print(", ".join(f"{name} {value:.3g}" for name, value in speeds._asdict().items()))
     total = 0.0
     for arm in design.arms:
@@ -173,4 +175,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except CgalError as error:
+        sys.exit(f"error: {error}")

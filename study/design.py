@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from cgal.errors import BadFile, BadParams
+from cgal.files import read_yaml
 from cgal.params import merged
 
 __all__ = ["CampaignPlan", "Contrast", "Design", "SeedSets", "load_design"]
@@ -110,7 +110,7 @@ class Design(_Frozen):
 
     def _plans(self, arm: str, seed: int, steps: Sequence[int]) -> list[CampaignPlan]:
         if self._is_plain(arm):
-            return [CampaignPlan(arm, seed, budget, alone=len(steps) > 1) for budget in steps]
+            return [CampaignPlan(arm, seed, budget, alone=bool(self.budgets)) for budget in steps]
         return [CampaignPlan(arm, seed, steps[-1], tuple(steps[:-1]))]
 
     def _is_plain(self, arm: str) -> bool:
@@ -132,8 +132,11 @@ class Design(_Frozen):
 def load_design(path: Path) -> Design:
     """Read a design; raises BadFile when there is no such file, or, naming the key, when it does not hold a design."""
     if not path.is_file():
-        raise BadFile(f"{path}: no such file; it names the arms of a comparison, see docs/results/450K/arms.yaml")
+        raise BadFile(
+            f"{path}: no such file; it says what each arm of the comparison changes in params.yaml, such as "
+            "'arms: {coverage: {}, random: {selection: {strategy: random}}}'"
+        )
     try:
-        return Design.model_validate(yaml.safe_load(path.read_text()))
-    except (ValidationError, yaml.YAMLError) as error:
+        return Design.model_validate(read_yaml(path))
+    except ValidationError as error:
         raise BadFile(f"{path}: not a comparison's design ({error})") from None

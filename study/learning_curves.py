@@ -39,9 +39,10 @@ from cgal.simulation.run import run_from, to_trajectory
 from cgal.training.forces_and_noise import smeared
 from cgal.training.train import fit_rung, train
 from study.beds import GROUND_TRUTHS, GroundTruth, SETTLE_ns, Swarm
+from study.curves_plan import MODELS, SEEDS, SIZES_ns
 from study.in_processes import measure_all
 
-__all__ = ["COLUMNS", "MODELS", "SEEDS", "SIZES_ns", "Task", "measure", "tasks"]
+__all__ = ["COLUMNS", "Task", "measure", "tasks"]
 
 RECORDS = Path("docs", "results", "learning_curves.csv")
 SCRATCH = Path(".cgal", "learning_curves")
@@ -71,19 +72,6 @@ ON_LINEAR = "_on_linear"
 COMMITTEE, MEMBERS = "_committee", 4
 """Ends the names of so many networks whose mean force is simulated."""
 
-MODELS = (
-    "relative_entropy_on_linear",
-    "relative_entropy",
-    "force_matching_on_linear",
-    "force_matching",
-    "forces_and_noise",
-    "forces_and_populations_on_linear",
-    "relative_entropy_on_linear_committee",
-)
-SIZES_ns = (64.0, 16.0, 0.0, 4.0, 1.0)
-"""Nanoseconds to learn from, the most telling first; zero is all that there are."""
-
-SEEDS = 5
 REPLICAS = 32
 """From each of the two starts."""
 

@@ -165,7 +165,7 @@ def test_a_second_method_is_tried_where_the_first_fails(monkeypatch: pytest.Monk
 
 def test_a_backmapper_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cgal.all_atom.backmapping.cgback", None)
-    with pytest.raises(BadParams, match=r"pip install 'cgal\[cgback\]'"):
+    with pytest.raises(BadParams, match=r"pip install '/path/to/cgal\[cgback\]'"):
         backmapper_of("cgback")
 
 

@@ -12,30 +12,37 @@ import h5py
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 
-from cgal.errors import BadFile, BadParams, BadTrajectory
-from cgal.files import sha256
+from cgal.errors import BadFile, BadParams, BadTrajectory, Refused
+from cgal.files import read_json, sha256, write_json
 from cgal.frames import CGTrajectory
 from cgal.hdf5 import write_hdf5
-from cgal.params import PriorParams, SchNetParams
+from cgal.params import Params, PriorParams, SchNetParams
 from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import save_checkpoint
 from cgal.potential.prior import fit_prior
+from flows.campaign import production
 from flows.campaign.preflight import require_runnable
+from flows.cli import main
+from flows.protein.structure import make_structure
 from flows.workspace import Workspace
+from tests.conftest import cgal_fails
+from tests.test_exchange import unprivileged
 
 Project = Callable[..., Path]
 
 
-def cgal(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "flows.cli", *arguments, "--root", str(root)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+def said_by_run(root: Path) -> str:
+    """What `cgal run` says in a process of its own, which ends with exit code 1."""
+    command = [sys.executable, "-m", "flows.cli", "run", "--root", str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stdout + done.stderr
+    return done.stderr
 
 
-def fails_clearly(result: "subprocess.CompletedProcess[str]", *words: str) -> None:
-    """Exit code 1, no traceback, one error with these words."""
-    assert result.returncode == 1, result.stdout + result.stderr
-    said = result.stderr
+def fails_clearly(said: str, *words: str) -> None:
+    """No traceback, one error with these words."""
     assert "Traceback" not in said
     assert said.count("error: ") == 1
     for word in words:
@@ -52,21 +59,23 @@ def edit_params(root: Path, section: str | None, key: str, value: object) -> Non
 def test_a_misspelt_key_is_named_with_the_nearest_one(make_project: Project) -> None:
     root = make_project()
     edit_params(root, "selection", "cutof_nm", 1.0)
-    fails_clearly(cgal(root, "run"), "selection.cutof_nm", "did you mean cutoff_nm?")
+    fails_clearly(said_by_run(root), "selection.cutof_nm", "did you mean cutoff_nm?")
 
 
 def test_a_negative_temperature_is_refused(make_project: Project) -> None:
     root = make_project()
     edit_params(root, None, "temperature_K", -3.0)
-    fails_clearly(cgal(root, "run"), "temperature_K", "greater than 0", "-3.0")
+    fails_clearly(said_by_run(root), "temperature_K", "greater than 0", "-3.0")
 
 
 def test_label_runs_shorter_than_the_lag_of_frame_weights_are_refused_before_any_work(make_project: Project) -> None:
     root = make_project(training={"frame_weights": "markov"}, oracle={"mode": "free", "average_steps": 500})
-    fails_clearly(cgal(root, "run"), "training.frame_weights", "training.markov.lag_ps (10 ps)", "500, 2 ps")
+    with pytest.raises(BadParams, match=r"training\.frame_weights: .*lag_ps \(10 ps\).*500, 2 ps"):
+        require_runnable(Workspace(root))
     edit_params(root, "oracle", "average_steps", 4000)
     edit_params(root, "oracle", "free_stride", 2000)  # 16 ps with two frames, 8 ps apart
-    fails_clearly(cgal(root, "run"), "training.markov.lag_ps (10 ps)", "4000, 16 ps")
+    with pytest.raises(BadParams, match=r"lag_ps \(10 ps\).*4000, 16 ps"):
+        require_runnable(Workspace(root))
 
 
 def test_a_cutoff_that_drops_true_frames_is_refused_before_any_work(make_project: Project) -> None:
@@ -98,15 +107,39 @@ def test_a_reference_of_another_protein_is_refused_before_any_work(make_project:
     path = root / "data" / "chignolin" / "reference.h5"
     reference = CGTrajectory.load(path)
     replace(reference, sequence="G" * 10).save(path)
+    with pytest.raises(Refused, match=r"reference\.h5: its bytes are not those that reference\.json records"):
+        require_runnable(Workspace(root))
+    path.with_suffix(".json").unlink()
     with pytest.raises(BadTrajectory, match=f"the reference is of GGGGGGGGGG, structure.pdb of {reference.sequence}"):
+        require_runnable(Workspace(root))
+
+
+def test_a_reference_of_another_temperature_is_refused_before_any_work(make_project: Project) -> None:
+    root = make_project()
+    note = root / "data" / "chignolin" / "reference.json"
+    write_json(note, read_json(note) | {"temperature_K": 300.0})
+    with pytest.raises(BadParams, match=r"reference\.h5: sampled at 300 K, but temperature_K is 350"):
         require_runnable(Workspace(root))
 
 
 def test_a_letter_that_is_no_residue_is_named(make_project: Project) -> None:
     root = make_project()
     out = root / "start.pdb"
-    fails_clearly(cgal(root, "structure", str(out), "--sequence", "YYDPXTGTWY"), "'X'", "position 5")
+    command = ["structure", str(out), "--sequence", "YYDPXTGTWY", "--root", str(root)]
+    fails_clearly(cgal_fails(*command), "'X'", "position 5")
     assert not out.exists()
+
+
+def test_a_model_carried_to_another_protein_asks_for_frames_to_start_from(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match=r"third/mine\.h5: no such file, .* put frames of third"):
+        production._copy(tmp_path / "third" / "mine.h5", tmp_path / "copy.h5")
+
+
+def test_a_structure_that_is_there_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "start.pdb").write_text("mine")
+    with pytest.raises(BadFile, match=r"start\.pdb: there already, nothing was written; .*--overwrite"):
+        make_structure(tmp_path / "start.pdb", Params(), sequence="GG")
+    assert (tmp_path / "start.pdb").read_text() == "mine"
 
 
 def test_a_truncated_trajectory_is_named_and_leaves_no_metrics(make_project: Project) -> None:
@@ -115,7 +148,7 @@ def test_a_truncated_trajectory_is_named_and_leaves_no_metrics(make_project: Pro
     path.parent.mkdir()
     whole = (root / "data" / "chignolin" / "reference.h5").read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    fails_clearly(cgal(root, "stage", "benchmark"), "trajectory.h5", "truncated")
+    fails_clearly(cgal_fails("stage", "benchmark", "--root", str(root)), "trajectory.h5", "truncated")
     assert not (root / "round" / "metrics.json").exists()
 
 
@@ -125,8 +158,8 @@ def test_a_checkpoint_of_another_protein_is_refused(make_project: Project) -> No
     positions = np.cumsum(np.full((20, 6, 3), 0.22), axis=1) + np.random.default_rng(0).normal(0, 0.02, (20, 6, 3))
     prior = fit_prior(positions.astype(np.float32), other, 350.0, PriorParams())
     (root / "round").mkdir()
-    save_checkpoint(root / "round" / "model.pt", initial_potential(prior, other, SchNetParams(), 1), {})
-    fails_clearly(cgal(root, "stage", "simulate"), "model.pt", other, "YYDPETGTWY")
+    save_checkpoint(root / "round" / "model.pt", initial_potential(prior, SchNetParams(), 1), {})
+    fails_clearly(cgal_fails("stage", "simulate", "--root", str(root)), "model.pt", other, "YYDPETGTWY")
     assert not (root / "round" / "trajectory.h5").exists()
 
 
@@ -135,7 +168,7 @@ def test_a_shard_changed_by_hand_is_named(make_project: Project) -> None:
     shard = root / "data" / "chignolin" / "shards" / "000.h5"
     with h5py.File(shard, "r+") as handle:
         handle["forces"][0] = 0.0
-    fails_clearly(cgal(root, "stage", "train"), "000.h5", "dvc checkout")
+    fails_clearly(cgal_fails("stage", "train", "--root", str(root)), "000.h5", "dvc checkout")
     assert not (root / "round" / "model.pt").exists()
 
 
@@ -172,5 +205,13 @@ def test_a_stage_on_a_full_disk_says_so(make_project: Project, small_disk: Path)
     (root / "round").symlink_to(small_disk)
     filler = small_disk / "filler"
     filler.write_bytes(b"0" * 250_000)
-    fails_clearly(cgal(root, "stage", "train"), "model.pt", "No space left on device")
+    fails_clearly(cgal_fails("stage", "train", "--root", str(root)), "model.pt", "No space left on device")
     assert {entry.name for entry in small_disk.iterdir()} <= {"filler", "plots"}
+
+
+def test_missing_rights_are_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = tmp_path / "campaign.lock"
+    lock.touch(0o444)
+    monkeypatch.setattr(main, "app", FileLock(lock).acquire)
+    with unprivileged(), pytest.raises(SystemExit, match=rf"^error: {tmp_path}\S*: Permission denied; see who"):
+        main.main()

@@ -2,14 +2,13 @@
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
 import mdtraj
 import pytest
 import yaml
-from prefect.testing.utilities import prefect_test_harness
 
 from cgal.all_atom.oracle import OracleResult
 from cgal.benchmark.observables import OBSERVABLES
@@ -17,7 +16,8 @@ from cgal.dataset import StoredAtoms, load_manifest
 from cgal.files import sha256
 from cgal.potential.checkpoint import load_checkpoint
 from flows.campaign.active_learning import active_learning
-from flows.campaign.records import campaign_rounds
+from flows.campaign.opening import change_params
+from flows.campaign.records import campaign_rounds, round_record
 from flows.protein.seed import SeedRuns, make_seed
 from flows.versioning import Repository
 from flows.workspace import Workspace
@@ -32,12 +32,6 @@ METHODS = {
     "oracle": {"mode": PARAMS["oracle"]["mode"], "average_steps": 100, "free_stride": 20},
 }
 """The default ways to project, choose and label, from stored frames; runs are short and frames are soon new."""
-
-
-@pytest.fixture(scope="module")
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
 
 
 def run(root: Path, *command: str) -> str:
@@ -77,6 +71,7 @@ def test_two_rounds_and_a_closing_one(make_project: Callable[..., Path], prefect
     assert run(root, "git", "rev-parse", "HEAD") == before
     assert untouched.read_text() == "somebody's work"
     _check_restore_and_replay(root)
+    _check_record(root)
     _check_tracking(root)
 
 
@@ -157,6 +152,20 @@ def _check_restore_and_replay(root: Path) -> None:
     assert "Running stage" not in said
     difference = json.loads(run(root, "dvc", "metrics", "diff", "--json", "small/round-000", tag))
     assert difference
+
+
+def _check_record(root: Path) -> None:
+    """What MLflow is told of a round is what the round was made with, whatever was edited before it was told."""
+    repository = Repository(root)
+    published = repository.published_round("small", 1)
+    expected = round_record(Workspace(root), repository, published)
+    assert expected.params["selection.frames"] == 4
+    change_params(root / "params.yaml", {"selection": {"frames": 9}})
+    for name in ("training.csv", "metrics.json", "selection.json", "timings.json"):
+        (root / "round" / name).unlink()
+    found = round_record(Workspace(root), repository, published)
+    assert vars(found) == vars(expected)
+    assert found.history
 
 
 def _check_tracking(root: Path) -> None:

@@ -14,7 +14,7 @@ METADATA = {"seed": 7, "round": 2, "shards": ["ab12"], "rmse": 101.25}
 
 @pytest.fixture(scope="module")
 def potential():
-    potential = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 3)
+    potential = initial_potential(real_prior(), SMALL_NETWORK, 3)
     with torch.no_grad():
         potential.network.readout[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
     return potential
@@ -46,11 +46,6 @@ def test_another_architecture_is_refused(tmp_path, potential):
     save_checkpoint(tmp_path / "model.pt", potential, METADATA)
     with pytest.raises(BadCheckpoint, match=r"features 16.*features 32.*warm_start: false"):
         load_checkpoint(tmp_path / "model.pt", architecture=SchNetParams(features=32))
-
-
-def test_a_prior_of_another_protein_is_refused():
-    with pytest.raises(BadCheckpoint, match="does not fit"):
-        initial_potential(real_prior(), "GYDPETGTWG", SMALL_NETWORK, 0)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
@@ -112,6 +107,6 @@ def test_a_missing_checkpoint_is_named(tmp_path):
 
 def test_making_a_potential_leaves_the_prior_as_it_was(potential):
     prior = real_prior()
-    initial_potential(prior, SEQUENCE, SMALL_NETWORK, 0)
+    initial_potential(prior, SMALL_NETWORK, 0)
     assert prior.bond_length_nm.dtype == torch.float64
     assert potential.prior.bond_length_nm.dtype == torch.float32

@@ -19,10 +19,11 @@ from cgal.errors import BadStructure, BadTrajectory
 from cgal.foreign.pdb_text import plain_pdb
 from cgal.foreign.topology import Protein, read_protein
 from cgal.frames import AtomFrames, alpha_carbons, beads_of_residues, read_pdb_text, sequence_of
-from cgal.importing import as_reference, import_reference, import_trajectory
+from cgal.importing import as_reference
 from cgal.params import BackmappingParams, ForceFieldParams, MappingParams
 from cgal.projection.mapping import fit_force_map
 from cgal.residues import AMINO_ACIDS, heavy_atoms_of
+from tests.imported import import_reference, import_trajectory
 
 SMALL = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
 PARAMS = ForceFieldParams(platform="Reference")

@@ -13,12 +13,13 @@ import pytest
 from flows.terminal import next_lines
 from flows.tracking.runs import restore_line
 from tests.backends import BUCKET, make_bucket, running_s3
-from tests.test_versioning import PROJECT, contents, own_identity, seeded, shell, two_rounds
+from tests.test_versioning import PROJECT, contents, own_identity, shell
 
-__all__ = ["own_identity", "seeded", "two_rounds"]  # fixtures
+__all__ = ["own_identity"]  # a fixture
 
 PAGE = PROJECT / "docs" / "how-to" / "colleague.md"
 TAGS = ("demo/round-000", "demo/round-001")
+ROUNDS: list[dict[str, Any]] = [{"round": k, "tag": tag, "pointer": "data.dvc"} for k, tag in enumerate(TAGS)]
 
 
 def bytes_of_round(root: Path) -> dict[str, str]:
@@ -87,9 +88,14 @@ def test_the_page_works_word_for_word(
 def restoring_lines() -> dict[str, str]:
     """The lines that README, MLflow and the table of rounds print, for the last round."""
     (readme,) = re.findall(r"^git checkout demo/round-001 .*$", (PROJECT / "README.md").read_text(), flags=re.MULTILINE)
-    rounds: list[dict[str, Any]] = [{"round": k, "tag": tag, "pointer": "data.dvc"} for k, tag in enumerate(TAGS)]
-    (table,) = re.findall(r"git checkout .*$", next_lines("demo", rounds), flags=re.MULTILINE)
+    (table,) = re.findall(r"git checkout .*$", next_lines(Path("nowhere"), ROUNDS), flags=re.MULTILINE)
     return {"readme": readme, "mlflow": restore_line(TAGS[1], "data.dvc"), "table": table}
+
+
+def test_the_next_lines_activate_only_an_environment_of_the_project(tmp_path: Path) -> None:
+    assert ".venv" not in next_lines(tmp_path, ROUNDS)
+    (tmp_path / ".venv").mkdir()
+    assert "source .venv/bin/activate" in next_lines(tmp_path, ROUNDS)
 
 
 def test_the_lines_that_restore_a_round_work_here_and_in_a_fresh_clone(owner: Path, tmp_path: Path) -> None:

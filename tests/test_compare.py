@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,8 @@ from cgal.params import check_params, merged
 from flows.versioning import Repository
 from study import cost, twins
 from study.bed_data import bed_of, require_physics
-from study.compare import Comparison, make_data
+from study.compare import make_data
+from study.comparison import Comparison, to_run
 from study.design import CampaignPlan, Design, load_design
 from tests.conftest import REPOSITORY
 
@@ -48,7 +50,8 @@ def compare(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.fixture
-def project(make_project: Callable[..., Path]) -> Path:
+def project(make_project: Callable[..., Path], prefect_address: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_address)
     root = make_project()
     (root / "docs" / "results").mkdir(parents=True)
     (root / "docs" / "results" / "small.yaml").write_text(yaml.safe_dump(DESIGN))
@@ -90,6 +93,9 @@ def test_arms_spend_the_same_budget_one_that_fails_harms_no_other_and_the_projec
     assert not (project / ".cgal" / "compare" / "small" / "random-s1" / ".dvc" / "cache").exists()
 
     path, base = project / "docs" / "results" / "small.csv", records.query("arm == 'base'")
+    records.query("arm != 'base'").to_csv(path, index=False)
+    refused = compare(project, "--arms", "base", "--seeds", "1", "--budget", str(2 * BUDGET), "--name", "small")
+    assert f"base-s1 from {BUDGET} to {2 * BUDGET} steps" in refused.stderr, "by its rounds in git, without records"
     elsewhere = base.assign(seed=2, tag=base["tag"].str.replace("-s1/", "-s2/"))
     pd.concat([records.query("arm != 'base'"), elsewhere]).to_csv(path, index=False)
     again = compare(project, "--arms", "base", "--seeds", "2", "--budget", str(BUDGET), "--name", "small")
@@ -130,6 +136,45 @@ def test_plain_dynamics_has_a_campaign_for_each_budget_and_the_others_a_cut() ->
     assert design.steps(300) == (100, 300)
     with pytest.raises(BadParams, match="--budget"):
         Design.model_validate(DESIGN).steps()
+
+
+def test_a_campaign_of_plain_dynamics_has_its_budget_in_its_name_whatever_others_are_run() -> None:
+    design = Design.model_validate(DESIGN | {"budgets": {0.1: 100, 0.3: 300}})
+    (smallest,) = design.campaigns(["continued_md"], 1, design.steps(100))
+    assert smallest in design.campaigns(["continued_md"], 1, design.steps())
+
+
+def test_recorded_campaigns_are_not_run_again_at_a_budget_at_which_they_were_cut() -> None:
+    path = REPOSITORY / "docs" / "results" / "arms_350K.yaml"
+    design, comparison = load_design(path), Comparison(REPOSITORY, "arms_350K")
+
+    def left(arms: list[str], seeds: int, budget: int | None) -> list[CampaignPlan]:
+        return to_run(comparison, design, design.campaigns(arms, seeds, design.steps(budget)))
+
+    assert left(["least_counts", "random", "paper"], 1, 95250) == []
+    assert left(["base", "continued_md", "coverage"], 5, 95250) == []
+    assert left(["coverage"], 5, None) == []
+    with pytest.raises(BadParams, match="coverage-s1 from 952500 to 95000 steps"):
+        left(["coverage"], 1, 95000)
+    with pytest.raises(BadParams, match="random-s1 from 95250 to 952500 steps"):
+        left(["coverage", "random"], 1, None)
+
+
+def test_a_comparison_that_cannot_be_run_is_refused_before_prefect_starts(tmp_path: Path) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_text((REPOSITORY / name).read_text())
+    absent = compare(tmp_path, "--name", "small")
+    assert "small.yaml: no such file" in absent.stderr
+    folder = tmp_path / "docs" / "results"
+    folder.mkdir(parents=True)
+    (folder / "small.yaml").write_text(yaml.safe_dump(DESIGN))
+    rows = "arm,seed,round,metric,mode,w1,tag,budget_steps\nrandom,1,0,tica,exact,1.0,small-random-s1/round-000,1500\n"
+    (folder / "small.csv").write_text(rows)
+    short = compare(tmp_path, "--name", "small", "--arms", "random", "--seeds", "1", "--budget", "3000")
+    assert "random-s1 from 1500 to 3000 steps" in short.stderr
+    assert absent.returncode == short.returncode == 1
+    assert (folder / "small.csv").read_text() == rows
+    assert not list((tmp_path / ".cgal").rglob("server.log"))
 
 
 def test_contrasts_are_of_arms_and_budgets_that_the_design_has() -> None:
@@ -191,6 +236,14 @@ def test_every_committed_design_gives_params_that_are_right(path: Path) -> None:
     assert len({(each.temperature_K, each.force_field.model_dump_json()) for each in found}) == 1
     if design.system:
         require_physics(found[0], bed_of(design.system))
+
+
+def test_the_design_of_the_page_is_right() -> None:
+    page, params = (REPOSITORY / "docs" / "how-to" / "compare.md").read_text(), REPOSITORY / "params.yaml"
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    design, content = Design.model_validate(yaml.safe_load(text)), yaml.safe_load(params.read_text())
+    for plan in design.campaigns(list(design.arms), 1, design.steps(100000)):
+        check_params(merged(content, design.of(plan, "x")), params)
 
 
 @pytest.mark.parametrize("name", ["arms_350K", "arms_a10"])

@@ -23,7 +23,7 @@ from cgal.errors import (
 from cgal.files import sha256
 from cgal.frames import AtomFrames, LabelledFrames, alpha_carbons
 from cgal.importing import structure_pdb
-from cgal.params import ForceFieldParams, MappingParams, Params, SchNetParams, TrainingParams
+from cgal.params import ForceFieldParams, MappingParams, Params, SchNetParams, SimulationParams, TrainingParams
 from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
 from cgal.potential.prior import fit_prior
@@ -53,7 +53,7 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
 def checkpoint(folder: Path, tmp_path: Path) -> Path:
     """A checkpoint other than the first warm start, as a round's training would leave it."""
     prior = load_checkpoint(folder / "warm_start.pt", sequence="YYDPETGTWY")[0].prior
-    save_checkpoint(tmp_path / "model.pt", initial_potential(prior, prior.sequence, PARAMS.network, 7), {"round": 0})
+    save_checkpoint(tmp_path / "model.pt", initial_potential(prior, PARAMS.network, 7), {"round": 0})
     return tmp_path / "model.pt"
 
 
@@ -282,7 +282,7 @@ def test_a_shard_without_a_frame_tells_what_was_spent(folder: Path, checkpoint: 
 def test_checkpoint_of_another_protein_is_refused_and_nothing_written(folder: Path, tmp_path: Path) -> None:
     beads = coordinate_map(SMALL.topology)(SMALL.positions)
     other = fit_prior(beads, "AAAAAAAAAA", 350.0, PARAMS.prior)
-    save_checkpoint(tmp_path / "other.pt", initial_potential(other, "AAAAAAAAAA", PARAMS.network, 1), {})
+    save_checkpoint(tmp_path / "other.pt", initial_potential(other, PARAMS.network, 1), {})
     before = contents(folder)
     with pytest.raises(BadCheckpoint, match="trained for AAAAAAAAAA, not for YYDPETGTWY"):
         grow(folder, tmp_path / "other.pt")
@@ -312,6 +312,24 @@ def test_shared_file_changed_by_hand_is_named_once_the_campaign_has_grown(
     (folder / name).write_bytes(b"changed")
     with pytest.raises(DatasetChanged, match=f"{name}: its bytes are not"):
         prepare(folder, PARAMS)
+
+
+def test_other_starts_under_one_name_are_made_from_anew_or_refused(folder: Path, checkpoint: Path) -> None:
+    """The manifest is an input of `simulate`, and vouches for the file; a new name is a new parameter."""
+    params = PARAMS.model_copy(update={"simulation": SimulationParams(starts="given", starts_file="mine.h5")})
+    (folder / "mine.h5").write_bytes(b"frames")
+    assert prepare(folder, params).files["mine.h5"] == sha256(folder / "mine.h5")
+    (folder / "mine.h5").write_bytes(b"mended before round 0 is done")
+    assert prepare(folder, params).files["mine.h5"] == sha256(folder / "mine.h5")
+    grow(folder, checkpoint)
+    before = contents(folder)
+    prepare(folder, params)
+    assert contents(folder) == before
+    (folder / "mine.h5").rename(folder / "other.h5")
+    with pytest.raises(DatasetChanged, match=r"mine\.h5: changed since the campaign began; give other frames another"):
+        prepare(folder, params)
+    params = PARAMS.model_copy(update={"simulation": SimulationParams(starts="given", starts_file="other.h5")})
+    assert set(prepare(folder, params).files) == {"force_map.h5", "warm_start.pt", "other.h5"}
 
 
 def test_shard_of_another_protein_is_refused(folder: Path) -> None:
@@ -356,6 +374,8 @@ def test_structure_with_another_order_of_atoms_is_refused(folder: Path) -> None:
     lines = (folder / "structure.pdb").read_text().splitlines()
     lines[4], lines[5] = lines[5], lines[4]
     (folder / "structure.pdb").write_text("\n".join(lines) + "\n")
+    with pytest.raises(BadStructure, match="other atoms, or in another order"):
+        prepare(folder, PARAMS)  # labels of a dataset that is there would be of this structure
     reset(folder)
     with pytest.raises(BadStructure, match="other atoms, or in another order"):
         prepare(folder, PARAMS)

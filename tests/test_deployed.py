@@ -20,10 +20,10 @@ from prefect.utilities.callables import parameter_schema
 from cgal.dataset import prepare
 from cgal.errors import BadParams, CgalError
 from cgal.params import check_params, merged
-from flows.serving import deployed, dispatch
+from flows.serving import deployed, dispatch, pools
 from flows.versioning import Repository
 from flows.workspace import Workspace
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, make_copy
 
 FORM: dict[str, Any] = {"protein": "chignolin", "campaign": {"rounds": 0, "budget_steps": 0}}
 
@@ -82,9 +82,12 @@ def test_what_the_form_leaves_alone_is_as_committed(make_project: Callable[..., 
     deployed._open_campaign(root, "first", "first", form)
     assert Workspace(root).params.selection.strategy == "random"
     publish(root, "first/round-000", 7, "rounds: all are done")
-    (root / "params.yaml").write_text(yaml.safe_dump(Workspace(root).params.model_dump() | {"temperature_K": 333.0}))
+    mine = yaml.safe_dump(Workspace(root).params.model_dump() | {"temperature_K": 333.0})
+    (root / "params.yaml").write_text(mine)
 
     deployed._open_campaign(root, "second", "second", {})
+
+    assert mine in [path.read_text() for path in (root / ".cgal" / "saved").glob("params-*.yaml")], "edits are kept"
 
     params, committed = Workspace(root).params, yaml.safe_load(Repository(root).git.run("show", "HEAD:params.yaml"))
     assert params.model_dump(mode="json") == check_params(
@@ -127,7 +130,7 @@ def test_the_forms_schema_refuses_what_no_campaign_means(parameters: dict[str, A
     assert refused.value.absolute_path[0] == key
 
 
-INTERRUPTED = """
+WITHOUT_A_WORKER = """
 import os, sys
 from datetime import timedelta
 from pathlib import Path
@@ -139,8 +142,9 @@ use_project_settings(root)
 from flows.serving.startup import start_prefect
 start_prefect().wait()
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.states import Completed, Crashed, Failed, Pending, Running
-from flows.serving import orphans, pools
+from flows.serving import dispatch, orphans, pools
 from flows.serving.health import worker_name
 pools.provision(root)
 orphans.LATE = timedelta()
@@ -160,25 +164,80 @@ with get_client(sync_client=True) as client:
     print("again:", *(run.name for run in again))
     fires = again + [client.create_flow_run_from_deployment(deployment.id, parameters={}) for _ in range(3)]
     print("fires:", *(client.set_flow_run_state(run.id, Pending()).state.name for run in fires))
+
+    dispatch.SILENT_S = 2.0
+    asked = {"campaign": "old", "round_index": 0, "inputs": "0" * 64}
+    train = client.read_deployment_by_name("train/train")
+    run = client.create_flow_run_from_deployment(train.id, parameters=asked)
+    client.update_flow_run_labels(run.id, {"prefect.worker.name": "cgal-gpu@gone"})
+    client.set_flow_run_state(run.id, Running(), force=True)
+    client.send_worker_heartbeat("cgal-gpu", "cgal-gpu@gone")
+    print("silent:", dispatch._wait(client, run.id, lambda *shown: None).state)
+
+    (weekly,) = deployment.schedules
+    client.update_deployment_schedule(deployment.id, weekly.id, active=True, schedule=CronSchedule(cron="0 6 * * 1"))
+    client.create_deployment_schedules(deployment.id, [(CronSchedule(cron="0 6 * * 2"), False)])
+    with (root / "prefect.yaml").open("a") as file:
+        file.write("# another version\\n")
+    pools.provision(root)
+    after = client.read_deployment(deployment.id)
+    print("anew:", after.version != deployment.version)
+    print("schedules:", ", ".join(sorted(f"{each.schedule.cron}/{each.active}" for each in after.schedules)))
 """
 
 
-def test_an_interrupted_campaign_comes_back_once_and_one_of_the_missed_fires_runs(
-    make_project: Callable[..., Path],
-) -> None:
-    """Whatever was refused or done since; a real server, no worker."""
+@pytest.fixture(scope="module")
+def said(
+    tmp_path_factory: pytest.TempPathFactory,
+    bundled_data: Path,
+    with_databases: Callable[[Path], Path],
+    git_identity: None,
+) -> dict[str, str]:
+    """What a real server says of a project's runs and deployments; no worker is there."""
+    root = with_databases(make_copy(tmp_path_factory.mktemp("deployed") / "project", bundled_data, {}))
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, str(make_project())],
+        [sys.executable, "-c", WITHOUT_A_WORKER, str(root)],
         env={name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    said = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
+    return dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
+
+
+def test_an_interrupted_campaign_comes_back_once_and_one_of_the_missed_fires_runs(said: dict[str, str]) -> None:
+    """Whatever was refused or done since."""
     assert said["tasks"] == "Crashed", "also of flows whose tasks' end a killed server never heard of"
     assert said["again"] == "atwork"
     assert said["fires"] == "Pending Cancelled Cancelled Cancelled"
+
+
+def test_a_stage_whose_worker_is_silent_is_not_waited_for(said: dict[str, str]) -> None:
+    assert said["silent"].startswith("Crashed(")
+    assert "cgal-gpu@gone has not reported" in said["silent"]
+
+
+def test_schedules_of_the_page_outlive_deployments_made_anew(said: dict[str, str]) -> None:
+    assert said["anew"] == "True"
+    assert said["schedules"] == "0 6 * * 1/True, 0 6 * * 2/False"
+
+
+def test_a_pool_has_one_worker_of_a_project_on_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock lasts through `exec`, as a worker's does, and ends with the process."""
+    monkeypatch.setattr(pools, "LAST_WORDS_S", 0.0)
+    code = (
+        "import os, sys; from pathlib import Path; from flows.serving.pools import hold_lock;"
+        "hold_lock(Path(sys.argv[1]), 'cgal-cpu'); os.execvp('sh', ['sh', '-c', 'echo held; exec sleep 60'])"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "held\n"
+        with pytest.raises(CgalError, match="on this machine already"):
+            pools.hold_lock(tmp_path, "cgal-cpu")
+        pools.hold_lock(tmp_path, "cgal-gpu")
+        worker.kill()
+    pools.hold_lock(tmp_path, "cgal-cpu")
 
 
 @pytest.mark.parametrize(("state", "error"), [(dispatch.REFUSED, CgalError), ("Failed", dispatch.StageLost)])

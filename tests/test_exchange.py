@@ -14,13 +14,26 @@ from time import monotonic
 import pytest
 import yaml
 
-from cgal.errors import VersioningError
+from cgal.errors import BadFile, VersioningError
 from flows.campaign.active_learning import active_learning
+from flows.campaign.opening import campaign_state, continue_campaign, fetch_data
 from flows.versioning import Repository, remotes
 from flows.versioning.exchange import Exchange, RemoteUnreachable
-from tests.test_versioning import contents, own_identity, seeded, shell, two_rounds, user_state, write
+from flows.versioning.published_files import bring_outputs
+from flows.workspace import Workspace
+from tests.test_versioning import (
+    PARAMS,
+    append_shard,
+    contents,
+    make_other,
+    own_identity,
+    run_stages,
+    shell,
+    user_state,
+    write,
+)
 
-__all__ = ["own_identity", "seeded", "two_rounds"]  # fixtures
+__all__ = ["own_identity"]  # a fixture
 
 TAGS = ("demo/round-000", "demo/round-001")
 NOBODY = 65534
@@ -64,7 +77,8 @@ def damage(path: Path) -> None:
 
 
 def lab(root: Path, url: Path | str) -> None:
-    shell(root, f"dvc remote add -q --force --local --default lab {url}")
+    """What `dvc remote add --local --default lab URL` writes."""
+    write(root / ".dvc" / "config.local", f"[core]\n    remote = lab\n['remote \"lab\"']\n    url = {url}\n")
 
 
 # ---------------------------------------------------------------------------------- bytes
@@ -120,10 +134,17 @@ def test_good_copies_come_from_the_workspace_before_it_is_overwritten(root: Path
 def test_a_remote_with_damaged_bytes_is_not_believed(root: Path, tmp_path: Path) -> None:
     lab(root, tmp_path / "lab")
     Repository(root).send()
-    damage(object_of(root, TAGS[0], "round/model.pt", tmp_path / "lab"))
-    object_of(root, TAGS[0], "round/model.pt").unlink()
-    with pytest.raises(VersioningError, match=r"round/model\.pt of demo/round-000: .*not in DVC remote lab"):
+    there, here = (object_of(root, TAGS[0], "round/model.pt", store) for store in (tmp_path / "lab", None))
+    damage(there)
+    good = here.read_bytes()
+    here.unlink()
+    said = rf"round/model\.pt of demo/round-000: .*damaged in DVC remote lab \(delete .*{there}: .* never sent again"
+    with pytest.raises(VersioningError, match=said):
         Repository(root).checkout_round(TAGS[0])
+    there.unlink()
+    here.write_bytes(good)
+    (delivery,) = Repository(root).send()
+    assert (delivery.sent, delivery.warning, there.read_bytes()) == (1, "", good)
 
 
 def test_a_file_changed_behind_dvcs_back_is_not_called_restored(root: Path) -> None:
@@ -303,6 +324,10 @@ def test_a_clone_from_gits_remote_has_all_rounds_after_a_push(root: Path, tmp_pa
     clone.checkout_round(TAGS[1])
     assert bytes_of_round(clone.root) == bytes_of_round(root)
     assert "DVC remote lab has all rounds; 0 files were sent" in shell(clone.root, "cgal push")
+    append_shard(clone.root, 2)
+    run_stages(clone.root)
+    clone.publish("demo", 2)
+    assert "git remote origin has their branches and tags" in shell(clone.root, "cgal push"), "no second history"
 
 
 def test_a_shallow_clone_says_that_it_is_shallow(root: Path, tmp_path: Path) -> None:
@@ -315,7 +340,54 @@ def test_a_shallow_clone_says_that_it_is_shallow(root: Path, tmp_path: Path) -> 
     assert len(clone.published("demo")) == 2
 
 
+# ---------------------------------------------------------------------------------- going on
+
+
+def test_outputs_of_a_published_round_come_back_and_nothing_else_changes(root: Path) -> None:
+    """What lies in `round/` may be of a later 'dvc repro'; edits of params.yaml are for the next round."""
+    expected = contents(root / "round")
+    write(root / "params.yaml", yaml.safe_dump(PARAMS | {"seed": 2}))
+    run_stages(root)
+    write(root / "round" / "oracle.h5", "other forces")
+    (root / "round" / "selection.json").unlink()
+    before = {name: (root / name).read_bytes() for name in ("params.yaml", "dvc.lock", "data.dvc")}
+    bring_outputs(Repository(root), TAGS[1])
+    assert contents(root / "round") == expected
+    assert {name: (root / name).read_bytes() for name in before} == before
+
+
+def test_a_campaign_without_its_data_goes_on_from_its_last_round(root: Path) -> None:
+    """As in a fresh clone, where the bundled seed has no manifest and a protein of one's own has no data."""
+    expected, repository = contents(root / "data"), Repository(root)
+    (root / "data" / "toy" / "manifest.json").unlink()
+    continue_campaign(Workspace(root), repository, campaign_state(Workspace(root), repository))
+    assert contents(root / "data") == expected
+    make_other(root)
+    run_stages(root)
+    repository.publish("second", 0)
+    expected = contents(root / "data")
+    shutil.rmtree(root / "data" / "other")
+    with pytest.raises(BadFile, match=r"other/seed\.h5: no such file"):  # the toy has none
+        fetch_data(Workspace(root), repository)
+    assert contents(root / "data") == expected
+
+
 # ---------------------------------------------------------------------------------- early
+
+
+def test_a_name_that_is_in_the_way_is_said_before_the_campaign(root: Path) -> None:
+    refs = shell(root, "git for-each-ref")
+    Repository(root).require_publishable("demo")
+    Repository(root).require_publishable("new")
+    assert shell(root, "git for-each-ref") == refs
+    shell(root, "git tag taken")
+    with pytest.raises(
+        VersioningError, match=r"no round of campaign taken could be published .*'refs/tags/taken' exists"
+    ):
+        active_learning.fn(root, "taken")
+    shell(root, "git symbolic-ref HEAD refs/heads/campaign/demo")
+    with pytest.raises(VersioningError, match="campaign/demo is checked out"):
+        active_learning.fn(root, "demo")
 
 
 @contextmanager

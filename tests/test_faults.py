@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow import MlflowClient
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
 from prefect.client.schemas.objects import StateType
 
@@ -37,12 +38,17 @@ def processes(root: Path, words: str) -> Iterator[psutil.Process]:
 
 
 def is_at(served: Served, task: str) -> bool:
-    """Whether a task is at work now (for a GPU stage: on its worker)."""
+    """Whether a task is at work now (for a GPU stage: on its worker, with the slot of `gpu`)."""
     with served.client() as client:
+        if task.startswith(("train", "simulate")):
+            states = [run.state_type for run in client.read_flow_runs() if run.name == task]
+            return StateType.RUNNING in states and bool(slots_taken(client))
         named = client.read_task_runs(task_run_filter=TaskRunFilter(name=TaskRunFilterName(any_=[task])))
-        flows = [run for run in client.read_flow_runs() if run.name == task]
-    states = [run.state_type for run in (flows if task.startswith(("train", "simulate")) else named)]
-    return StateType.RUNNING in states
+    return StateType.RUNNING in [run.state_type for run in named]
+
+
+def slots_taken(client: SyncPrefectClient) -> int:
+    return client.read_global_concurrency_limit_by_name(GPU_LIMIT).active_slots
 
 
 def strike(served: Served, words: str) -> None:
@@ -82,11 +88,8 @@ def test_a_served_campaign_survives_the_death_of_each_part_with_the_same_bytes(
         wait_until(lambda: Repository(root).is_published("small", 1), "the closing round", 300)
         wait_until(lambda: not unfinished(served), lambda: f"the end of all runs: {unfinished(served)}", 120)
         with served.client() as client:
-            limit = client.read_global_concurrency_limit_by_name(GPU_LIMIT)
-            wait_until(
-                lambda: client.read_global_concurrency_limit_by_name(GPU_LIMIT).active_slots == 0, "a free slot", 180
-            )
-        assert limit.limit == 1
+            wait_until(lambda: slots_taken(client) == 0, "a free slot", 180)
+            assert client.read_global_concurrency_limit_by_name(GPU_LIMIT).limit == 1
     assert not alive(root)
     check_bytes(undisturbed, root)
     check_tracking(root)

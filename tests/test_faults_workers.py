@@ -14,7 +14,7 @@ import pytest
 from flows.serving.serve import prefect_command, worker_command
 from flows.versioning import Repository
 from tests.served import Served, alive, clean_environment, end_with_parent, free_port, wait_until
-from tests.test_faults import is_at, unfinished
+from tests.test_faults import is_at, slots_taken, unfinished
 
 AWAY_S, STOP_S = 30.0, 15.0
 
@@ -61,7 +61,7 @@ def answers(address: str) -> bool:
 def test_a_campaign_outlives_a_server_that_is_away_for_half_a_minute(
     make_project: Callable[..., Path], undisturbed: Path
 ) -> None:
-    """Killed in training, back after 30 s: nobody else is started again, and nothing has been lost."""
+    """Killed in training, back after 30 s: nobody else is started again, and nothing has been lost, no slot either."""
     short = {"name": "small", "rounds": 0}
     root = make_project("disturbed", campaign=short, execution={"retries": 2, "retry_delay_s": 0.5})
     port = free_port()
@@ -82,14 +82,18 @@ def test_a_campaign_outlives_a_server_that_is_away_for_half_a_minute(
                 served = Served(root, address, "", worker)
                 check = [*command, "--check"]
                 wait_until(lambda check=check: subprocess.run(check, env=environment).returncode == 0, pool, 300)
+            second = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert "a worker of this pool is at work" in second.stderr
             served.start("active-learning", campaign="small", rounds=0)
             wait_until(lambda: is_at(served, "train-r000"), "training", 300)
             os.killpg(process.pid, signal.SIGKILL)
         time.sleep(AWAY_S)
         with running(prefect_command(port=port), environment, root / ".cgal" / "server.log"):
             wait_until(lambda: answers(address), "the server again", 300)
-            wait_until(lambda: Repository(root).is_published("small", 0), "the closing round", 300)
+            wait_until(lambda: Repository(root).is_published("small", 0), "the closing round", 600)
             wait_until(lambda: not unfinished(served), lambda: f"the end of all runs: {unfinished(served)}", 300)
+            with served.client() as client:
+                assert slots_taken(client) == 0
             stack.close()
     assert not alive(root)
     found, wanted = (Repository(folder).published_round("small", 0) for folder in (root, undisturbed))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cgal.errors import BadFile
-from cgal.files import made_aside, settle_folder, write_text
+from cgal.files import made_aside, read_yaml, settle_folder, write_text
 
 OLD = {"kept.txt": "kept", "changed.txt": "old", "shards/000.h5": "old", "shards/001.h5": "old"}
 NEW = {"kept.txt": "kept", "changed.txt": "new", "shards/000.h5": "new", "added.txt": "new"}
@@ -102,3 +102,18 @@ def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
         assert link.is_symlink()
         assert contents(disk) == NEW
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"a: {b: 1}\nc: 2\na: {b: 3}\n", "a is there twice .* line 3"),
+        (b"a: {b: 1, b: 2}\n", "b is there twice"),
+        (b"# \xb5s\na: 1\n", "'utf-8' codec"),
+    ],
+)
+def test_yaml_with_a_key_twice_or_in_another_encoding_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(BadFile, match=rf"params\.yaml: not valid YAML: .*{reason}"):
+        read_yaml(path)

@@ -157,6 +157,15 @@ def test_what_cgal_does_not_write_is_refused(spoil: Callable[[h5py.File], None],
         CGTrajectory.load(path)
 
 
+def test_text_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "t.h5"
+    TRAJECTORY.save(path)
+    with h5py.File(path, "a") as handle:
+        handle.attrs["sequence"] = np.bytes_(b"\xb5")
+    with pytest.raises(BadFile, match=r"t\.h5: truncated or damaged HDF5 \('utf-8'"):
+        CGTrajectory.load(path)
+
+
 def test_a_truncated_file_is_named(tmp_path):
     path = tmp_path / "t.h5"
     shutil.copy(REPOSITORY / "tests" / "data" / "chignolin_small.h5", path)

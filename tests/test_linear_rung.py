@@ -34,7 +34,7 @@ def splined(scale_kJ_per_mol: float = 3.0) -> Potential:
         "dihedral_series_kJ_per_mol": scale_kJ_per_mol * torch.randn(dihedrals, 3, 2, generator=generator),
         "dihedral_couplings_kJ_per_mol": scale_kJ_per_mol * torch.randn(dihedrals - 1, 2, 2, 2, 2, generator=generator),
     }
-    return initial_potential(real_prior().with_rung(rung), SEQUENCE, SMALL_NETWORK, 0)
+    return initial_potential(real_prior().with_rung(rung), SMALL_NETWORK, 0)
 
 
 def test_a_spline_is_smooth_flat_below_and_zero_beyond():
@@ -65,7 +65,7 @@ def test_what_simulates_has_the_energies_and_forces_of_the_definition(frozen):
 
 def test_pair_forces_are_found_and_the_potential_survives_its_checkpoint(tmp_path):
     frames = labelled(shaken_beads(400, sigma_nm=0.03), real_prior(), noise_kJ_per_mol_nm=20.0)
-    result = train([frames], initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 0), PARAMS, seed=1)
+    result = train([frames], initial_potential(real_prior(), SMALL_NETWORK, 0), PARAMS, seed=1)
     summary = result.summary()
     assert summary["linear_rung"] == 1
     clean = labelled(shaken_beads(40, seed=5, sigma_nm=0.03), real_prior())
@@ -85,7 +85,7 @@ def test_forces_without_a_pattern_leave_no_rung_and_the_potential_as_without():
     nothing = LabelledFrames(
         SEQUENCE, frames.positions, forces.astype(np.float32), frames.trajectory, frames.time_ps, {}
     )
-    initial = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 0)
+    initial = initial_potential(real_prior(), SMALL_NETWORK, 0)
     result = train([nothing], initial, PARAMS, seed=1)
     assert result.summary()["linear_rung"] == 0
     assert result.potential.prior.pair_splines_kJ_per_mol is None
@@ -112,7 +112,7 @@ def test_what_cannot_be_fitted_is_named_before_the_fit():
     frames = labelled(shaken_beads(60), real_prior())
     spoilt = replace(frames, forces=frames.forces.copy())
     spoilt.forces[3, 2, 1] = np.nan
-    initial = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 0)
+    initial = initial_potential(real_prior(), SMALL_NETWORK, 0)
     with pytest.raises(BadTrajectory, match=r"shard 001, frame 3: position or force not finite"):
         train([frames, spoilt], initial, PARAMS, seed=1)
     with pytest.raises(EmptyTrajectory, match="0 labelled frames leave 0 to train on"):

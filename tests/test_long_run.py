@@ -11,7 +11,7 @@ from cgal.params import SimulationParams
 from cgal.potential.architectures import initial_potential
 from cgal.simulation import long_run
 from cgal.simulation.long_run import Piece, simulate_long
-from tests.beads import SEQUENCE, SMALL_NETWORK, TEMPERATURE_K, real_prior, shaken_beads
+from tests.beads import SMALL_NETWORK, TEMPERATURE_K, real_prior, shaken_beads
 
 STARTS = shaken_beads(6)
 RUN = SimulationParams(replicas=6, steps=130, stride=10)
@@ -25,7 +25,7 @@ def short_pieces(monkeypatch):
 
 @pytest.fixture(scope="module")
 def potential():
-    potential = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 3)
+    potential = initial_potential(real_prior(), SMALL_NETWORK, 3)
     with torch.no_grad():
         potential.network.readout[-1].weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     return potential

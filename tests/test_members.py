@@ -38,7 +38,7 @@ def data() -> LabelledFrames:
 
 
 def fresh(params=SMALL_NETWORK) -> Potential:
-    return initial_potential(real_prior(), SEQUENCE, params, 3)
+    return initial_potential(real_prior(), params, 3)
 
 
 @pytest.fixture(scope="module", params=OBJECTIVES)
@@ -47,7 +47,7 @@ def result(request):
 
 
 def alone(potential: Potential) -> list[Potential]:
-    return [Potential(potential.prior, member, SEQUENCE) for member in members_of(potential.network)]
+    return [Potential(potential.prior, member) for member in members_of(potential.network)]
 
 
 def forces_of_members(potential: Potential, positions: np.ndarray) -> np.ndarray:

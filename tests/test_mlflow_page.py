@@ -4,17 +4,20 @@ By hand, on a project with a finished campaign (writes the picture that the READ
 `python -m tests.test_mlflow_page PROJECT PROTEIN CAMPAIGN PICTURE.png`
 """
 
+import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
-from flows.tracking.runs import RunIds, compare_page, experiment_page, log_round, round_metrics, tracking_uri
-from flows.tracking.views import view_page
+from flows.tracking.runs import RunIds, experiment_page, log_round, round_metrics, tracking_uri
+from flows.tracking.views import MODEL_TRAINING_VIEW, view_page
 from tests.browser import NO_ASSISTANT, Browser, browsing, needs_browser
 from tests.test_tracking import make_record, serving
 
@@ -53,6 +56,13 @@ const cells = grid => [...grid.querySelectorAll("[role=rowgroup] > *")].map(
   cell => [cell.style.top, cell.style.left, cell.innerText]);
 return [...document.querySelectorAll(".ReactVirtualized__Grid")].map(cells);
 """
+
+
+def compare_page(address: str, rounds: Sequence[RunIds]) -> str:
+    """Address of the page that shows rounds side by side, on the MLflow server at `address`."""
+    runs = quote(json.dumps([ids.round for ids in rounds]))
+    experiments = quote(json.dumps(sorted({ids.experiment for ids in rounds})))
+    return f"{address}/#/compare-runs?runs={runs}&experiments={experiments}&{MODEL_TRAINING_VIEW}"
 
 
 def show_rounds(browser: Browser, address: str, rounds: Sequence[RunIds]) -> None:
@@ -110,13 +120,28 @@ def read_metrics(browser: Browser) -> dict[str, list[str]]:
     return {name: [values[row, column] for column in columns] for row, name in names.items()}
 
 
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
+    root = tmp_path_factory.mktemp("page")
+    copyfile(empty_database, root / "mlflow.db")
+    return root
+
+
+@pytest.fixture(scope="module")
+def address(project: Path) -> Iterator[str]:
+    with serving(project) as address:
+        yield address
+
+
 @pytest.mark.slow
 @needs_browser
-def test_the_compare_page_shows_two_rounds_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compare_page_shows_two_rounds_side_by_side(
+    project: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     records = [make_record(tmp_path, k) for k in range(2)]
-    rounds = [log_round(tmp_path, record) for record in records]
-    with serving(tmp_path) as address, browsing(1400, 1800) as browser:
+    rounds = [log_round(project, record) for record in records]
+    with browsing(1400, 1800) as browser:
         show_rounds(browser, address, rounds)
         text = browser.wait_for(["round-000", "round-001", "demo/round-000", "demo/round-001"])
         assert "Comparing 2 Runs from 1 Experiment" in text
@@ -135,21 +160,23 @@ def test_the_compare_page_shows_two_rounds_side_by_side(tmp_path: Path, monkeypa
 
 @pytest.mark.slow
 @needs_browser
-def test_somebody_else_finds_w1_and_what_campaigns_differ_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_somebody_else_finds_w1_and_what_campaigns_differ_in(
+    project: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Text, table and charts of an experiment with two campaigns, each from the link in its description."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     chosen = {"demo": {"selection.acquisition": "coverage"}, "other": {"selection.acquisition": "random", "seed": "7"}}
     campaigns = []
     for offset, (campaign, params) in enumerate(chosen.items()):
         for k in range(3):
-            record = make_record(tmp_path, k, campaign=campaign, git_commit=f"{10 * offset + k + 1:040x}")
+            record = make_record(tmp_path, k, "villin", campaign=campaign, git_commit=f"{10 * offset + k + 1:040x}")
             record = replace(record, metrics={**record.metrics, "w1": dict(sorted(record.metrics["w1"].items()))})
-            ids = log_round(tmp_path, replace(record, params=dict(record.params) | params))
+            ids = log_round(project, replace(record, params=dict(record.params) | params))
         campaigns.append(replace(ids, round=ids.campaign))
-    with serving(tmp_path) as address, browsing(1800, 1200) as browser:
+    with browsing(1800, 1200) as browser:
         browser.open(f"{address}/health")
         browser.run(NO_ASSISTANT)
-        browser.open(experiment_page(address, "chignolin"))
+        browser.open(experiment_page(address, "villin"))
         browser.page.get_by_text("Active learning of coarse-grained").first.wait_for()
         links = [
             f"{address}/{browser.page.get_by_role('link', name=name).get_attribute('href')}"
@@ -183,7 +210,7 @@ def photograph_campaign(root: Path, protein: str, campaign: str, picture: Path) 
     wanted = f"tags.`cgal.kind` = 'round' and tags.`cgal.campaign` = '{campaign}'"
     runs = client.search_runs([experiment.experiment_id], wanted)
     runs.sort(key=lambda run: int(run.data.tags["cgal.round"]))
-    rounds = [RunIds(experiment.experiment_id, "", run.info.run_id, "") for run in runs]
+    rounds = [RunIds(experiment.experiment_id, "", run.info.run_id) for run in runs]
     with serving(root) as address, browsing(1400, 1700) as browser:
         show_rounds(browser, address, rounds)
         scroll_metrics(browser, ROW_PX * list(read_metrics(browser)).index("w1/reaction_coordinate"))

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -12,8 +13,8 @@ from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import save_checkpoint
 from cgal.progress import Progress, silent
 from cgal.training.runs import TrainingResult, write_curves_csv
-from cgal.training.train import OBJECTIVES, train
-from tests.beads import SEQUENCE, SMALL_NETWORK, labelled, real_prior, shaken_beads
+from cgal.training.train import train
+from tests.beads import SMALL_NETWORK, labelled, real_prior, shaken_beads
 from tests.test_relative_entropy import SHORT
 
 KILLED_AT = 8
@@ -32,7 +33,7 @@ def run(objective: str, scratch: Path | None, progress: Progress = silent) -> Tr
         }
     )
     shard = labelled(shaken_beads(180), real_prior(), 20.0)
-    initial = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 3)
+    initial = initial_potential(real_prior(), SMALL_NETWORK, 3)
     return train([shard], initial, params, seed=11, scratch=scratch, progress=progress)
 
 
@@ -52,7 +53,7 @@ def content(result: TrainingResult, folder: Path) -> bytes:
     return (folder / "model.pt").read_bytes() + (folder / "training.csv").read_bytes()
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", get_args(TrainingParams.model_fields["objective"].annotation))
 def test_killed_training_ends_with_the_same_bytes(objective, tmp_path):
     scratch = tmp_path / "scratch"
     command = (

@@ -13,9 +13,7 @@ import pytest
 from flows.tracking.runs import log_round
 from flows.versioning import Repository
 from tests.test_tracking import make_record
-from tests.test_versioning import append_shard, contents, run_stages, seeded, shell, two_rounds, write
-
-__all__ = ["seeded", "two_rounds"]  # fixtures
+from tests.test_versioning import append_shard, contents, run_stages, shell, write
 
 TAGS = ("demo/round-000", "demo/round-001")
 
@@ -123,12 +121,16 @@ def run(root: Path, *command: str, **variables: str) -> str:
     return done.stdout
 
 
-def test_tracking_is_upgraded_pruned_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracking_is_upgraded_pruned_and_comes_back(
+    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that was deleted in the page goes for good, with its figures; the copy from before still has it."""
     from mlflow import MlflowClient
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     root, store = tmp_path / "project", f"sqlite:///{tmp_path}/project/mlflow.db"
+    root.mkdir()
+    shutil.copy(empty_database, root)
     kept, dropped = (log_round(root, make_record(root, k)) for k in (0, 1))
     figures = root / "mlartifacts" / "chignolin"
     copy(root / "mlflow.db", tmp_path / "mlflow.db")

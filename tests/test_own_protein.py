@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ def test_each_line_of_the_recipe_runs(tmp_path: Path) -> None:
     assert all(piece.found for piece in look(workspace))
     (labels,) = costs(workspace)
     assert labels.steps == 2 * (500 + 100 + 20 + 96), "minimisation, warm-up, burn-in and the run of each pick"
+
+
+def test_labels_are_forecast_up_to_the_last_cut(make_project: Callable[..., Path]) -> None:
+    root = make_project(campaign={"name": "small", "rounds": 2, "cut_steps": [100, 300]})
+    assert costs(Workspace(root))[-1].steps == 300
 
 
 def command(line: str, root: Path, *, fails: bool = False) -> str:

@@ -1,12 +1,15 @@
 """What a stranger reads first agrees with itself: version, license, citation."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
 import yaml
+from rich.console import Console
 
 import cgal
+from flows.terminal import params_table
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -40,3 +43,29 @@ def test_dvc_sees_no_stages_in_the_template_of_new_projects() -> None:
 
     with Repo(str(ROOT)) as repo:
         assert repo.dvcignore.is_ignored_dir(str(ROOT / "flows" / "protein" / "template"))
+
+
+def test_new_projects_get_the_files_that_are_committed_here() -> None:
+    """By git's index, in which a change of both is one: the working files are those of whoever runs a campaign here."""
+    listed = subprocess.run(["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    held = {path: entry for entry, path in (line.split("\t") for line in listed.splitlines())}
+    for name in ("data.dvc", "dvc.yaml", "params.yaml", "prefect.yaml", ".dvcignore", ".gitignore"):
+        copy = f"flows/protein/template/{name.removeprefix('.')}"
+        assert held[copy] == held[name], f"cp {name} {copy}"
+
+
+def test_the_table_of_params_shows_brackets_as_they_are() -> None:
+    console = Console(width=400)
+    with console.capture() as shown:
+        console.print(params_table())
+    assert "pip install '/path/to/cgal[cgback]'" in shown.get()
+
+
+def test_no_text_says_to_install_cgal_by_its_name_alone() -> None:
+    """The package index has another project of that name, a geometry library; ours comes from a clone or a path."""
+    patterns = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "cgal/**/*.py", "flows/**/*.py", "flows/**/*.md")
+    texts = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    by_name = re.compile(r"pip install (-\S+ )*['\"]?cgal\b")
+    assert by_name.search("pip install -U cgal")
+    assert by_name.search("pip install 'cgal[gpu]'")
+    assert [str(path) for path in texts if by_name.search(path.read_text())] == []

@@ -72,7 +72,7 @@ def training_set(folders: list[Path]) -> TrainingSet:
 @pytest.fixture(scope="module")
 def checkpoint(training_set: TrainingSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = training_set.sequences[0]
-    initial = initial_potential(training_set.priors[first], first, PARAMS.network, 3)
+    initial = initial_potential(training_set.priors[first], PARAMS.network, 3)
     result = train(training_set.shards, initial, PARAMS.training, seed=11, priors=training_set.priors)
     path = tmp_path_factory.mktemp("round") / "model.pt"
     save_checkpoint(path, result.potential, result.summary(), priors=training_set.priors.values())
@@ -103,7 +103,7 @@ def test_a_third_protein_is_simulated_with_the_network_of_two_and_measured(
     model = both.transfer(THIRD, beads(first))
     assert model.metadata["transferred_from"] == CHIGNOLIN
     assert model.potential.network is both.potential.network
-    prior_alone = initial_potential(model.potential.prior, THIRD, PARAMS.network, 0)
+    prior_alone = initial_potential(model.potential.prior, PARAMS.network, 0)
     scores = {}
     for name, potential in {"network": model.potential, "prior alone": prior_alone}.items():
         trajectory = simulate(potential, beads(first), SIMULATION, temperature_K=350.0, seed=5)

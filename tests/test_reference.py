@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import mdtraj
 import numpy as np
 import pytest
 from jaxtyping import Float32, Float64
-from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
 
 from cgal.all_atom.force_field import build_system, forces_of, make_context, read_structure, write_structure
@@ -293,12 +292,6 @@ def test_a_share_of_which_a_split_fails_is_left_out(monkeypatch: pytest.MonkeyPa
 
 
 # ------------------------------------------------------------------------------------- the flow and the command
-
-
-@pytest.fixture(scope="module")
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ PARAMS = TrainingParams(objective="relative_entropy", relative_entropy=SHORT, pr
 
 
 def fresh() -> Potential:
-    return initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 3)
+    return initial_potential(real_prior(), SMALL_NETWORK, 3)
 
 
 def sampled(potential: Potential, seed: int) -> np.ndarray:
@@ -54,7 +54,7 @@ def shard(positions: np.ndarray) -> LabelledFrames:
 @pytest.fixture(scope="module")
 def teacher() -> Potential:
     """A network of the same shape as those that learn, of a few k_B T."""
-    made = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 8)
+    made = initial_potential(real_prior(), SMALL_NETWORK, 8)
     with torch.no_grad():
         made.network.readout[-1].weight.normal_(std=0.6, generator=torch.Generator().manual_seed(1))
     return made

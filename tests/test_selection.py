@@ -11,11 +11,11 @@ from cgal.errors import BadFile, BadParams, EmptyTrajectory
 from cgal.frames import rmsd_nm
 from cgal.params import CampaignParams, SelectionParams
 from cgal.progress import silent
-from cgal.selection import Selection, acquire, acquisition, measure_pool, nearest_rmsd_nm, plot_selection
+from cgal.selection import Finding, Selection, acquire, acquisition, measure_pool, nearest_rmsd_nm, plot_selection
 from cgal.selection.acquisition import strategy_of
 from cgal.selection.pool import chain_cutoff_nm
 from cgal.training.held_out import held_out_masks
-from flows.campaign.stages import train_committee
+from flows.campaign.stages import _calibrated, _committee_members
 from flows.workspace import Workspace
 
 from .laws.test_selection import SEQUENCE, hairpins, pick, toy_committee, trajectory_of
@@ -79,7 +79,7 @@ def test_pairs_with_the_training_set_are_searched_once_a_round(strategy, rounds,
     params = SelectionParams(strategy=strategy, frames=3)
     pool = measure_pool(trajectory_of(SIMULATED), TRAINING, TRAINING[0], params, toy_committee)
     w1 = {"value": 1.0, "low": 0.9, "high": 1.1}
-    found = acquire(pool, CampaignParams(rounds=rounds), 0, w1, affordable=3, earlier=[], seed=1)
+    found = acquire([Finding(pool, w1, [], 1)], CampaignParams(rounds=rounds), 0, affordable=3)[0]
     assert searched == [60 * 20]
     assert (0 < len(found.selection) <= 3) == (rounds > 0)
     assert found.closing.startswith("rounds:") == (rounds == 0)
@@ -127,12 +127,12 @@ def test_dropped_frames_count_as_uncovered_where_a_campaign_may_stop():
     frames = np.concatenate([np.repeat(TRAINING[:1], 4, axis=0), np.repeat(TRAINING[:1] * 2, 96, axis=0)])
     pool = measure_pool(trajectory_of(frames), TRAINING, TRAINING[0], SelectionParams(strategy="coverage"))
     w1 = {"value": 1.0, "low": 0.9, "high": 1.1}
-    found = acquire(pool, CampaignParams(rounds=5), 0, w1, affordable=3, earlier=[], seed=1)
+    found = acquire([Finding(pool, w1, [], 1)], CampaignParams(rounds=5), 0, affordable=3)[0]
     assert found.selection.uncovered_fraction == 0.0
     assert found.outcome.uncovered_fraction == pytest.approx(0.96)
     assert found.closing.startswith("dropped: 96.0% of the simulated frames")
     sound = measure_pool(trajectory_of(frames[:4]), TRAINING, TRAINING[0], SelectionParams(strategy="coverage"))
-    found = acquire(sound, CampaignParams(rounds=5), 0, w1, affordable=3, earlier=[], seed=1)
+    found = acquire([Finding(sound, w1, [], 1)], CampaignParams(rounds=5), 0, affordable=3)[0]
     assert found.closing == "covered: no simulated frame is worth a label"
 
 
@@ -184,7 +184,7 @@ def test_damaged_file_is_named(tmp_path):
 @pytest.mark.parametrize("count", [0, 7])
 def test_figure_is_drawn_the_same_each_time(tmp_path, strategy, count):
     selection = pick(SIMULATED, TRAINING, strategy=strategy, count=count)
-    first, second = (plot_selection(selection, tmp_path / name) for name in "ab")
+    [first], [second] = (plot_selection(selection, tmp_path / name) for name in "ab")
     assert first.read_bytes() == second.read_bytes()
     height = 1260 if selection.calibration else 840
     assert matplotlib.image.imread(first).shape == (height, 1500, 4)
@@ -195,7 +195,7 @@ def test_committee_of_a_round_is_calibrated_on_what_all_members_held_out(make_pr
     workspace = Workspace(make_project(selection={"committee": 2}, training={"epochs": 3}))
     prepare(workspace.data, workspace.params)
     manifest, shards = load_manifest(workspace.data), load_shards(workspace.data)
-    committee, again = (train_committee(workspace, manifest, silent) for _ in range(2))
+    committee, again = (_calibrated(workspace, manifest, _committee_members(workspace, silent)) for _ in range(2))
     held_out = np.concatenate(
         [
             shard.positions[mask]

@@ -6,7 +6,7 @@ The third peptide, which the model has not seen, is simulated with it and measur
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from prefect.testing.utilities import prefect_test_harness
 
 import cgal
 from cgal.all_atom.oracle import run_md
 from cgal.all_atom.structures import structure_from_sequence
 from cgal.dataset import load_manifest
 from cgal.errors import BadParams, CgalError, DatasetChanged
-from cgal.files import read_json, sha256, write_text
+from cgal.files import read_json, sha256, write_json, write_text
 from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
 from cgal.params import check_params
 from cgal.progress import silent
@@ -69,10 +68,9 @@ def project(tmp_path_factory: pytest.TempPathFactory, git_identity: None) -> Pat
 
 
 @pytest.fixture(scope="module")
-def campaign(project: Path) -> Iterator[Path]:
-    with prefect_test_harness(server_startup_timeout=180):
-        assert active_learning(project, "both") == 1
-        yield project
+def campaign(project: Path, prefect_server: None) -> Path:
+    assert active_learning(project, "both") == 1
+    return project
 
 
 def set_params(root: Path, changes: dict[str, Any]) -> None:
@@ -142,7 +140,8 @@ def test_proteins_share_the_picks_of_a_round(campaign: Path) -> None:
         for content in repository.read_round_files(["both/round-000", "both/round-001"], "round/selection.json")
     )
     assert set(first["picked"]) == set(BOTH)
-    assert 0 < sum(first["picked"].values()) <= PARAMS["selection"]["frames"]
+    assert all(first["picked"].values())
+    assert sum(first["picked"].values()) <= PARAMS["selection"]["frames"]
     assert closing["closing"].startswith("rounds: all 1")
 
 
@@ -151,11 +150,11 @@ def test_dvc_knows_each_stage_and_replays_none(campaign: Path) -> None:
     stages = set(yaml.safe_load((campaign / "dvc.lock").read_text())["stages"])
     each = {f"{stage}@{name}" for stage in ("simulate", "benchmark", "label") for name in BOTH}
     assert stages == {"train", "select"} | each
-    run(campaign, "cgal", "checkout", "0")
+    Repository(campaign).checkout_round("both/round-000")
     said = run(campaign, "dvc", "repro")
     assert "Running stage" not in said
     assert said.count("didn't change") >= len(stages)
-    run(campaign, "cgal", "checkout", "1")
+    Repository(campaign).checkout_round("both/round-001")
 
 
 def test_a_worker_gets_the_files_of_one_protein(campaign: Path) -> None:
@@ -190,7 +189,7 @@ def test_tables_and_figures_show_each(campaign: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_kill_between_two_appends_is_made_good(campaign: Path, tmp_path: Path) -> None:
-    run(campaign, "cgal", "checkout", "0")
+    Repository(campaign).checkout_round("both/round-000")
     workspace, second = Workspace(campaign), campaign / "data" / "second"
     shutil.copytree(second, tmp_path / "second")
     append_task(0, workspace)(campaign)
@@ -203,7 +202,7 @@ def test_a_kill_between_two_appends_is_made_good(campaign: Path, tmp_path: Path)
     append_task(0, workspace)(campaign)
     assert workspace.round_index == 1
     assert {name: sha256(campaign / "data" / name / "manifest.json") for name in BOTH} == grown
-    run(campaign, "cgal", "checkout", "1")
+    Repository(campaign).checkout_round("both/round-001")
 
 
 def test_a_third_protein_is_simulated_with_the_network_of_two(
@@ -212,6 +211,11 @@ def test_a_third_protein_is_simulated_with_the_network_of_two(
     repository, wish = Repository(campaign), Wish(ns=0.005, replicas=4, protein="third")
     folder = wish.folder(campaign, repository.round("both/round-001"))
     assert folder == campaign / "production" / "both/round-001" / "third"
+    note = campaign / "data" / "third" / "reference.json"
+    write_json(note, {"temperature_K": 250.0})
+    with pytest.raises(BadParams, match=r"third/reference\.h5: sampled at 250 K"):
+        open_production(repository, "both/round-001", wish, folder).__enter__()
+    note.unlink()
     with open_production(repository, "both/round-001", wish, folder) as workspace:
         for stage in ("production", "benchmark"):
             run_stage(stage, workspace, silent)

@@ -3,6 +3,7 @@
 import struct
 from dataclasses import replace
 
+import h5py
 import mdtraj
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from cgal.errors import BadFile, BadTrajectory, EmptyTrajectory
 from cgal.frames import CGTrajectory
 from cgal.params import SimulationParams
 from cgal.simulation import export_trajectory, simulate
+from cgal.simulation.starts import read_starts
 
 from .laws.test_simulation import STARTS, Bomb, Wells
 
@@ -53,6 +55,24 @@ def test_unsound_start_is_lost_at_step_zero():
     assert sorted((fate.last_step, fate.cause) for fate in fates) == [
         (0, "exploded"), (25, "completed"), (25, "completed"),
     ]  # fmt: skip
+
+
+def test_frames_to_start_from_are_sound_chains_that_lie_in_the_file(tmp_path):
+    trajectory, path = run(), tmp_path / "starts.h5"
+    trajectory.save(path)
+    assert read_starts(path, trajectory.sequence, RUN) == pytest.approx(trajectory.positions)
+    torn = trajectory.positions.copy()
+    torn[4, 3:] += 1.0
+    replace(trajectory, positions=torn).save(path)
+    with pytest.raises(
+        BadTrajectory, match=r"starts\.h5, frame 4: exploded, as 1 of 6 frames; give whole chains in nm"
+    ):
+        read_starts(path, trajectory.sequence, RUN)
+    with h5py.File(path, "a") as handle:
+        del handle["coordinates"]
+        handle.create_dataset("coordinates", torn.shape, "f4", external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)])
+    with pytest.raises(BadFile, match="lie in another file"):
+        read_starts(path, trajectory.sequence, RUN)
 
 
 def test_all_replicas_lost_stops_early_and_keeps_what_was_saved():
@@ -129,6 +149,25 @@ def test_export_overwrites_only_when_told(tmp_path):
         export_trajectory(run(), tmp_path / "run.xtc")
     assert [path.name for path in tmp_path.iterdir()] == ["run-001.xtc"]
     assert len(export_trajectory(run(), tmp_path / "run.xtc", overwrite=True)) == 4
+    for name in ("run-31.xtc", "run-031.dcd", "run-end.xtc"):
+        (tmp_path / name).write_text("mine")
+    two = run().take(np.flatnonzero(run().replica < 2))
+    export_trajectory(two, tmp_path / "run.xtc", overwrite=True)
+    kept = {"run-31.xtc", "run-031.dcd", "run-end.xtc", "run.pdb", "run-000.xtc", "run-001.xtc"}
+    assert {path.name for path in tmp_path.iterdir()} == kept, "and no replica of the run before"
+
+
+def test_export_that_fails_halfway_changes_nothing(tmp_path, monkeypatch):
+    export_trajectory(run(), tmp_path / "run.xtc")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(trajectory, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cgal.simulation.export._write_pdb", full)
+    with pytest.raises(BadFile, match="No space left on device; nothing was changed"):
+        export_trajectory(replace(run(), time_ps=2 * run().time_ps), tmp_path / "run.xtc", overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_export_refuses_another_extension_and_an_empty_trajectory(tmp_path):

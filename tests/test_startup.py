@@ -15,7 +15,11 @@ from flows.settings import use_project_settings
 
 REPOSITORY = Path(__file__).parents[1]
 WORKFLOW = {"prefect", "dvc", "mlflow", "sqlalchemy", "httpx"}
-SCIENCE = {"numpy", "scipy", "torch", "h5py", "matplotlib", "mdtraj", "openmm", "schnetpack", "deeptime", "ot", "numba"}
+SCIENCE = {"numpy", "scipy", "torch", "h5py", "matplotlib", "mdtraj", "openmm", "numba"} | {
+    "schnetpack.properties", "deeptime.base", "ot.utils",  # the packages themselves may be there, unused: cgal.deferred
+}  # fmt: skip
+UNUSED = {"sklearn", "pandas", "pytorch_lightning", "ase", "scipy.stats"}
+"""What schnetpack, deeptime and POT would import beside what a round uses of them."""
 TEXT = {"rich", "pydantic", "yaml"}
 
 PROBE = """
@@ -58,30 +62,53 @@ def test_rounds_are_read_from_git_alone(make_project: Callable[..., Path]) -> No
     assert not imported_by("rounds", "--json", root=root) & (WORKFLOW | heavy | {"rich"})
 
 
-def server_of(root: Path, then: str) -> tuple["subprocess.Popen[str]", psutil.Process]:
-    """A process that starts the embedded server and goes on with `then`; and the server."""
+def printed_by(code: str) -> set[str]:
+    """Words that a process of this code prints."""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_stages_import_only_what_they_use_of_large_packages() -> None:
+    """Training on a network, simulation and benchmark; and what else the user wants of such a package is all there."""
+    imported = printed_by(
+        "import sys, flows.campaign.stages, cgal.training.linear_populations, cgal.benchmark.suite\n"
+        "from cgal.schnet.network import CGSchNet\nfrom cgal.painn import CGPaiNN\n"
+        "from cgal.params import PaiNNParams, SchNetParams\n"
+        "CGSchNet(SchNetParams())\nCGPaiNN(PaiNNParams())\nprint(*sys.modules)"
+    )
+    assert not imported & UNUSED
+    assert imported >= {"schnetpack.nn", "deeptime.decomposition", "ot.lp"}
+
+
+def test_a_deferred_package_is_the_users_own() -> None:
+    """Classes imported before and after are the same, names of its `__init__` come, and networks can be pickled."""
+    assert printed_by(
+        "import pickle, threading\nfrom cgal.params import SchNetParams\nfrom cgal.schnet.network import CGSchNet\n"
+        "network = CGSchNet(SchNetParams())\nfound = []\n"
+        "threads = [threading.Thread(target=lambda: found.append(schnetpack.AtomisticTask)) for _ in range(4)]\n"
+        "import schnetpack\n[thread.start() for thread in threads]\n[thread.join() for thread in threads]\n"
+        "from schnetpack import AtomisticTask, properties\nfrom schnetpack.nn.base import Dense\n"
+        "print(found == 4 * [AtomisticTask], isinstance(network.readout[0], schnetpack.nn.Dense),\n"
+        "      schnetpack.nn.Dense is Dense, schnetpack.__version__ > '2', not hasattr(schnetpack, 'nothing'),\n"
+        "      type(pickle.loads(pickle.dumps(network.readout[0]))) is Dense)"
+    ) == {"True"}
+
+
+def test_server_answers_and_ends_with_a_run_that_is_killed(tmp_path: Path) -> None:
+    """Of a run that ends by itself, `tests/test_killed.py` asks the same."""
     code = (
         "from pathlib import Path\nfrom flows.settings import use_project_settings\n"
-        f"use_project_settings(Path({str(root)!r}))\n"
+        f"use_project_settings(Path({str(tmp_path)!r}))\n"
         "from flows.serving.startup import start_prefect\nserver = start_prefect()\n"
-        f"print(server.process.pid, flush=True)\n{then}"
+        "server.wait()\nprint(server.process.pid, server.up, flush=True)\nimport time\ntime.sleep(60)"
     )
     unset = {name: value for name, value in environment().items() if not name.startswith("PREFECT_")}
-    run = subprocess.Popen([sys.executable, "-c", code], env=unset, cwd=root, stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen([sys.executable, "-c", code], env=unset, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     assert run.stdout is not None
-    return run, psutil.Process(int(run.stdout.readline()))
-
-
-def test_server_answers_and_ends_with_its_run(tmp_path: Path) -> None:
-    run, server = server_of(tmp_path, "server.wait()\nprint(server.up)")
-    said, _ = run.communicate(timeout=300)
-    assert said == "True\n"
-    assert run.returncode == 0
-    assert not server.is_running()
-
-
-def test_server_ends_with_a_run_that_is_killed(tmp_path: Path) -> None:
-    run, server = server_of(tmp_path, "import time\ntime.sleep(60)")
+    number, up = run.stdout.readline().split()
+    assert up == "True"
+    server = psutil.Process(int(number))
     run.send_signal(signal.SIGKILL)
     run.wait()
     server.wait(timeout=10)

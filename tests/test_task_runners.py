@@ -17,8 +17,8 @@ import yaml
 from distributed import LocalCluster
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import StateType
-from prefect.testing.utilities import prefect_test_harness
 
 from cgal.all_atom.structures import structure_from_sequence
 from cgal.all_atom.workers import Outcome, run_in_processes
@@ -36,16 +36,10 @@ from tests.conftest import REPOSITORY, make_copy
 from tests.test_reference import FORCE_FIELD, TINY, contents
 from tests.test_workers import work
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("prefect_server")]
 
 EXAMPLE = REPOSITORY / "docs" / "cluster.yaml"
 FRAMES = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +103,9 @@ def test_a_killed_dask_worker_changes_no_byte_and_leaves_no_run_behind(labelling
     assert killed
     assert not crew()
     with get_client(sync_client=True) as client:
-        states = {run.name: run.state_type for run in client.read_task_runs() if run.name.startswith("label")}
+        mine = FlowFilter(name=FlowFilterName(any_=["labelling"]))
+        runs = client.read_task_runs(flow_filter=mine)
+        states = {run.name: run.state_type for run in runs if run.name.startswith("label")}
     assert set(states.values()) == {StateType.COMPLETED}
 
 

@@ -19,9 +19,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from cgal.benchmark import observables
 from cgal.params import Params
-from flows.tracking import views
 from flows.tracking.runs import (
     RoundRecord,
     TrackingConflict,
@@ -173,14 +171,6 @@ def list_files(client: Any, run_id: str, folder: str | None = None) -> list[str]
     return [path for e in entries for path in (list_files(client, run_id, e.path) if e.is_dir else [e.path])]
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with its tables made, which takes seconds; tests copy it."""
-    root = tmp_path_factory.mktemp("empty")
-    Store(root, "none").client.search_experiments()
-    return root / "mlflow.db"
-
-
 @pytest.fixture
 def embedded(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -189,10 +179,15 @@ def embedded(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[str]:
-    root = tmp_path_factory.mktemp("server")
-    copyfile(empty_database, root / "mlflow.db")
-    with serving(root) as address:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project whose store the server shows."""
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def server(served: Path, empty_database: Path) -> Iterator[str]:
+    copyfile(empty_database, served / "mlflow.db")
+    with serving(served) as address:
         yield address
 
 
@@ -231,10 +226,6 @@ def test_the_tica_distance_is_logged_first(tmp_path: Path) -> None:
     metrics = dict(make_record(tmp_path, 1).metrics)
     record = make_record(tmp_path, 1, metrics=metrics | {"w1": dict(sorted(metrics["w1"].items()))})
     assert next(iter(round_metrics(record))) == "w1/tica"
-
-
-def test_the_table_of_rounds_has_the_observables_of_the_science() -> None:
-    assert tuple(observables.OBSERVABLES) == views.OBSERVABLES
 
 
 def test_a_metric_that_is_new_in_a_round_is_logged_from_there(embedded: Store) -> None:
@@ -334,14 +325,12 @@ def test_each_round_has_a_model_version_that_points_and_holds_no_bytes(store: St
     (store.root / "round" / "model.pt").write_bytes(b"weights")
     ids = [store.log(k) for k in range(2)]
     for k, round_ids in enumerate(ids):
-        version = store.client.get_model_version(store.protein, round_ids.model_version)
+        version = store.client.get_model_version_by_alias(store.protein, f"demo-round-{k:03d}")
         assert version.run_id == round_ids.round
         assert version.source == f"dvc:///round/model.pt?rev=demo/round-{k:03d}&md5={k + 11:032x}"
         assert version.tags["git_tag"] == f"demo/round-{k:03d}"
         assert version.tags["git_commit"] == f"{k + 1:040x}"
         assert version.tags["dvc_md5"] == f"{k + 11:032x}"
-        alias = store.client.get_model_version_by_alias(store.protein, f"demo-round-{k:03d}")
-        assert alias.version == version.version
         assert not [path for path in list_files(store.client, round_ids.round) if path.endswith(".pt")]
     assert len(store.client.search_model_versions(f"name='{store.protein}'")) == 2
 
@@ -369,7 +358,8 @@ def test_campaigns_of_one_protein_share_an_experiment_and_nothing_else(embedded:
     assert one.experiment == other.experiment
     assert one.campaign != other.campaign
     assert one.round != other.round
-    assert (one.model_version, other.model_version) == ("1", "2")
+    versions = embedded.client.search_model_versions(f"name='{embedded.protein}'")
+    assert {version.run_id for version in versions} == {one.round, other.round}
 
 
 def test_another_round_under_the_same_name_is_refused_and_leaves_the_first_alone(embedded: Store) -> None:
@@ -414,20 +404,31 @@ def test_a_moved_project_goes_on_and_finds_its_figures(embedded: Store, tmp_path
     assert not (tmp_path / "mlartifacts").exists()
 
 
-def test_a_later_round_is_logged_in_under_three_seconds(store: Store) -> None:
-    """CPU time of this process, since the machine may be busy; waiting for a server on loopback is counted too."""
-    store.log(0)
-    record = make_record(store.root, 1, store.protein)
-    wall, cpu = time.monotonic(), time.process_time()
-    log_round(store.root, record)
-    wall, cpu = time.monotonic() - wall, time.process_time() - cpu
-    print(f"round logged in {wall:.2f} s of wall, {cpu:.2f} s of CPU")
-    assert cpu < 3.0
+def test_figures_go_on_where_a_server_began_to_keep_them(
+    served: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One project, told of through its server and without it by turns: in the page all figures are there."""
+    both, ids = Store(served, "by-turns"), []
+    for k, address in enumerate((server, "", server)):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        ids.append(both.log(k))
+    for each in ids:
+        assert {"figures/training/loss.png", "metrics.json"} < set(list_files(both.client, each.round))
+
+
+def test_a_later_round_is_logged_in_under_a_second(embedded: Store) -> None:
+    """CPU time of this process, since the machine may be busy: five times what `make bench` finds."""
+    embedded.log(0)
+    record = make_record(embedded.root, 1, embedded.protein)
+    before = time.process_time()
+    log_round(embedded.root, record)
+    assert time.process_time() - before < 0.6
 
 
 def log_and_die(root: Path, protein: str, calls: int) -> None:
     """Log a round and be killed by the kernel right after the n-th call that changes the store."""
     from mlflow import MlflowClient
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
     left = calls
     inside = False
@@ -447,9 +448,10 @@ def log_and_die(root: Path, protein: str, calls: int) -> None:
 
         return call
 
-    for name in dir(MlflowClient):
-        if name.startswith(("create_", "log_", "set_")):
-            setattr(MlflowClient, name, mortal(getattr(MlflowClient, name)))
+    for kind in (MlflowClient, LocalArtifactRepository):
+        for name in dir(kind):
+            if name.startswith(("create_", "log_", "set_")):
+                setattr(kind, name, mortal(getattr(kind, name)))
     log_round(root, make_record(root, 0, protein))
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import Timeout
 
 from cgal.errors import CampaignLocked, VersioningError
-from flows.versioning import CampaignLock, PublishedRound, Repository, dvc_session
+from flows.versioning import CampaignLock, PublishedRound, Repository, RepositoryBusy, dvc_session
+from flows.versioning.lock import held
 from flows.versioning.round_files import has_newer_inputs
 from flows.versioning.rounds import round_tag
 from flows.versioning.work_trees import make_work_tree
@@ -105,23 +107,12 @@ def new_repository(root: Path) -> None:
     shell(root, "dvc push -q -r bundled data.dvc && git add . && git commit -qm 'Code and seed'")
 
 
-@pytest.fixture(scope="session")
-def seeded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("seeded") / "work"
-    new_repository(root)
-    return root
-
-
-@pytest.fixture(scope="session")
-def two_rounds(seeded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("rounds") / "work"
-    shutil.copytree(seeded, root)
+def publish_two_rounds(root: Path) -> None:
     run_stages(root)
     Repository(root).publish("demo", 0)
     append_shard(root, 1)
     run_stages(root)
     Repository(root).publish("demo", 1)
-    return root
 
 
 @pytest.fixture(autouse=True)
@@ -532,7 +523,7 @@ def test_another_dvc_process_is_waited_for(root: Path) -> None:
 @pytest.mark.usefixtures("dvc_process")
 def test_a_dvc_lock_that_is_never_released_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dvc_session, "LOCK_WAIT_S", 0.0)
-    with pytest.raises(VersioningError, match="another DVC process has held DVC's lock"):
+    with pytest.raises(RepositoryBusy, match="another DVC process has held DVC's lock"):
         Repository(root).dvc.stage_is_current("train")
 
 
@@ -616,10 +607,10 @@ def campaign(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_second_campaign_is_told_who_holds_the_lock(campaign: subprocess.Popen[str], tmp_path: Path) -> None:
-    with (
-        pytest.raises(CampaignLocked, match=rf"campaign first \(process {campaign.pid} on .*, since 20"),
-        CampaignLock(tmp_path, "second"),
-    ):
+    said = (
+        rf"campaign first \(process {campaign.pid} on .*, since 20.*dvc cache dir --local {tmp_path}/.dvc/cache && cgal"
+    )
+    with pytest.raises(CampaignLocked, match=said), CampaignLock(tmp_path, "second"):
         pass
 
 
@@ -630,6 +621,16 @@ def test_the_lock_of_a_killed_campaign_is_free(campaign: subprocess.Popen[str], 
         holder = json.loads((tmp_path / ".cgal" / "campaign.json").read_text())
         assert (holder["pid"], holder["campaign"]) == (os.getpid(), "second")
     assert not (tmp_path / ".cgal" / "campaign.json").exists()
+
+
+def test_a_held_folder_is_refused_and_no_other_lock_is_taken_for_it(tmp_path: Path) -> None:
+    lock = tmp_path / "new" / "lock"
+    with held(lock, "first"), pytest.raises(CampaignLocked, match="taken"), held(lock, "taken"):
+        pass
+    with pytest.raises(Timeout), held(lock, "taken"):
+        raise Timeout("of another lock")
+    with held(lock, "taken"):
+        pass
 
 
 def test_a_published_round_is_a_value() -> None:

@@ -212,7 +212,7 @@ def _why_not_there(name: str) -> str:
         return ""
     failures = [text for text in openmm.Platform.getPluginLoadFailures() if f"libOpenMM{name}.so:" in text]
     if not failures:
-        return "OpenMM's plugin is not installed; pip install 'cgal[gpu]' brings it"
+        return "its plugin is not installed; 'make setup' in cgal's clone or pip install '/path/to/cgal[gpu]' brings it"
     missing = failures[0].split(": ", 1)[1]
     return f"OpenMM's plugin does not load, {missing}; that library comes with the GPU's driver"
 

@@ -7,7 +7,6 @@ asks of frames picked by any rule.
 """
 
 import re
-import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ from cgal.projection.clusters import constrained_clusters
 from cgal.projection.local_frames import project_in_local_frames
 from cgal.randomness import derive_seed
 
-__all__ = ["Failure", "OracleResult", "check_quorum", "label", "relabel", "run_md"]
+__all__ = ["Failure", "OracleResult", "bead_forces", "check_quorum", "label", "relabel", "run_md"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class OracleResult(Hdf5Record):
 
     `steps` counts all all-atom steps: minimisations, warm-up, settling of water, burn-in and run, those of failed tries
     too, which `failed_steps` counts (None in files from before it was); what a process had done when it was killed is
-    not in them. `wall_time_s` is that of the call, and is not saved.
+    not in them.
     """
 
     KIND = "oracle-result"
@@ -64,7 +63,6 @@ class OracleResult(Hdf5Record):
     requested: int
     steps: int
     failed_steps: int | None = None
-    wall_time_s: float = field(default=0.0, metadata=stored(skip=True))
 
 
 def label(
@@ -185,7 +183,6 @@ def _run(
     progress: Progress,
     fan_out: FanOut = run_in_processes,
 ) -> OracleResult:
-    begin = time.monotonic()
     if tasks:  # what no frame can do without fails here, once
         choose_platform(files.force_field.platform)
         _system(files.structure, files.force_field, files.plan.mean_force)
@@ -199,8 +196,7 @@ def _run(
             failures.append(_failure(missing[outcome.index], outcome, files))
         done += 1
         progress(done, len(tasks), f"{len(failures)} failed" if failures else "")
-    result = _collect(tasks, sorted(failures, key=lambda failure: failure.pick), files, settings)
-    return replace(result, wall_time_s=time.monotonic() - begin)
+    return _collect(tasks, sorted(failures, key=lambda failure: failure.pick), files, settings)
 
 
 def _failure(task: LabelTask, outcome: Outcome, files: LabelFiles) -> Failure:
@@ -285,7 +281,7 @@ def _system(structure: str, force_field: ForceFieldParams, hold_alpha_carbons: b
     return build_system(topology, force_field, hold_alpha_carbons=hold_alpha_carbons)
 
 
-def _on_beads(structure: str, moments: Sequence[Moment]) -> Float32[np.ndarray, "moments beads 3"]:
+def bead_forces(structure: str, moments: Sequence[Moment]) -> Float32[np.ndarray, "moments beads 3"]:
     """Forces in local frames at each moment [kJ/mol/nm]."""
     frames = AtomFrames(
         structure,
@@ -319,7 +315,7 @@ def _label(positions: Float32[np.ndarray, "atoms 3"], files: LabelFiles, seed: i
         )
         run.place(start, constrain=True)
         run.draw_velocities()
-        found = files.plan.label(run, partial(_on_beads, files.structure))
+        found = files.plan.label(run, partial(bead_forces, files.structure))
     except Diverged as reason:
         section = "oracle" if files.plan.mean_force else "force_field"
         error = OracleError(f"the all-atom run diverged ({reason}); lower {section}.timestep_ps")

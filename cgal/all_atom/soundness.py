@@ -93,7 +93,7 @@ def stretched_bonds(
 def clashes(topology: app.Topology, positions: Shaped[np.ndarray, "atoms 3"], *, clash_nm: float) -> tuple[str, ...]:
     """Pairs of heavy atoms without a bond that are closer than `clash_nm`."""
     chosen = np.flatnonzero(heavy_atoms(topology))
-    bonded = {frozenset(pair) for pair in _bond_indices(topology)}
+    bonded = {frozenset((first.index, second.index)) for first, second in topology.bonds()}
     atoms = list(topology.atoms())
     pairs = chosen[KDTree(positions[chosen]).query_pairs(clash_nm, output_type="ndarray")]
     return tuple(
@@ -138,10 +138,6 @@ def are_cis(
 def heavy_atoms(topology: app.Topology) -> Bool[np.ndarray, " atoms"]:
     """Which atoms are no hydrogens."""
     return np.array([atom.element is not None and atom.element.symbol != "H" for atom in topology.atoms()], dtype=bool)
-
-
-def _bond_indices(topology: app.Topology) -> Int[np.ndarray, "bonds 2"]:
-    return np.array([(first.index, second.index) for first, second in topology.bonds()], dtype=int).reshape(-1, 2)
 
 
 def _label(residue: app.topology.Residue) -> str:

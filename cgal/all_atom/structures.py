@@ -96,8 +96,8 @@ def structure_from_pdb_file(
     chain of the twenty amino acids and caps, a gap in the chain, or what the force field cannot take.
     """
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(errors="replace")
+    except OSError as error:
         raise BadFile(f"{path}: cannot be read as a PDB file ({error})") from None
     return _prepare(text, str(path), params, temperature_K, seed, relax_ps, note, progress)
 
@@ -121,8 +121,8 @@ def structure_from_pdb_id(
     url = DOWNLOAD_URL.format(pdb_id.upper())
     try:
         with urlopen(url, timeout=DOWNLOAD_TIMEOUT_s) as response:  # noqa: S310  # the scheme is ours
-            text = response.read().decode()
-    except (URLError, OSError, UnicodeDecodeError) as error:
+            text = response.read().decode(errors="replace")
+    except (URLError, OSError) as error:
         raise BadFile(
             f"{url}: download failed ({error}); when offline, give a PDB file or a sequence instead"
         ) from None

@@ -21,7 +21,7 @@ from typing import Any
 
 from cgal.errors import BadFile, CgalError
 
-__all__ = ["Announce", "FanOut", "Job", "Outcome", "Work", "attempt_task", "run_in_processes"]
+__all__ = ["Announce", "FanOut", "Job", "Outcome", "Work", "attempt_task", "die_with", "run_in_processes"]
 
 type Announce = Callable[[str], None]
 type Work[Task] = Callable[[Task, int, Announce], None]
@@ -32,6 +32,9 @@ type FanOut = Callable[..., Iterator["Outcome"]]
 
 Seeds depend on task and attempt alone, and every task writes its own file: who does it changes no byte.
 """
+
+ATTEMPTS = 2
+"""Tries of a task in all."""
 
 POLITENESS = 5
 POLL_s = 0.5
@@ -57,13 +60,13 @@ class Job:
     crashes: int = 0
     stage: str = "start"
 
-    def retry(self, outcome: Outcome, attempts: int) -> bool:
+    def retry(self, outcome: Outcome) -> bool:
         """Count one more unsuccessful try, and tell whether another one is due."""
         if outcome.crashed:
             self.crashes += 1
         else:
             self.failures += 1
-        return not outcome.permanent and self.failures + self.crashes < attempts
+        return not outcome.permanent and self.failures + self.crashes < ATTEMPTS
 
     def outcome(self, kind: str, text: str) -> Outcome:
         """How a try ended, from what `attempt_task` said; raises BadFile when it could not write its file."""
@@ -85,15 +88,13 @@ class _Worker:
     job: Job | None = field(default=None)
 
 
-def run_in_processes[Task](
-    work: Work[Task], tasks: Sequence[Task], *, workers: int, attempts: int = 2
-) -> Iterator[Outcome]:
+def run_in_processes[Task](work: Work[Task], tasks: Sequence[Task], *, workers: int) -> Iterator[Outcome]:
     """Do each task in one of `workers` processes; yield each outcome as it comes, in no particular order.
 
-    A task that raises is tried again with the next `attempt` number (0, 1, ...); one whose process died is tried again
-    with the same number, so that a kill from outside changes no result; `attempts` tries in all, but none after a
-    `permanent` CgalError. `work` and tasks must be picklable. Processes end when the iterator is closed, and within a
-    second of the parent's death.
+    A task that raises is tried once more, with the next `attempt` number (0, 1); one whose process died is tried once
+    more with the same number, so that a kill from outside changes no result; none is after a `permanent` CgalError.
+    `work` and tasks must be picklable. Processes end when the iterator is closed, and within a second of the parent's
+    death.
 
     Raises BadFile when a task could not write its file: a full disk is no task's own fault and meets them all.
     """
@@ -110,7 +111,7 @@ def run_in_processes[Task](
                     continue
                 job = worker.job
                 assert job is not None
-                if outcome.reason is not None and job.retry(outcome, attempts):
+                if outcome.reason is not None and job.retry(outcome):
                     waiting.append(job)
                 else:
                     yield outcome
@@ -191,14 +192,15 @@ def _serve(work: Work[Any], connection: Connection, parent: int) -> None:
     """Do the tasks that come through the connection, until None comes or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent sees to us
     os.nice(POLITENESS)
-    Thread(target=_die_with, args=(parent,), daemon=True).start()
+    Thread(target=die_with, args=(parent,), daemon=True).start()
     with suppress(EOFError, OSError):  # the parent is gone
         while (message := connection.recv()) is not None:
             attempt, task = message
             connection.send(attempt_task(work, attempt, task, lambda stage: connection.send(("stage", stage))))
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
+    """End this process within half a second of its parent's end, however that ends; for a thread of its own."""
     while os.getppid() == parent:
         time.sleep(POLL_s)
     os._exit(1)

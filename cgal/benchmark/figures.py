@@ -14,11 +14,9 @@ from scipy.ndimage import gaussian_filter
 from cgal.benchmark.observables import OBSERVABLES, Observable, in_records
 from cgal.benchmark.suite import BenchmarkResult
 from cgal.benchmark.wasserstein import Sample
-from cgal.files import atomic_write
+from cgal.figures import ACCENT, MODEL, REFERENCE, TRAINING, save_figure
 
 __all__ = ["plot_benchmark", "plot_rmsd_rounds", "plot_rounds"]
-
-REFERENCE, MODEL, TRAINING, GAP = "#222222", "#d1495b", "#00798c", "#edae49"
 
 MAP_BINS = 50
 MAP_SMOOTHING_BINS = 1.0
@@ -29,8 +27,8 @@ DENSITY_BINS = 80
 def plot_benchmark(result: BenchmarkResult, folder: Path) -> list[Path]:
     """Draw free-energy maps (`<name>.png`) of observables in a plane, and densities of all others (`densities.png`)."""
     planes = [observable for observable in OBSERVABLES.values() if observable.geometry == "plane"]
-    maps = [_save(_maps(plane, result), folder / f"{plane.name}.png") for plane in planes]
-    return [*maps, _save(_densities(result), folder / "densities.png")]
+    maps = [save_figure(_maps(plane, result), folder / f"{plane.name}.png") for plane in planes]
+    return [*maps, save_figure(_densities(result), folder / "densities.png")]
 
 
 def plot_rounds(rounds: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
@@ -52,7 +50,7 @@ def plot_rounds(rounds: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     if physics := dict.fromkeys(_reference(metrics) for metrics in rounds if metrics.get("reference_physics")):
         figure.suptitle(f"against the {', '.join(physics)}", fontsize=11)
-    return [_save(figure, folder / "w1_rounds.png")]
+    return [save_figure(figure, folder / "w1_rounds.png")]
 
 
 def plot_rmsd_rounds(rounds: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
@@ -73,7 +71,7 @@ def plot_rmsd_rounds(rounds: Sequence[Mapping[str, Any]], folder: Path) -> list[
     figure.supxlabel("CA RMSD to the native frame / nm", fontsize=10)
     figure.supylabel("density / nm$^{-1}$", fontsize=10)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    return [_save(figure, folder / "rmsd_rounds.png")]
+    return [save_figure(figure, folder / "rmsd_rounds.png")]
 
 
 def _maps(plane: Observable, result: BenchmarkResult) -> Figure:
@@ -183,7 +181,7 @@ def _draw_fractions(panel: Axes, numbers: Sequence[int], rounds: Sequence[Mappin
     folded = [metrics["folded_fraction"] for metrics in rounds]
     lost = [metrics["simulation"]["exploded_fraction"] for metrics in rounds]
     panel.plot(numbers, [each["model"] for each in folded], color=MODEL, marker="o", label="model folded")
-    panel.plot(numbers, lost, color=GAP, marker="s", label="replicas lost")
+    panel.plot(numbers, lost, color=ACCENT, marker="s", label="replicas lost")
     if rounds:
         panel.axhline(folded[-1]["reference"], color=REFERENCE, linestyle="--", label="reference folded")
     panel.set_title("Folded frames, lost replicas", fontsize=10)
@@ -208,10 +206,3 @@ def _grid(count: int, columns: int, panel: tuple[float, float]) -> tuple[Figure,
     for empty in panels[count:]:
         empty.set_visible(False)
     return figure, panels[:count]
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    """Write a PNG atomically; same figure, same bytes."""
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
-    return path

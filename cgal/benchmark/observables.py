@@ -94,7 +94,7 @@ def reaction_coordinate(beads: mdtraj.Trajectory) -> Float64[np.ndarray, "frames
 
 
 def _slow(trajectory: CGTrajectory, tica: Any) -> Float64[np.ndarray, "frames 2"]:
-    from cgal.benchmark.tica import project  # deeptime takes seconds: not to print a table
+    from cgal.benchmark.tica import project  # deeptime takes a second: not to print a table
 
     return project(tica, trajectory)
 

@@ -32,8 +32,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import ot
 from jaxtyping import Float64, Int64
+from ot.lp import emd2, wasserstein_1d
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
@@ -191,7 +191,7 @@ def estimators(maximum_frames: int) -> Mapping[str, Mapping[str, Estimator]]:
 
 def line_value(model: Sample, reference: Sample) -> float:
     """Mean over terms of W1 on the line."""
-    return float(np.mean(ot.wasserstein_1d(model.values, reference.values, *_term_weights(model, reference), p=1)))
+    return float(np.mean(wasserstein_1d(model.values, reference.values, *_term_weights(model, reference), p=1)))
 
 
 def circle_value(model: Sample, reference: Sample) -> float:
@@ -333,7 +333,7 @@ def plane_transport(points: Float64[np.ndarray, "points 2"], p: Rows, q: Rows) -
 def _emd(
     p: Float64[np.ndarray, " points"], q: Float64[np.ndarray, " others"], costs: Float64[np.ndarray, "points others"]
 ) -> float:
-    return float(ot.emd2(p, q, costs, numItermax=PIVOTS))
+    return float(emd2(p, q, costs, numItermax=PIVOTS))
 
 
 def _multiplicities(side: Sample, count: int, generator: np.random.Generator) -> Float64[np.ndarray, "rows blocks"]:

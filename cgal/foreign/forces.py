@@ -12,7 +12,7 @@ from jaxtyping import Float32, Shaped
 from cgal.errors import BadParams, BadTrajectory
 from cgal.files import sha256
 from cgal.foreign.topology import Protein
-from cgal.foreign.trajectory import Source, first_line
+from cgal.foreign.trajectory import Source, first_line, unwritable
 from cgal.units import FORCE_UNITS
 
 __all__ = ["ForceFiles", "stored_forces", "with_forces"]
@@ -51,10 +51,10 @@ class ForceFiles:
 def with_forces(
     sources: Sequence[Source], path: Path, unit: str | None, protein: Protein, folder: Path
 ) -> tuple[Source, ...]:
-    """The trajectories of one file with the chain's forces of a NumPy file, converted piece by piece into `folder`.
+    """The trajectories of one file with the chain's forces of a NumPy file, converted piece by piece into a new folder.
 
     Raises BadTrajectory, naming the file of forces, when it is unreadable, names no unit, or has other frames or atoms
-    (those of the chain alone may be given).
+    (those of the chain alone may be given); BadFile when the folder cannot be written.
     """
     values, unit = _opened(path, unit)
     frames, atoms = sum(len(source.frame) for source in sources), protein.file.n_atoms
@@ -64,10 +64,14 @@ def with_forces(
             "atoms; store frames x atoms x 3, a force for each position"
         )
     factor, chosen = _factor(unit, path.name), protein.atoms if values.shape[1] == atoms else np.arange(values.shape[1])
-    return tuple(
-        replace(source, forces=_converted(source, values, chosen, factor, folder / f"{path.name}.{number}"))
-        for number, source in enumerate(sources)
-    )
+    try:
+        folder.mkdir()
+        return tuple(
+            replace(source, forces=_converted(source, values, chosen, factor, folder / str(number)))
+            for number, source in enumerate(sources)
+        )
+    except OSError as error:
+        raise unwritable(folder, error) from None
 
 
 def _opened(path: Path, unit: str | None) -> tuple[Shaped[np.ndarray, "..."], str]:

@@ -30,6 +30,7 @@ from cgal.foreign.trajectory import (
     read_pieces,
     trajectory_numbers,
     unreadable,
+    unwritable,
 )
 from cgal.progress import Progress, silent
 
@@ -72,7 +73,7 @@ def read_files(
 def _read_in_child(
     topology: Path, paths: Sequence[Path], wanted: Wanted, folder: Path, progress: Progress
 ) -> list[tuple[Source, ...] | CgalError]:
-    command = [sys.executable, "-m", "cgal.foreign.reader", json.dumps(wanted), str(folder), str(topology)]
+    command = [sys.executable, "-P", "-m", "cgal.foreign.reader", json.dumps(wanted), str(folder), str(topology)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     answers: list[tuple[Source, ...] | CgalError] = []
     with (folder / "stderr").open("w+") as said:
@@ -119,7 +120,7 @@ def _mapped(path: Path, folder: Path, said: Said) -> tuple[Source, ...]:
             if empty
             else np.memmap(folder / name, kind, "r+", shape=tuple(shape)).view(np.ndarray)
         )
-    source = Source(path, frame=np.arange(said["shapes"]["positions"][0]), **found)
+    source = Source(path, frame=np.arange(said["shapes"]["positions"][0]), force_field=said["force_field"], **found)
     numbers = said["numbers"]
     if numbers is None:
         return (source,)
@@ -157,24 +158,32 @@ def _read(wanted: Wanted, folder: Path, topology: Path, paths: Sequence[Path]) -
             say(_lay_down(path, protein, wanted, folder / str(number), say) | {"folder": str(number)})
         except CgalError as error:
             say({"error": type(error).__name__, "reason": str(error), "of": "file"})
-        except Exception as error:  # a full disk, for one
+        except OSError as error:  # that of reading is told as such already
+            full = unwritable(folder, error)
+            say({"error": type(full).__name__, "reason": str(full), "of": "file"})
+        except Exception as error:
             say({"error": BadTrajectory.__name__, "reason": str(unreadable(path, first_line(error))), "of": "file"})
 
 
 def _lay_down(path: Path, protein: Protein, wanted: Wanted, folder: Path, say: Callable[[Said], None]) -> Said:
-    """Append every piece to a file an array, and say the arrays' shapes."""
+    """Append every piece to a file an array, and say the arrays' shapes; raises BadTrajectory when one is shorter."""
     folder.mkdir()
     total, count, shapes = count_frames(path) or 0, 0, {"positions": [0, len(protein.atoms), 3]}
+    made: Any = None
     with ExitStack() as stack:
         streams = {name: stack.enter_context((folder / name).open("wb")) for name in ARRAYS}
         for source in read_pieces(path, protein, wanted.temperature_K, forces=wanted.forces):
             count += len(source.frame)
             for name, values in _arrays(source):
                 values.astype(ARRAYS[name]).tofile(streams[name])
-                shapes[name] = [count, *values.shape[1:]]
+                shapes[name] = [shapes.get(name, [0])[0] + len(values), *values.shape[1:]]
+            made = source.force_field
             say({"done": count, "total": total})
+    for name, (length, *_) in shapes.items():
+        if length != count:
+            raise BadTrajectory(f"{path.name}: {name} in {length} of {count} frames; write it in all or in none")
     numbers = trajectory_numbers(path, count)
-    return {"shapes": shapes, "numbers": None if numbers is None else numbers.tolist()}
+    return {"shapes": shapes, "numbers": None if numbers is None else numbers.tolist(), "force_field": made}
 
 
 def _arrays(source: Source) -> Iterator[tuple[str, Shaped[np.ndarray, "..."]]]:

@@ -23,6 +23,7 @@ from cgal.foreign.chemistry import (
     select_protein,
 )
 from cgal.foreign.pdb_text import PlainPdb, plain_pdb
+from cgal.hdf5 import check_foreign_hdf5
 from cgal.residues import CAPS
 
 __all__ = ["Protein", "in_lower_case", "is_pdb", "plain_copy", "read_protein"]
@@ -78,6 +79,7 @@ def _read(path: Path) -> tuple[mdtraj.Topology, tuple[Residue, ...], tuple[str, 
             raise BadStructure(f"{len(names)} atoms, of which {topology.n_atoms} can be told apart; are two alike?")
         found = [names[next(residue.atoms).index] for residue in topology.residues]
         return topology, tuple(found), plain.notes
+    check_foreign_hdf5(path)
     with in_lower_case(path) as readable:
         topology = mdtraj.load_topology(str(readable))
     return topology, tuple(_residue(residue) for residue in topology.residues), ()
@@ -96,10 +98,7 @@ def is_pdb(path: Path) -> bool:
 @contextmanager
 def plain_copy(path: Path) -> Iterator[tuple[Path, PlainPdb]]:
     """A copy of PDB text made plain, and what that text holds; raises BadStructure when it is no PDB."""
-    try:
-        plain = plain_pdb(path.read_text())
-    except UnicodeDecodeError:
-        raise BadStructure("no text, so it is no PDB file; give one") from None
+    plain = plain_pdb(path.read_text(errors="replace"))  # remarks are in any encoding, atoms in ASCII
     with TemporaryDirectory() as folder:
         copy = Path(folder) / "plain.pdb"
         copy.write_text(plain.text)

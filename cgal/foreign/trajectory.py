@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +13,11 @@ import mdtraj
 import numpy as np
 from jaxtyping import Float32, Float64, Int, Shaped
 
-from cgal.errors import BadStructure, BadTrajectory, CgalError
+from cgal.errors import BadFile, BadStructure, BadTrajectory, CgalError
 from cgal.foreign.chemistry import Selection
 from cgal.foreign.topology import Protein, in_lower_case, is_pdb, plain_copy, read_protein
-from cgal.hdf5 import check_foreign_hdf5
+from cgal.frames import arrays_at
+from cgal.hdf5 import HDF5, check_foreign_hdf5
 
 __all__ = [
     "Source",
@@ -26,14 +27,13 @@ __all__ = [
     "read_pieces",
     "trajectory_numbers",
     "unreadable",
+    "unwritable",
 ]
 
-FORMATS_WITH_TIMES = {".xtc", ".trr", ".nc", ".ncdf", ".netcdf", ".h5", ".hdf5"}
 OTHER_COUNT = ("same atoms", "must be shape")
 """What mdtraj says of a file with another number of atoms than its topology."""
 NETCDF = {".nc", ".ncdf", ".netcdf"}
-HDF5 = {".h5", ".hdf5"}
-STREAMED = NETCDF | {".xtc", ".trr", ".dcd", ".h5", ".hdf5"}
+STREAMED = NETCDF | HDF5 | {".xtc", ".trr", ".dcd"}
 """Formats that mdtraj reads piece by piece."""
 ATOMS_AT_ONCE = 2**21
 """In a piece: positions of 24 MiB, which the checks hold a few times over."""
@@ -43,7 +43,7 @@ ATOMS_AT_ONCE = 2**21
 class Source:
     """Frames of one trajectory in a file; `frame` is each one's number in the file, `box` its box vectors [nm].
 
-    `time_ps` is None when the file holds none.
+    `time_ps` is None when the file holds none; `force_field` is what a file of cgal says that its forces are of.
     """
 
     path: Path
@@ -52,29 +52,20 @@ class Source:
     time_ps: Float64[np.ndarray, " frames"] | None
     frame: Int[np.ndarray, " frames"]
     box: Float32[np.ndarray, "frames 3 3"] | None = None
+    force_field: Mapping[str, Any] | None = None
 
     def take(self, chosen: Shaped[np.ndarray, " chosen"]) -> "Source":
         """Give the frames at `chosen` (or where a boolean mask holds); successive ones are not copied."""
         rows = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
         if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
-            return self._at(slice(int(rows[0]), int(rows[-1]) + 1))
-        return self._at(rows)
+            return replace(self, **arrays_at(self, slice(int(rows[0]), int(rows[-1]) + 1)))
+        return replace(self, **arrays_at(self, rows))
 
     def pieces(self) -> Iterator["Source"]:
         """The frames in order, as many at a time as a check may well hold in memory several times over."""
         count = frames_at_once(self.positions.shape[1])
         for start in range(0, len(self.frame), count):
-            yield self._at(slice(start, start + count))
-
-    def _at(self, rows: slice | Shaped[np.ndarray, " chosen"]) -> "Source":
-        return replace(
-            self,
-            positions=self.positions[rows],
-            forces=None if self.forces is None else self.forces[rows],
-            time_ps=None if self.time_ps is None else self.time_ps[rows],
-            frame=self.frame[rows],
-            box=None if self.box is None else self.box[rows],
-        )
+            yield replace(self, **arrays_at(self, slice(start, start + count)))
 
 
 def frames_at_once(atoms: int) -> int:
@@ -126,6 +117,11 @@ def unreadable(path: Path, reason: str) -> BadTrajectory:
     )
 
 
+def unwritable(folder: Path, error: OSError) -> BadFile:
+    """What to say of a folder that cannot take what is read."""
+    return BadFile(f"{folder}: could not be written ({error.strerror or error}); make room there")
+
+
 def count_frames(path: Path) -> int | None:
     """Frames of a file as far as its format tells without reading them."""
     with suppress(Exception):
@@ -159,11 +155,13 @@ def _has_plain_layout(path: Path) -> bool:
 
 def _read_plain(path: Path, protein: Protein, temperature_K: float, forces: bool) -> Iterator[Source]:
     with h5py.File(path, "r") as handle:
-        attributes = dict(handle.attrs)
+        attributes = {name: _text(value) for name, value in handle.attrs.items()}
         if "provenance" in attributes:
             attributes |= json.loads(attributes["provenance"])
-        _check_attributes(path, attributes, temperature_K)
+        forces = forces and "forces" in handle
+        _check_attributes(path, attributes, temperature_K, forces)
         _check_atom_count(path, handle["positions"].shape[1], protein)
+        _check_shapes(path, handle, forces)
         count, at_once = len(handle["positions"]), frames_at_once(protein.file.n_atoms)
         time_ps = handle.get("time_ps")
         if time_ps is None and "stride_ps" in attributes:
@@ -173,20 +171,29 @@ def _read_plain(path: Path, protein: Protein, temperature_K: float, forces: bool
             yield Source(
                 path,
                 _of_chain(np.asarray(handle["positions"][rows], dtype=np.float32), protein),
-                _of_chain(np.asarray(handle["forces"][rows], dtype=np.float32), protein)
-                if "forces" in handle
-                else None,
+                _of_chain(np.asarray(handle["forces"][rows], dtype=np.float32), protein) if forces else None,
                 None if time_ps is None else np.asarray(time_ps[rows], dtype=np.float64),
                 np.arange(rows.start, rows.stop),
+                force_field=_made_with(attributes) if forces else None,
             )
+
+
+def _text(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _made_with(attributes: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    made = attributes.get("force_field")
+    return made if isinstance(made, Mapping) and {"name", "solvent"} <= set(made) else None
 
 
 def _of_chain(values: Float32[np.ndarray, "frames all 3"], protein: Protein) -> Float32[np.ndarray, "frames atoms 3"]:
     return values if protein.is_all else values[:, protein.atoms]
 
 
-def _check_attributes(path: Path, attributes: dict[str, Any], temperature_K: float) -> None:
-    for name, unit in (("length_unit", "nm"), ("force_unit", "kJ/mol/nm")):
+def _check_attributes(path: Path, attributes: dict[str, Any], temperature_K: float, forces: bool) -> None:
+    """Raise BadTrajectory for what a file says of itself; of its forces only if they are read."""
+    for name, unit in (("length_unit", "nm"), *([("force_unit", "kJ/mol/nm")] if forces else [])):
         if attributes.get(name, unit) != unit:
             raise BadTrajectory(f"{path.name}: {name} is {attributes[name]!r}; convert to {unit}")
     sampled_K = float(attributes.get("temperature_K", temperature_K))
@@ -195,6 +202,22 @@ def _check_attributes(path: Path, attributes: dict[str, Any], temperature_K: flo
             f"{path.name}: sampled at {sampled_K:g} K, but temperature_K is {temperature_K:g}; "
             "give a trajectory of that temperature, or change temperature_K"
         )
+    if forces and attributes.get("forces") == "mean":
+        raise BadTrajectory(
+            f"{path.name}: its forces are means over runs with the C-alphas held, not those of these positions; give "
+            "instantaneous ones (seed.h5 has them), or use --forces recompute"
+        )
+
+
+def _check_shapes(path: Path, handle: h5py.File, forces: bool) -> None:
+    """Raise BadTrajectory unless there is a force for each position, and a time for each frame."""
+    positions = handle["positions"].shape
+    for name, expected in (("forces", positions), ("time_ps", positions[:1])):
+        if name in handle and (forces or name != "forces") and handle[name].shape != expected:
+            raise BadTrajectory(
+                f"{path.name}: {name} of shape {handle[name].shape}, where positions are {positions}; store "
+                f"{expected}: a force for each position, a time for each frame"
+            )
 
 
 def _check_atom_count(path: Path, found: int, protein: Protein) -> None:
@@ -303,7 +326,7 @@ def _holds_times(path: Path) -> bool:
     if path.suffix in HDF5:
         with h5py.File(path, "r") as handle:
             return "time" in handle
-    return path.suffix in FORMATS_WITH_TIMES
+    return path.suffix in {".xtc", ".trr"}
 
 
 def _check_same_atoms(path: Path, found: mdtraj.Topology, expected: mdtraj.Topology) -> None:

@@ -1,1 +1,1 @@
-"""The coarse-grained potential: a fitted prior plus a SchNet network, and the checkpoint that holds both."""
+"""The coarse-grained potential: a fitted prior plus a network, and the checkpoint that holds both."""

@@ -91,15 +91,15 @@ def new_network(params: NetworkParams, seed: int) -> Network:
         return architecture_of(params).network(params)
 
 
-def initial_potential(prior: Prior, sequence: str, params: NetworkParams, seed: int) -> Potential:
+def initial_potential(prior: Prior, params: NetworkParams, seed: int) -> Potential:
     """Potential before any training: its network is fresh and gives zero, so that it equals the prior."""
-    return Potential(prior, new_network(params, seed), sequence)
+    return Potential(prior, new_network(params, seed))
 
 
 def without_network(prior: Prior) -> Potential:
     """Potential of a prior alone, which simulates fast: its network is small, sees no pair and stays silent."""
     blind = SchNetParams(features=1, blocks=1, radial_functions=2, cutoff_nm=BLIND_nm)
-    return initial_potential(prior, prior.sequence, blind, 0)
+    return initial_potential(prior, blind, 0)
 
 
 def freeze(potential: Potential, device: str = "cpu", filter_intervals: int = 512) -> EnergyModel:

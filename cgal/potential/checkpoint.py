@@ -99,7 +99,7 @@ def load_checkpoint(
         network = together([architecture_of(params).network(params) for _ in range(content.get("members", 1))])
         network.load_state_dict(content["network"])
         prior = Prior(found, content["temperature_K"], priors[found])
-        return Potential(prior, network, found), json.loads(content["metadata"])
+        return Potential(prior, network), json.loads(content["metadata"])
     except (KeyError, TypeError, ValueError, RuntimeError, ValidationError) as error:
         raise _damaged(path, error) from None
 

@@ -9,9 +9,9 @@ from jaxtyping import Float32, Float64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cgal.files import atomic_write
+from cgal.figures import MODEL, REFERENCE, TRAINING, save_figure
 from cgal.params import PriorParams
-from cgal.potential.geometry import dihedral_angles, internal_coordinates, pair_distances
+from cgal.potential.geometry import dihedral_angles, in_batches, internal_coordinates, pair_distances
 from cgal.potential.prior import Prior, inverted_dihedrals
 from cgal.units import thermal_energy_kJ_per_mol
 
@@ -30,11 +30,11 @@ def plot_prior(
     folder: Path,
     params: PriorParams,
     weights: Weights | None = None,
-) -> tuple[Path, ...]:
+) -> list[Path]:
     """Draw each term's inverted histogram over `positions` [nm] beside the curve that was fitted with these `params`.
 
     Frames count by `weights`, if there are any. Writes prior_bonds.png, prior_angles.png, prior_dihedrals.png and
-    prior_repulsion.png into `folder`; returns them.
+    prior_repulsion.png into `folder`.
     """
     prior = Prior(prior.sequence, prior.temperature_K, prior.state_dict())
     weights = np.ones(len(positions)) if weights is None else weights / weights.mean()
@@ -45,14 +45,7 @@ def plot_prior(
         "prior_dihedrals.png": _plot_dihedrals(prior, dihedral_angles(coordinates), params, weights),
         "prior_repulsion.png": _plot_repulsion(prior, positions),
     }
-    for name, figure in figures.items():
-        with atomic_write(folder / name) as temporary:
-            figure.savefig(temporary, format="png", dpi=150)
-    return tuple(folder / name for name in figures)
-
-
-TRAINING_COLOUR = "#00798c"
-PRIOR_COLOUR = "#d1495b"
+    return [save_figure(figure, folder / name) for name, figure in figures.items()]
 
 
 def _plot_bonds(prior: Prior, bonds_nm: Float64[np.ndarray, "frames bonds"], weights: Weights) -> Figure:
@@ -92,7 +85,7 @@ def _plot_dihedrals(
         torch.from_numpy(np.sin(grid))[:, None].expand(-1, dihedrals_rad.shape[1]),
     ).numpy()
     for term, axis in enumerate(axes):
-        axis.plot(np.degrees(centres), inverted[term] - inverted[term].min(), ".", color=TRAINING_COLOUR, markersize=3)
+        axis.plot(np.degrees(centres), inverted[term] - inverted[term].min(), ".", color=TRAINING, markersize=3)
         _curve(axis, np.degrees(grid), curves[:, term] - curves[:, term].min())
         axis.set_xticks([-180, -90, 0, 90, 180])
         _name(axis, prior.sequence, term, 4)
@@ -100,24 +93,26 @@ def _plot_dihedrals(
 
 
 def _plot_repulsion(prior: Prior, positions: Float32[np.ndarray, "frames beads 3"]) -> Figure:
-    distances = pair_distances(torch.from_numpy(positions), 3).double().numpy().ravel()
+    edges = np.linspace(0.25, 1.2, 81).tolist()
+    batches = in_batches(torch.from_numpy(positions))
+    counts = np.sum([np.histogram(pair_distances(batch, 3).double().numpy(), edges)[0] for batch in batches], axis=0)
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axis = figure.subplots()
     grid = np.linspace(0.25, 1.2, 300)
     axis.hist(
-        distances,
-        bins=80,
-        range=(0.25, 1.2),
+        edges[:-1],
+        bins=edges,
+        weights=counts,
         density=True,
-        color=TRAINING_COLOUR,
+        color=TRAINING,
         alpha=0.6,
         label="training frames, |i-j| >= 3",
     )
-    axis.axvline(float(prior.repulsion_radius_nm), color="#222222", linestyle=":", label="repulsion radius")
+    axis.axvline(float(prior.repulsion_radius_nm), color=REFERENCE, linestyle=":", label="repulsion radius")
     axis.set(xlabel="CA-CA distance [nm]", ylabel="density [1/nm]", xlim=(0.25, 1.2))
     energy_axis = axis.twinx()
     energies = prior._repulsion_energies(torch.from_numpy(grid)).numpy()
-    energy_axis.plot(grid, energies, color=PRIOR_COLOUR, label="prior")
+    energy_axis.plot(grid, energies, color=MODEL, label="prior")
     energy_axis.set(ylabel="prior energy of a pair [kJ/mol]", ylim=(0, 20))
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
@@ -153,11 +148,11 @@ def _inverted_points(
     seen = counts > 0
     energies = -thermal_energy_kJ_per_mol(temperature_K) * np.log(counts[seen] / counts.max())
     centres = (edges[1:] + edges[:-1])[seen] / 2
-    axis.plot(scale * centres, energies, ".", color=TRAINING_COLOUR, markersize=3)
+    axis.plot(scale * centres, energies, ".", color=TRAINING, markersize=3)
 
 
 def _curve(axis: Axes, grid: Float64[np.ndarray, " points"], energies: Float64[np.ndarray, " points"]) -> None:
-    axis.plot(grid, energies, color=PRIOR_COLOUR, linewidth=1.2)
+    axis.plot(grid, energies, color=MODEL, linewidth=1.2)
     axis.set_ylim(-1, 16)
     axis.tick_params(labelsize=7)
 

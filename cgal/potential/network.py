@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from cgal.deferred import defer
 from cgal.params import NetworkParams
 from cgal.potential.geometry import pairs
 from cgal.residues import RESIDUE_NAMES
@@ -22,6 +23,8 @@ __all__ = [
     "flat_pairs",
     "new_readout",
 ]
+
+defer("schnetpack")
 
 AMINO_ACIDS = "".join(sorted(RESIDUE_NAMES))
 """Order of the bead types."""
@@ -68,7 +71,7 @@ def flat_pairs(frames: int, beads: int, device: torch.device) -> FlatPairs:
 
 def new_readout(features: int) -> nn.Sequential:
     """Layers from the features of a bead to its energy [`ENERGY_SCALE_kJ_per_mol`]; the last one starts at zero."""
-    from schnetpack.nn import Dense, shifted_softplus  # takes 10 s: only where needed
+    from schnetpack.nn import Dense, shifted_softplus  # takes a second: only where needed
 
     return nn.Sequential(
         Dense(features, features, activation=shifted_softplus),

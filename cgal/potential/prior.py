@@ -22,7 +22,7 @@ from cgal.errors import BadCheckpoint, EmptyTrajectory
 from cgal.frames import check_sequence
 from cgal.params import PriorParams
 from cgal.potential.dihedral_couplings import coupling_energies
-from cgal.potential.geometry import dihedral_angles, internal_coordinates, pair_distances
+from cgal.potential.geometry import dihedral_angles, in_batches, internal_coordinates, pair_distances
 from cgal.potential.pair_splines import spline_energies
 from cgal.units import thermal_energy_kJ_per_mol
 
@@ -111,6 +111,9 @@ class Prior(nn.Module):
 
     def forces(self, positions: Float[Tensor, "frames beads 3"]) -> Float[Tensor, "frames beads 3"]:
         """Give the forces [kJ/mol/nm], minus the gradient of the energy."""
+        return torch.cat([self._forces(batch) for batch in in_batches(positions)])
+
+    def _forces(self, positions: Tensor) -> Tensor:
         with torch.enable_grad():
             at = positions.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.energy(at).sum(), at)
@@ -206,7 +209,7 @@ def inverted_dihedrals(
     energy_kJ_per_mol: float,
     bins: int,
     floor: float,
-    weights: Float64[np.ndarray, " frames"] | None = None,
+    weights: Float64[np.ndarray, " frames"] | None,
 ) -> tuple[Float64[np.ndarray, " bins"], Float64[np.ndarray, "dihedrals bins"]]:
     """Bin centres [rad] and -k_B T ln p [kJ/mol] of each dihedral, `floor` added to the probability of each bin.
 
@@ -219,5 +222,11 @@ def inverted_dihedrals(
 
 
 def _repulsion_radius(positions: Float32[np.ndarray, "frames beads 3"], params: PriorParams) -> float:
-    distances = pair_distances(torch.from_numpy(positions), 3).double().numpy()
-    return min(float(np.quantile(distances, params.repulsion_quantile)), params.maximum_repulsion_radius_nm)
+    """Least of the bound and the quantile; of all distances the shortest alone are kept, as many as it needs."""
+    beads = positions.shape[1]
+    rank = params.repulsion_quantile * (len(positions) * (beads - 3) * (beads - 2) // 2 - 1)
+    below, shortest = int(rank), np.zeros(0, dtype=np.float32)
+    for batch in in_batches(torch.from_numpy(positions)):
+        shortest = np.sort(np.append(shortest, pair_distances(batch, 3).numpy()))[: below + 2]
+    quantile = float(np.quantile(shortest[below:].astype(np.float64), rank - below))
+    return min(quantile, params.maximum_repulsion_radius_nm)

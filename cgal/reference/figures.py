@@ -8,15 +8,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cgal.benchmark.observables import in_records
-from cgal.files import atomic_write
+from cgal.figures import ACCENT, MODEL, REFERENCE, TRAINING, save_figure
 from cgal.params import ReferenceParams
 from cgal.reference.analysis import Analysis
 from cgal.reference.msm import ChapmanKolmogorov
 
 __all__ = ["plot_floor", "plot_reference"]
 
-REFERENCE, MODEL, TRAINING, GAP = "#222222", "#d1495b", "#00798c", "#edae49"
-COLOURS = (REFERENCE, TRAINING, MODEL, GAP)
+COLOURS = (REFERENCE, TRAINING, MODEL, ACCENT)
 RMSD_BINS = 80
 COLUMNS = 8
 
@@ -24,10 +23,10 @@ COLUMNS = 8
 def plot_reference(analysis: Analysis, params: ReferenceParams, folder: Path) -> list[Path]:
     """Draw `timescales.png`, `chapman_kolmogorov.png`, `populations.png` and `trajectories.png`."""
     return [
-        _save(_timescales(analysis), folder / "timescales.png"),
-        _save(_chapman_kolmogorov(analysis.chapman_kolmogorov), folder / "chapman_kolmogorov.png"),
-        _save(_populations(analysis, params), folder / "populations.png"),
-        _save(_trajectories(analysis, params), folder / "trajectories.png"),
+        save_figure(_timescales(analysis), folder / "timescales.png"),
+        save_figure(_chapman_kolmogorov(analysis.chapman_kolmogorov), folder / "chapman_kolmogorov.png"),
+        save_figure(_populations(analysis, params), folder / "populations.png"),
+        save_figure(_trajectories(analysis, params), folder / "trajectories.png"),
     ]
 
 
@@ -56,7 +55,7 @@ def plot_floor(floors: Sequence[Mapping[str, Any]], mode: str, folder: Path) -> 
         empty.axis("off")
     panels[-1].legend(*panels[0].get_legend_handles_labels(), loc="center", frameon=False)
     figure.suptitle(f"Reference against itself, halves by trajectory ({mode} W$_1$)", fontsize=11)
-    return [_save(figure, folder / "floor.png")]
+    return [save_figure(figure, folder / "floor.png")]
 
 
 def _timescales(analysis: Analysis) -> Figure:
@@ -117,7 +116,7 @@ def _populations(analysis: Analysis, params: ReferenceParams) -> Figure:
     )
     panel.stairs(weighted, edges, color=REFERENCE, fill=True, alpha=0.15)
     panel.stairs(weighted, edges, color=REFERENCE, label="in equilibrium (Markov model)")
-    panel.stairs(plain, edges, color=GAP, label="as sampled")
+    panel.stairs(plain, edges, color=ACCENT, label="as sampled")
     _mark_thresholds(panel.axvline, params)
     folded = analysis.folded
     panel.set_title(f"folded: {folded.value:.2f} [{folded.low:.2f}, {folded.high:.2f}]", fontsize=11)
@@ -153,10 +152,3 @@ def _trajectories(analysis: Analysis, params: ReferenceParams) -> Figure:
 def _mark_thresholds(draw: Callable[..., Any], params: ReferenceParams) -> None:
     draw(params.folded_nm, color=TRAINING, linestyle="--", linewidth=0.8)
     draw(params.unfolded_nm, color=MODEL, linestyle="--", linewidth=0.8)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    """Write a PNG atomically; same figure, same bytes."""
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
-    return path

@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float64, Int32, Int64
 from cgal.errors import SamplingError
 from cgal.frames import CGTrajectory
 from cgal.params import ReferenceParams
-from cgal.progress import Progress, silent
 from cgal.randomness import derive_generator, derive_seed
 from cgal.reference.sampling import bead_distances
 from cgal.reversible import fit_reversible
@@ -197,14 +196,7 @@ def weigh(trajectory: CGTrajectory, params: ReferenceParams, *, seed: int) -> CG
     return replace(trajectory, weights=frame_weights(fit_msm(discrete, params.lag_ps), discrete))
 
 
-def implied_timescales(
-    discrete: DiscreteTrajectories,
-    *,
-    processes: int,
-    samples: int,
-    seed: int,
-    progress: Progress = silent,
-) -> Timescales:
+def implied_timescales(discrete: DiscreteTrajectories, *, processes: int, samples: int, seed: int) -> Timescales:
     """Timescales at ten lags from two frames to half of the longest trajectory; they level off where a lag suffices.
 
     A lag at which no two states are connected leaves NaN.
@@ -213,7 +205,6 @@ def implied_timescales(
     lags = np.unique(np.geomspace(SHORTEST_LAG_FRAMES, max(longest, SHORTEST_LAG_FRAMES + 1), LAGS).round().astype(int))
     value, low, high = (np.full((len(lags), processes), np.nan) for _ in range(3))
     for k, lag in enumerate(lags):
-        progress(k, len(lags), f"timescales at a lag of {lag * discrete.spacing_ps:g} ps")
         lag_ps = float(lag * discrete.spacing_ps)
         model = _fit_if_connected(discrete, lag_ps)
         if model is None:

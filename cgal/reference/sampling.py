@@ -25,17 +25,16 @@ from jaxtyping import Float32, Float64, Int64, Shaped
 
 from cgal.all_atom.dynamics import AtomRun, Moment
 from cgal.all_atom.force_field import build_system, choose_platform, read_structure
+from cgal.all_atom.oracle import bead_forces
 from cgal.all_atom.solvation import solvated
 from cgal.all_atom.soundness import cis_peptide_bonds, faults
 from cgal.all_atom.workers import Announce, FanOut, run_in_processes
 from cgal.errors import BadFile, BadParams, Diverged, SamplingError
 from cgal.files import read_json, write_json
-from cgal.frames import AtomFrames, CGTrajectory, LabelledFrames, alpha_carbons, read_pdb_text, sequence_of
+from cgal.frames import CGTrajectory, LabelledFrames, alpha_carbons, read_pdb_text, sequence_of
 from cgal.hdf5 import Hdf5Record, stored
 from cgal.params import ForceFieldParams, ReferenceParams
 from cgal.progress import Progress, silent
-from cgal.projection.clusters import constrained_clusters
-from cgal.projection.local_frames import project_in_local_frames
 from cgal.randomness import derive_seed
 
 __all__ = [
@@ -434,19 +433,12 @@ def _run_segment(task: tuple[int, int], attempt: int, announce: Announce, *, rec
     params = recipe.params
     count, stride = round(params.segment_ps / params.spacing_ps), recipe.steps(params.spacing_ps)
     moments = list(_moments(run, count, stride))
-    frames = AtomFrames(
-        recipe.structure,
-        np.array([moment.positions for moment in moments], dtype=np.float32),
-        np.array([moment.forces for moment in moments], dtype=np.float32),
-        np.full(count, trajectory, dtype=np.int32),
-        params.spacing_ps * np.arange(1, count + 1),
-        {"forces": "instantaneous"},
-    )
+    positions = np.array([moment.positions for moment in moments], dtype=np.float32)
     _Segment(
-        frames.positions[:, alpha_carbons(frames.topology)],
+        positions[:, alpha_carbons(read_pdb_text(recipe.structure).topology)],
         PhasePoint(*run.phase_point()),
         begin.digest,
-        project_in_local_frames(frames, constrained_clusters(frames.topology)),
+        bead_forces(recipe.structure, moments),
     ).save(recipe.segment(trajectory, index))
 
 

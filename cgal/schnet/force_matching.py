@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from cgal.potential.force_matching import ParallelMap
-from cgal.potential.geometry import pair_distances, pairs
+from cgal.potential.geometry import in_batches, pair_distances, pairs
 from cgal.projection.bonds import weigh_bonds
 from cgal.schnet import pair_kernels, pair_sums
 from cgal.schnet.network import CGSchNet
@@ -177,12 +177,13 @@ def _grid(network: CGSchNet, positions: Sequence[Float[Tensor, "_ _ 3"]]) -> Gri
     """Grid over the distances that occur, but for those beyond the cutoff."""
     radial_basis: Any = network.representation.radial_basis
     cutoff_nm, spacing_nm = network.params.cutoff_nm, float(radial_basis.widths[0]) / KNOTS_PER_WIDTH
-    distances = [pair_distances(frames, 1) for frames in positions if len(frames)]
-    start_nm = min(float(each.min()) for each in distances)
-    end_nm = min(max(float(each.max()) for each in distances), cutoff_nm)
+    batches = [batch for frames in positions if len(frames) for batch in in_batches(frames)]
+    ranges = [torch.aminmax(pair_distances(batch, 1)) for batch in batches]
+    start_nm = min(float(each.min) for each in ranges)
+    end_nm = min(max(float(each.max) for each in ranges), cutoff_nm)
     intervals = max(1, ceil((end_nm - start_nm) / spacing_nm))
     return Grid(
-        start_nm, spacing_nm, intervals, cutoff_nm, torch.from_numpy(lagrange(spacing_nm)).to(distances[0].device)
+        start_nm, spacing_nm, intervals, cutoff_nm, torch.from_numpy(lagrange(spacing_nm)).to(batches[0].device)
     )
 
 

@@ -14,10 +14,7 @@ from cgal.schnet.chain_kernels import bend_terms, pair_terms
 from cgal.schnet.kernel_types import ZERO, Chain, Committee, Langevin, Layers, Near, Network
 from cgal.schnet.network_kernels import backward, clear, copy, forward, push, transpose
 
-__all__ = ["CAUSES", "Chain", "Committee", "Langevin", "advance", "evaluate"]
-
-CAUSES = ("completed", "exploded", "imploded", "not finite")
-"""What `ReplicaFate.cause` may say; arrays of causes hold the index."""
+__all__ = ["Chain", "Committee", "Langevin", "advance", "evaluate"]
 
 
 @compiled
@@ -131,7 +128,7 @@ def _take_forces(
 
 @inlined
 def _diagnose(positions: Float32[np.ndarray, "beads 3"], closest_nm2: np.float32, langevin: Langevin) -> int:
-    """Index into `CAUSES`, 0 for a sound chain."""
+    """Index into `cgal.simulation.langevin.CAUSES`, 0 for a sound chain."""
     found = 2 if closest_nm2 < langevin.minimum_distance_nm * langevin.minimum_distance_nm else 0
     for bead in range(len(positions)):
         square = ZERO

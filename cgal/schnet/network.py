@@ -28,7 +28,7 @@ class CGSchNet(Network):
     """
 
     def __init__(self, params: SchNetParams) -> None:
-        from schnetpack.nn import CosineCutoff, GaussianRBF  # takes 10 s: only where needed
+        from schnetpack.nn import CosineCutoff, GaussianRBF  # takes a second: only where needed
         from schnetpack.representation import SchNet
 
         super().__init__()

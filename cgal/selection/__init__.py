@@ -1,6 +1,6 @@
 """Which simulated frames are worth an oracle call: one strategy per file, behind one signature."""
 
-from cgal.selection.acquisition import Acquisition, Finding, acquire, acquire_jointly, measure_pool, select
+from cgal.selection.acquisition import Acquisition, Finding, acquire, measure_pool, select
 from cgal.selection.committee import Committee
 from cgal.selection.figures import plot_selection
 from cgal.selection.nearest import nearest_rmsd_nm
@@ -12,7 +12,6 @@ __all__ = [
     "Finding",
     "Selection",
     "acquire",
-    "acquire_jointly",
     "measure_pool",
     "nearest_rmsd_nm",
     "plot_selection",

@@ -19,7 +19,7 @@ from cgal.selection.nearest import nearest_rmsd_nm
 from cgal.selection.picks import Candidates, Selection
 from cgal.selection.pool import Picks, Pool, Strategy, drop_reasons
 
-__all__ = ["Acquisition", "Finding", "acquire", "acquire_jointly", "measure_pool", "select", "strategy_of"]
+__all__ = ["Acquisition", "Finding", "acquire", "measure_pool", "select", "strategy_of"]
 
 
 def strategy_of(name: str) -> Strategy:
@@ -63,30 +63,13 @@ class Finding:
 
 
 def acquire(
-    pool: Pool,
-    campaign: CampaignParams,
-    round_index: int,
-    w1: Mapping[str, float],
-    *,
-    affordable: int,
-    earlier: Sequence[RoundOutcome],
-    seed: int,
-) -> Acquisition:
-    """Decide whether the campaign goes on, and pick the frames of the next labels if it does.
-
-    `w1` is the round's TICA W1 with `low` and `high`, `earlier` what the rounds before found, `affordable` the picks
-    that the budget pays for (`cgal.selection.closing`).
-    """
-    return acquire_jointly([Finding(pool, w1, earlier, seed)], campaign, round_index, affordable=affordable)[0]
-
-
-def acquire_jointly(
     findings: Sequence[Finding], campaign: CampaignParams, round_index: int, *, affordable: int
 ) -> list[Acquisition]:
-    """Decide as `acquire` for all proteins of a campaign, in order: it goes on while one of them asks for labels.
+    """Decide whether the campaign goes on, and pick the frames of the next labels if it does, for each of its proteins.
 
-    `affordable` is the picks that the budget pays for in all; they are divided by the candidates that are uncovered
-    (`shares`). A round without a pick is the last one too: covered, or too much of it was dropped to say so.
+    It goes on while one protein asks for labels. `affordable` is the picks that the budget pays for in all
+    (`cgal.selection.closing`); they are divided by the candidates that are uncovered (`shares`). A round without a pick
+    is the last one too: covered, or too much of it was dropped to say so.
     """
     outcomes = [each.outcome for each in findings]
     closing = joint_reason(

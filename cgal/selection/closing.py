@@ -21,7 +21,7 @@ def affordable_picks(params: CampaignParams, wanted: int, *, spent_steps: int, s
 
     All of them without a budget and a cut. With cuts the budget is the last of them, and none is beyond it.
     """
-    budget = _budget(params)
+    budget = params.limit_steps
     limits = [limit for limit in (*params.cut_steps, budget) if 0 < limit <= budget]
     if not limits:
         return wanted
@@ -43,7 +43,7 @@ def closing_reason(
     if round_index >= params.rounds:
         return f"rounds: all {params.rounds} acquisition rounds are done"
     if affordable == 0:
-        return f"budget: what is left of {_budget(params)} all-atom steps pays for no further label"
+        return f"budget: what is left of {params.limit_steps} all-atom steps pays for no further label"
     return _converged(params, outcomes[-params.stop_rounds :], outcomes[-2:])
 
 
@@ -100,11 +100,6 @@ def w1_change(before: RoundOutcome, after: RoundOutcome) -> tuple[float, float]:
     down = math.hypot(after.w1 - after.low, before.high - before.w1)
     up = math.hypot(after.high - after.w1, before.w1 - before.low)
     return change - down, change + up
-
-
-def _budget(params: CampaignParams) -> int:
-    """All-atom steps that labels may take in all; 0: no limit."""
-    return params.budget_steps or max(params.cut_steps, default=0)
 
 
 def _converged(params: CampaignParams, recent: Sequence[RoundOutcome], pair: Sequence[RoundOutcome]) -> str:

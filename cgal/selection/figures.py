@@ -8,13 +8,11 @@ from jaxtyping import Float64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cgal.files import atomic_write
+from cgal.figures import ACCENT, MODEL, REFERENCE, TRAINING, save_figure
 from cgal.selection.committee import Calibration
 from cgal.selection.picks import Selection
 
 __all__ = ["plot_selection"]
-
-REFERENCE, MODEL, TRAINING, PICKED = "#222222", "#d1495b", "#00798c", "#edae49"
 
 BINS = 50
 """Of the histogram of nearest-training RMSD."""
@@ -23,7 +21,7 @@ GROUPS = 8
 """Of held-out frames by disagreement, whose errors are averaged."""
 
 
-def plot_selection(selection: Selection, folder: Path) -> Path:
+def plot_selection(selection: Selection, folder: Path) -> list[Path]:
     """Draw `selection.png`: what simulation and training set cover, what is new, what was picked, and of whose advice.
 
     Left: RMSD histograms of simulation and training set, and their gap. Right: how far the candidates are from the
@@ -42,10 +40,7 @@ def plot_selection(selection: Selection, folder: Path) -> Path:
         _draw_calibration(axes["calibration"], selection.calibration)
         _draw_disagreement(axes["disagreement"], selection)
     figure.suptitle(_title(selection), fontsize="medium")
-    path = folder / "selection.png"
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-    return path
+    return [save_figure(figure, folder / "selection.png")]
 
 
 def _title(selection: Selection) -> str:
@@ -66,8 +61,8 @@ def _draw_shares(axes: Axes, selection: Selection) -> None:
 
 def _draw_gap(axes: Axes, selection: Selection) -> None:
     coverage = selection.coverage
-    axes.stairs(coverage.gap, coverage.edges, fill=True, color=PICKED, alpha=0.35)
-    axes.stairs(coverage.gap, coverage.edges, color=PICKED, linewidth=1.5, label="simulation - training")
+    axes.stairs(coverage.gap, coverage.edges, fill=True, color=ACCENT, alpha=0.35)
+    axes.stairs(coverage.gap, coverage.edges, color=ACCENT, linewidth=1.5, label="simulation - training")
     axes.axhline(0.0, color=REFERENCE, linewidth=0.8)
     _draw_picks(axes, selection.rmsd_nm, coverage.gap[coverage.bin_of(selection.rmsd_nm)])
     axes.margins(y=0.15)
@@ -126,7 +121,7 @@ def _draw_disagreement(axes: Axes, selection: Selection) -> None:
 
 def _draw_picks(axes: Axes, x: Float64[np.ndarray, " picked"], y: Float64[np.ndarray, " picked"]) -> None:
     if len(x):
-        axes.plot(x, y, "v", color=REFERENCE, markerfacecolor=PICKED, markersize=6, label="picked frames")
+        axes.plot(x, y, "v", color=REFERENCE, markerfacecolor=ACCENT, markersize=6, label="picked frames")
 
 
 def _visited_range(selection: Selection) -> tuple[float, float]:

@@ -1,13 +1,15 @@
 """Simulated frames for other programs."""
 
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import mdtraj
 import numpy as np
 
 from cgal.errors import BadFile, BadTrajectory, EmptyTrajectory
-from cgal.files import atomic_write, write_text
+from cgal.files import atomic_write
 from cgal.frames import CGTrajectory
 
 __all__ = ["export_trajectory"]
@@ -25,9 +27,10 @@ def export_trajectory(
     `together` all replicas follow one another in `run.xtc`, and `run.csv` has replica and time of each frame. XTC keeps
     the time of each frame, DCD the first one and the spacing.
 
-    Raises BadFile for another extension than `.xtc` and `.dcd`, or when a file is there already and `overwrite` is not
-    set; EmptyTrajectory when there is no frame; BadTrajectory for a DCD of frames that are not evenly spaced. Then
-    nothing is written.
+    With `overwrite`, files of further replicas that an export to this name has left go, too. Raises BadFile for another
+    extension than `.xtc` and `.dcd`, when a file is there already and `overwrite` is not set, or none can be written;
+    EmptyTrajectory when there is no frame; BadTrajectory for a DCD of frames that are not evenly spaced. Then nothing
+    is written.
     """
     if path.suffix not in WRITERS:
         raise BadFile(f"{path}: can export to {' or '.join(WRITERS)} only; change the extension")
@@ -36,22 +39,31 @@ def export_trajectory(
     topology, table = path.with_suffix(".pdb"), path.with_suffix(".csv")
     parts = {path: trajectory} if together else dict(_replicas(trajectory, path))
     written = [*parts, *([table] if together else []), topology]
-    _require_free(written, overwrite)
+    others = [] if together else [left for left in _left_replicas(path) if left not in parts]
+    _require_free([*written, *others], overwrite)
     if path.suffix == ".dcd" and not together:
         for part in parts.values():
             _spacing_ps(part)
-    for target, part in parts.items():
-        with atomic_write(target) as temporary:
-            WRITERS[path.suffix](part, temporary)
-    if together:
-        write_text(table, _table(trajectory))
-    _write_pdb(trajectory, topology)
+    with ExitStack() as stack:  # all of them aside, then each in its place
+        for target, part in parts.items():
+            WRITERS[path.suffix](part, stack.enter_context(atomic_write(target)))
+        if together:
+            stack.enter_context(atomic_write(table)).write_text(_table(trajectory))
+        _write_pdb(trajectory, stack.enter_context(atomic_write(topology)))
+    for left in others:
+        left.unlink()
     return written
 
 
 def _replicas(trajectory: CGTrajectory, path: Path) -> Iterator[tuple[Path, CGTrajectory]]:
     for replica in np.unique(trajectory.replica):
         yield path.with_stem(f"{path.stem}-{replica:03d}"), trajectory.take(trajectory.replica == replica)
+
+
+def _left_replicas(path: Path) -> list[Path]:
+    """Files that are named as replicas of an export to this path are."""
+    name = re.compile(rf"{re.escape(path.stem)}-\d{{3}}{re.escape(path.suffix)}")
+    return [found for found in path.parent.glob("*") if name.fullmatch(found.name)]
 
 
 def _require_free(paths: Sequence[Path], overwrite: bool) -> None:
@@ -106,16 +118,13 @@ def _table(trajectory: CGTrajectory) -> str:
 def _write_pdb(trajectory: CGTrajectory, path: Path) -> None:
     """First frame, with the bonds between beads: mdtraj leaves those of amino acids out, and viewers find none."""
     frame: mdtraj.Trajectory = trajectory.take(np.array([0])).to_mdtraj()
-    with atomic_write(path) as temporary:
-        frame.save_pdb(str(temporary))
-        lines = temporary.read_text().splitlines()
-        serials = [int(line[6:11]) for line in lines if line.startswith("ATOM")]
-        neighbours = (
-            [*serials[max(bead - 1, 0) : bead], *serials[bead + 1 : bead + 2]] for bead in range(len(serials))
-        )
-        bonds = [
-            f"CONECT{serial:5d}" + "".join(f"{other:5d}" for other in others)
-            for serial, others in zip(serials, neighbours, strict=True)
-        ]
-        end = next(number for number, line in enumerate(lines) if line.startswith("END") and "MDL" not in line)
-        temporary.write_text("\n".join([*lines[:end], *bonds, *lines[end:]]) + "\n")
+    frame.save_pdb(str(path))
+    lines = path.read_text().splitlines()
+    serials = [int(line[6:11]) for line in lines if line.startswith("ATOM")]
+    neighbours = ([*serials[max(bead - 1, 0) : bead], *serials[bead + 1 : bead + 2]] for bead in range(len(serials)))
+    bonds = [
+        f"CONECT{serial:5d}" + "".join(f"{other:5d}" for other in others)
+        for serial, others in zip(serials, neighbours, strict=True)
+    ]
+    end = next(number for number, line in enumerate(lines) if line.startswith("END") and "MDL" not in line)
+    path.write_text("\n".join([*lines[:end], *bonds, *lines[end:]]) + "\n")

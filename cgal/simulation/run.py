@@ -101,9 +101,7 @@ def with_spread(trajectory: CGTrajectory, potential: EnergyModel, params: Dynami
     device, frames = str(potential.types.device), torch.from_numpy(trajectory.positions)
     forces = []
     for member in members:
-        model = freeze(
-            Potential(potential.prior, member, potential.sequence).to(device), device, params.filter_intervals
-        )
+        model = freeze(Potential(potential.prior, member).to(device), device, params.filter_intervals)
         batches = [model.energy_and_forces(batch.to(device))[1].cpu() for batch in frames.split(SPREAD_BATCH)]
         forces.append(torch.cat(batches).double().numpy())
     return replace(trajectory, spread_of_forces=force_spread(np.stack(forces)))

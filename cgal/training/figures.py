@@ -4,17 +4,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cgal.files import atomic_write
+from cgal.figures import save_figure
 from cgal.training.runs import TrainingResult
 
 __all__ = ["plot_training"]
 
 
-def plot_training(result: TrainingResult, folder: Path) -> tuple[Path, ...]:
-    """Draw training.png in `folder`: what was minimised, on frames trained on and held out; returns its path."""
+def plot_training(result: TrainingResult, folder: Path) -> list[Path]:
+    """Draw training.png in `folder`: what was minimised, on frames trained on and held out."""
     figure = Figure(figsize=(5.5, 4.5), layout="constrained")
     result.draw(figure)
-    path = folder / "training.png"
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-    return (path,)
+    return [save_figure(figure, folder / "training.png")]

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
 from cgal.errors import BadTrajectory, PreflightFailed
+from cgal.figures import ACCENT, MODEL, REFERENCE, TRAINING
 from cgal.frames import LabelledFrames
 from cgal.params import TrainingParams
 from cgal.potential.architectures import architecture_of
@@ -123,14 +124,14 @@ class ForceMatchingResult:
         """Draw force errors and learning rate by epoch."""
         epochs, train_rmse, validation_rmse, rates = np.array(self.history, dtype=float).T
         errors, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        errors.plot(epochs, train_rmse, color="#00798c", label="training")
-        errors.plot(epochs, validation_rmse, color="#d1495b", label="held out")
+        errors.plot(epochs, train_rmse, color=TRAINING, label="training")
+        errors.plot(epochs, validation_rmse, color=MODEL, label="held out")
         prior_rmse = self.validation.prior_rmse_kJ_per_mol_nm
-        errors.axhline(prior_rmse, color="#222222", linestyle=":", label="prior alone, held out")
-        errors.axvline(self.best_epoch, color="#edae49", linewidth=1, label=f"best, epoch {self.best_epoch}")
+        errors.axhline(prior_rmse, color=REFERENCE, linestyle=":", label="prior alone, held out")
+        errors.axvline(self.best_epoch, color=ACCENT, linewidth=1, label=f"best, epoch {self.best_epoch}")
         errors.set(ylabel="force error, rms [kJ/mol/nm]")
         errors.legend(frameon=False, fontsize=8)
-        rate.plot(epochs[1:], rates[1:], color="#222222")
+        rate.plot(epochs[1:], rates[1:], color=REFERENCE)
         rate.set(xlabel="epoch", ylabel="learning rate")
 
 

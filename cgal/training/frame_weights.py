@@ -19,16 +19,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from deeptime.clustering import KMeans
-from deeptime.decomposition import TICA
-from deeptime.markov import TransitionCountModel
 from jaxtyping import Float64, Int64
 
 from cgal.errors import SamplingError
 from cgal.frames import LabelledFrames
 from cgal.params import MarkovParams, TrainingParams
 from cgal.potential.geometry import pair_distances
-from cgal.reversible import fit_reversible
 
 __all__ = ["effective_frames", "weigh_shards"]
 
@@ -60,6 +56,9 @@ def effective_frames(weights: Float64[np.ndarray, " frames"]) -> float:
 
 def _markov(shards: Sequence[LabelledFrames], params: MarkovParams) -> Float64[np.ndarray, " frames"]:
     """Weight of each frame of all shards in order."""
+    from deeptime.clustering import KMeans  # takes seconds: only where needed
+    from deeptime.decomposition import TICA
+
     first, second = np.concatenate([np.zeros((2, 0), dtype=np.int64), *_pairs(shards, params.lag_ps)], axis=1)
     if not len(first):
         raise SamplingError(
@@ -98,6 +97,10 @@ def _shares(
     states: Int64[np.ndarray, " frames"], transitions: Int64[np.ndarray, " pairs"], count: int, forgotten: float
 ) -> Float64[np.ndarray, " states"]:
     """Weight of a frame in each state; states that are not connected to most others keep what they have."""
+    from deeptime.markov import TransitionCountModel  # takes seconds: only where needed
+
+    from cgal.reversible import fit_reversible
+
     counts = np.bincount(transitions, minlength=count**2).reshape(count, count).astype(np.float64)
     matrix = np.eye(count)
     connected, model = fit_reversible(TransitionCountModel(counts))

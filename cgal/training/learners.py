@@ -85,11 +85,11 @@ class NetworkLearner:
 
     def now(self) -> Potential:
         """With the network that the optimiser changes."""
-        return Potential(self._initial.prior, self._now.network, self._initial.sequence).to(self.weights.device)
+        return Potential(self._initial.prior, self._now.network).to(self.weights.device)
 
     def model(self) -> Potential:
         """With the averaged network."""
-        return Potential(self._initial.prior, self._average.network, self._initial.sequence).to(self.weights.device)
+        return Potential(self._initial.prior, self._average.network).to(self.weights.device)
 
     def potential(self, weights: Tensor) -> Potential:
         """With a network of its own."""

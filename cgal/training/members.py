@@ -58,7 +58,7 @@ def train_members(
             )
         )
     network = together([result.potential.network for result in results])
-    potential = Potential(results[0].potential.prior, network, initial.sequence).to(initial.types.device)
+    potential = Potential(results[0].potential.prior, network).to(initial.types.device)
     return MembersResult(potential, tuple(results))
 
 
@@ -68,7 +68,7 @@ def _with_member(initial: Potential, member: int, seed: int) -> Potential:
     if networks == [initial.network] and member == 0:
         return initial
     network = networks[member] if member < len(networks) else new_network(initial.network.params, seed)
-    return Potential(initial.prior, network, initial.sequence).to(initial.types.device)
+    return Potential(initial.prior, network).to(initial.types.device)
 
 
 def _part(progress: Progress, member: int, members: int) -> Progress:

@@ -9,7 +9,7 @@ these are gone, replicas are drawn anew in proportion to their weights.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -29,7 +29,7 @@ class Population:
     """
 
     positions: Float32[np.ndarray, "replicas beads 3"]
-    log_weights: Float64[np.ndarray, " replicas"] = field(default_factory=lambda: np.zeros(0))
+    log_weights: Float64[np.ndarray, " replicas"]
     past: float = 0.0
     past_variance: float = 0.0
 

@@ -33,6 +33,7 @@ from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from cgal.errors import BadParams, BadTrajectory, Diverged, EmptyTrajectory, PreflightFailed
+from cgal.figures import ACCENT, MODEL, REFERENCE
 from cgal.frames import LabelledFrames
 from cgal.params import DynamicsParams, TrainingParams
 from cgal.potential.architectures import without_network
@@ -125,13 +126,13 @@ class RelativeEntropyResult:
         """Draw the held-out change of S with its standard error, and the learning rate, by update."""
         updates, _, change, error, _, _, rates, _ = np.array(self.history, dtype=float).T
         entropy, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        entropy.plot(updates, change, color="#d1495b", label="held out")
-        entropy.fill_between(updates, change - error, change + error, color="#d1495b", alpha=0.25, linewidth=0)
-        entropy.axhline(0.0, color="#222222", linestyle=":", label="as it began")
-        entropy.axvline(self.best.update, color="#edae49", linewidth=1, label=f"best, update {self.best.update}")
+        entropy.plot(updates, change, color=MODEL, label="held out")
+        entropy.fill_between(updates, change - error, change + error, color=MODEL, alpha=0.25, linewidth=0)
+        entropy.axhline(0.0, color=REFERENCE, linestyle=":", label="as it began")
+        entropy.axvline(self.best.update, color=ACCENT, linewidth=1, label=f"best, update {self.best.update}")
         entropy.set(ylabel="change of relative entropy")
         entropy.legend(frameon=False, fontsize=8)
-        rate.plot(updates[1:], rates[1:], color="#222222")
+        rate.plot(updates[1:], rates[1:], color=REFERENCE)
         rate.set(xlabel="update", ylabel="learning rate")
 
 

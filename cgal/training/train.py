@@ -1,4 +1,4 @@
-"""Training by the objective that `training.objective` names."""
+"""Training by the objective that `training.objective` names: `train` of the module of that name, like the one here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,15 +24,7 @@ from cgal.training.runs import NETWORK, TrainingResult, widen
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
-__all__ = ["OBJECTIVES", "fit_rung", "train"]
-
-OBJECTIVES = {
-    "force_matching": "cgal.training.force_matching",
-    "forces_and_noise": "cgal.training.forces_and_noise",
-    "forces_and_populations": "cgal.training.forces_and_populations",
-    "relative_entropy": "cgal.training.relative_entropy",
-}
-"""Module of each `training.objective`, imported when it is asked for; its `train` has the signature of the one here."""
+__all__ = ["fit_rung", "train"]
 
 
 def train(
@@ -59,7 +51,7 @@ def train(
     all others, it is fitted to the forces (`cgal.training.linear`). A network of several proteins has none below it, as
     what it knows is to hold for others.
     """
-    objective = import_module(OBJECTIVES[params.objective]).train
+    objective = import_module(f"cgal.training.{params.objective}").train
     run = partial(train_members, objective, seed=seed, scratch=scratch, progress=progress)
     if not params.linear_rung or {shard.sequence for shard in shards} != {initial.sequence}:
         return run(shards, initial, params, priors=priors)

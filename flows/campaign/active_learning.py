@@ -10,6 +10,8 @@ from flows.campaign.steps import append_task, continue_task, prepare_task, publi
 from flows.terminal import console
 from flows.tracking.process import warm_up
 from flows.versioning import Repository
+from flows.versioning.published_files import bring_outputs
+from flows.versioning.rounds import round_tag
 from flows.workspace import Workspace
 
 __all__ = ["active_learning"]
@@ -26,21 +28,24 @@ def active_learning(root: Path, campaign: str, startup_s: float = 0.0) -> int:
     5. append the labels as shard k + 1, which opens the next round; or stop, when the round's selection found a
        reason to ask for no label (`cgal.selection.closing`).
 
-    A tag that exists means that steps 2 and 3 are done: that is how a killed campaign goes on. `startup_s` is what it
-    took to get here; the first round bears it.
+    A tag that exists means that steps 2 and 3 are done; 4 and 5 get that round's outputs, whatever lies in `round/`. So
+    a killed campaign goes on. `startup_s` is what it took to get here; the first round bears it.
     """
     opened = monotonic() - startup_s
     workspace, repository = Workspace(root), Repository(root)
     repository.require_writable()
+    repository.require_publishable(campaign)
     warm_up(root)
     prepare_task(workspace)(root)
     if workspace.params.campaign.continued_md_steps:
         continue_task(workspace)(root)
     while True:
         k = workspace.round_index
-        if not repository.is_published(campaign, k):
-            opened = _run_and_publish(workspace, k, opened)
-        track_task(k, workspace)(root)
+        if repository.is_published(campaign, k):
+            bring_outputs(repository, round_tag(campaign, k))
+        else:
+            opened = _run_and_publish(workspace, campaign, k, opened)
+        track_task(campaign, k, workspace)(root)
         if closing := workspace.closing_reason():
             console.print(f"The campaign ends here. {closing[0].upper()}{closing[1:]}.")
             return k
@@ -48,7 +53,7 @@ def active_learning(root: Path, campaign: str, startup_s: float = 0.0) -> int:
         console.print(f"[green]✓[/green] append-r{k:03d}: {frames} labelled frames open round {k + 1}")
 
 
-def _run_and_publish(workspace: Workspace, k: int, opened: float) -> float:
+def _run_and_publish(workspace: Workspace, campaign: str, k: int, opened: float) -> float:
     """Run and publish a round, and give the moment up to which its timings go: from `opened`, nothing is left out.
 
     They are published with the round, so what publishing and tracking it takes is the overhead of the next one.
@@ -59,6 +64,6 @@ def _run_and_publish(workspace: Workspace, k: int, opened: float) -> float:
     stages = sum(seconds for stage, seconds in workspace.timings(k).items() if before.get(stage) != seconds)
     closed = monotonic()
     workspace.add_timing(k, "overhead", closed - opened - stages)
-    tag = publish_task(k, workspace)(workspace.root)
+    tag = publish_task(campaign, k, workspace)(workspace.root)
     console.print(f"[green]✓[/green] published {tag} in {monotonic() - closed:.1f} s")
     return closed

@@ -72,7 +72,10 @@ def campaign_closing(repository: Repository, name: str) -> str:
 
 
 def fetch_data(workspace: Workspace, repository: Repository) -> None:
-    """Make sure that each protein's data is there, from the bundled seed if need be; raises BadFile otherwise."""
+    """Make sure that each protein's data is there, from the bundled seed or the campaign's last round if need be.
+
+    Raises BadFile when it is not.
+    """
     refusals = Refusals()
     for part in workspace.parts:
         with refusals.gathered():
@@ -83,8 +86,13 @@ def fetch_data(workspace: Workspace, repository: Repository) -> None:
 def _fetch_data(workspace: Workspace, repository: Repository) -> None:
     settle_folder(workspace.data)
     protein = workspace.data.name
-    if not workspace.data.is_dir() and repository.dvc.has_pointer(protein):
-        repository.dvc.pull_bundled(protein)
+    if not workspace.data.is_dir():
+        if repository.dvc.is_bundled(protein):
+            repository.dvc.pull_bundled(protein)
+        else:
+            rounds = repository.published(workspace.params.campaign.name)
+            if rounds and protein in rounds[-1].proteins:
+                repository.checkout_round(rounds[-1].tag)
     for name, command in MADE_BY.items():
         if not (workspace.data / name).is_file():
             raise BadFile(
@@ -136,7 +144,7 @@ def _go_to_last_round(workspace: Workspace, repository: Repository, state: Campa
                     f"start it with 'cgal run --new {state.name}', or set campaign.name back"
                 )
         return
-    if any(
+    if not prepared or any(
         manifest.campaign != state.name or round_index(manifest) < state.last_published
         for manifest in manifests.values()
     ):
@@ -146,11 +154,14 @@ def _go_to_last_round(workspace: Workspace, repository: Repository, state: Campa
 def change_params(path: Path, changes: Mapping[str, Any], text: str | None = None) -> None:
     """Change values of a `params.yaml`, or of another `text` that takes its place, comments kept.
 
-    Raises BadParams, and leaves the file as it was, when a value is wrong.
+    A file whose place is taken and that is in no commit is kept in `.cgal/saved/`. Raises BadParams, and leaves the
+    file as it was, when a value is wrong.
     """
     content = _round_trip().load(path.read_text() if text is None else text)
     check_params(merged(content, changes), path)
     _assign(content, changes)
+    if text is not None and path.is_file() and (saved := Repository(path.parent).keep_unsaved(path.name)):
+        console.print(f"[yellow]![/yellow] {path} had changes that are in no commit: they are kept in {saved}")
     with atomic_write(path) as temporary:
         _round_trip().dump(content, temporary)
 

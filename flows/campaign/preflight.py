@@ -1,12 +1,14 @@
 """What can be refused before any work begins: each check is quick, and `Refusals` tells all that fail at once."""
 
+from pathlib import Path
+
 import numpy as np
 from jaxtyping import Shaped
 
 from cgal.benchmark.lag import lag_frames
 from cgal.dataset import labelled_seed
-from cgal.errors import BadParams, BadTrajectory, Refusals
-from cgal.files import read_json
+from cgal.errors import BadParams, BadTrajectory, DatasetChanged, Refusals
+from cgal.files import read_json, sha256
 from cgal.frames import AtomFrames, CGTrajectory, alpha_carbons, read_pdb_text, rmsd_nm, sequence_of
 from cgal.params import Params
 from cgal.simulation.starts import read_starts
@@ -20,6 +22,7 @@ from flows.workspace import Workspace
 
 __all__ = [
     "last_rounds",
+    "require_own_reference",
     "require_replaceable",
     "require_repository",
     "require_runnable",
@@ -32,11 +35,12 @@ BEYOND = 0.05
 
 
 def require_runnable(workspace: Workspace) -> None:
-    """Raise BadStructure, BadParams, BadTrajectory or EmptyTrajectory when a campaign would fail later for its data.
+    """Raise a CgalError when a campaign would fail later for its data, or be measured against another's.
 
-    Its structure must be one that the force field knows, its seed enough to train on and to hold out, its reference
-    longer and denser than the lag of the benchmark's TICA, and both within `selection.cutoff_nm` but for a few frames;
-    of several proteins each its own, and no two of one sequence. Raises Refused when several things are to be mended.
+    Its structure must be one that the force field knows, its seed enough to train on and to hold out, its reference of
+    the same temperature, longer and denser than the lag of the benchmark's TICA, and both within `selection.cutoff_nm`
+    but for a few frames; of several proteins each its own, and no two of one sequence. Raises Refused when several
+    things are to be mended.
     """
     params, refusals = workspace.params, Refusals()
     with refusals.gathered():
@@ -45,19 +49,42 @@ def require_runnable(workspace: Workspace) -> None:
         _require_weighable(params)
     for part in workspace.parts:
         with refusals.gathered():
+            require_own_reference(part.data, params.temperature_K)
+        with refusals.gathered():
             require_sound_structure(part)
             _require_within_cutoff(part)
         with refusals.gathered():
             require_enough(_training_trajectories(part), params.training)
         if params.simulation.starts == "given":
             with refusals.gathered():
-                read_starts(
-                    part.data / params.simulation.starts_file, sequence_of(read_pdb_text(part.structure).topology)
-                )
+                sequence = sequence_of(read_pdb_text(part.structure).topology)
+                read_starts(part.data / params.simulation.starts_file, sequence, params.simulation)
         with refusals.gathered():
             lag_frames(CGTrajectory.load(part.data / "reference.h5"), params.benchmark.tica_lag_ps)
     refusals.tell()
     _require_different(workspace)
+
+
+def require_own_reference(data: Path, temperature_K: float) -> None:
+    """Raise unless `reference.h5` is what `reference.json`, if it is there, describes, and of this temperature.
+
+    DatasetChanged for other bytes, BadParams for another temperature.
+    """
+    path, note = data / "reference.h5", data / "reference.json"
+    if not (path.is_file() and note.is_file()):
+        return
+    said = read_json(note)
+    if said.get("sha256") not in (None, sha256(path)):
+        raise DatasetChanged(
+            f"{path}: its bytes are not those that reference.json records (SHA-256); restore it with 'dvc checkout "
+            f"--force', or make ('cgal reference {data.name}') or import it again"
+        )
+    sampled_K = float(said.get("temperature_K", temperature_K))
+    if abs(sampled_K - temperature_K) > 0.5:
+        raise BadParams(
+            f"{path}: sampled at {sampled_K:g} K, but temperature_K is {temperature_K:g}: set it to that, or make "
+            f"('cgal reference {data.name}') or import a reference of this temperature"
+        )
 
 
 def _require_backmappers(workspace: Workspace) -> None:

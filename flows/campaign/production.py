@@ -14,15 +14,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from cgal.dataset import load_manifest
-from cgal.errors import BadFile, BadParams, CampaignLocked, CgalError
+from cgal.errors import BadFile, BadParams, CgalError
 from cgal.files import atomic_write, read_json, write_json, write_text
 from cgal.params import Params, SimulationParams, check_params, load_params, merged
 from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
+from flows.campaign.preflight import require_own_reference
 from flows.versioning import PublishedRound, Repository
+from flows.versioning.lock import held
 from flows.versioning.published_files import MODEL, bring_files, find_model
 from flows.workspace import Workspace
 
@@ -90,8 +91,7 @@ def open_production(repository: Repository, tag: str, wish: Wish, folder: Path) 
     source = wish.source(published)
     if wish.prior_alone and protein in published.proteins:
         _require_rung_as_fitted(repository, tag)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _held(folder):
+    with held(folder / ".lock", f"{folder}: another process is at work there; wait for it, or name another --out"):
         note = folder / "production.json"
         if note.is_file() and (found := read_json(note)) != source:
             raise CgalError(f"{folder}: belongs to {_said(found)}, not to {_said(source)}; name another with --out")
@@ -129,11 +129,13 @@ def _said(source: Mapping[str, Any]) -> str:
 def _transfer(source: Workspace, workspace: Workspace, inputs: tuple[str, ...]) -> None:
     """Bring a protein of the project that the round was not trained on, and fit its prior to the frames of its seed.
 
-    Raises BadFile when its seed or its reference is missing, BadParams when its seed is of another temperature.
+    Raises BadFile when its seed, its reference or its frames to start from are missing, BadParams when seed or
+    reference are of another temperature.
     """
     from cgal.interfaces.model import load
     from cgal.training.proteins import load_training_set
 
+    require_own_reference(source.data, workspace.params.temperature_K)
     for name in (*inputs, *([NOTE] if (source.data / NOTE).is_file() else [])):
         _copy(source.data / name, workspace.data / name)
     params = workspace.params
@@ -151,37 +153,25 @@ def _transfer(source: Workspace, workspace: Workspace, inputs: tuple[str, ...]) 
 
 def _take_network_away(workspace: Workspace) -> None:
     potential, metadata = load_checkpoint(workspace.model, sequence=load_manifest(workspace.data).sequence)
-    prior = initial_potential(potential.prior, potential.sequence, potential.network.params, seed=0)
+    prior = initial_potential(potential.prior, potential.network.params, seed=0)
     save_checkpoint(workspace.model, prior, metadata | {"prior_alone": True})
 
 
 def _copy(source: Path, target: Path) -> None:
     if not source.exists():
         protein = source.parent.name
-        raise BadFile(
-            f"{source}: no such file, and a protein that a model is carried to needs a seed (for its prior) and a "
-            f"reference: 'cgal seed {protein}', 'cgal reference {protein}'"
+        needed = (
+            "a protein that a model is carried to needs a seed (for its prior) and a reference: "
+            f"'cgal seed {protein}', 'cgal reference {protein}'"
+            if source.name in INPUTS
+            else f"the round's simulation.starts is 'given': put frames of {protein} to start from there"
         )
+        raise BadFile(f"{source}: no such file, and {needed}")
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True)
         return
     with atomic_write(target) as temporary:
         shutil.copyfile(source, temporary)
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise CampaignLocked(
-            f"{folder}: another process is at work there; wait for it, or name another --out"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _is_input(path: str, protein: str, inputs: tuple[str, ...]) -> bool:

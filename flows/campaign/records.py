@@ -6,10 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cgal import __version__
 from cgal.benchmark.halves import verdict
 from cgal.benchmark.together import together
-from cgal.files import read_json
+from cgal.params import check_params
 from flows.tracking.runs import RoundRecord, flatten
 from flows.versioning import PublishedRound, Repository
 from flows.workspace import Workspace
@@ -113,29 +115,30 @@ def made_by_others(versions: Mapping[str, str]) -> str:
     )
 
 
-def round_record(workspace: Workspace, repository: Repository, round_index: int) -> RoundRecord:
-    """What MLflow is told of a published round whose outputs lie in the workspace."""
+def round_record(workspace: Workspace, repository: Repository, published: PublishedRound) -> RoundRecord:
+    """What MLflow is told of a published round: what its commit holds; labels and figures lie in the workspace."""
     from cgal.all_atom.oracle import OracleResult
 
-    params, parts = workspace.params, workspace.parts
-    published = repository.published_round(params.campaign.name, round_index)
-    labels = [OracleResult.load(part.round / "oracle.h5") for part in parts]
-    selection = read_json(workspace.round / "selection.json")
-    with (workspace.round / "training.csv").open() as stream:
-        history = list(csv.DictReader(stream))
+    tag = published.tag
+    params = check_params(yaml.safe_load(repository.read_round_file(tag, "params.yaml")), Path(f"params.yaml of {tag}"))
+    labels = [OracleResult.load(part.round / "oracle.h5") for part in workspace.parts]
+    (selection,) = _read_json(repository, [tag], "round/selection.json")
+    (timings,) = _read_json(repository, [tag], "round/timings.json")
+    (metrics,) = _read_each(repository, [published], "metrics.json")
+    history = repository.read_round_file(tag, "round/training.csv").decode().splitlines()
     return RoundRecord(
-        proteins=workspace.campaign_proteins,
-        campaign=params.campaign.name,
-        round_index=round_index,
-        params=flatten(params.model_dump() | {"protein": ", ".join(workspace.campaign_proteins)}),
-        metrics=_all_proteins({part.data.name: read_json(part.round / "metrics.json") for part in parts}),
-        timings=workspace.timings(round_index),
-        git_tag=published.tag,
+        proteins=published.proteins,
+        campaign=published.campaign,
+        round_index=published.round_index,
+        params=flatten(params.model_dump() | {"protein": ", ".join(published.proteins)}),
+        metrics=_all_proteins(metrics),
+        timings=timings["seconds"],
+        git_tag=tag,
         git_commit=published.commit,
         dvc_md5=published.model_md5,
         data_md5=published.data_md5,
         figures=sorted(workspace.round.rglob("plots/**/*.png")),
-        history=history,
+        history=list(csv.DictReader(history)),
         frames=sum(len(each.labelled) for each in labels),
         oracle_steps=sum(each.steps for each in labels),
         oracle_failed=sum(len(each.failures) for each in labels),

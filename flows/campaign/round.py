@@ -14,7 +14,7 @@ __all__ = ["run_round"]
 def run_round(root: Path, round_index: int) -> dict[str, Summary]:
     """Run the stages of one round; a stage whose recorded inputs, params and outputs are unchanged is skipped.
 
-    1. train a potential on shards 0..k by force matching;
+    1. train a potential on shards 0..k;
     2. simulate with it (this and what follows for each protein, where there are several);
     3. benchmark the simulation against the ground truth;
     4. select frames that the training set does not cover (none in the closing round; of all proteins together);

@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-import mdtraj
 import numpy as np
 import torch
 
@@ -19,7 +18,7 @@ from cgal.benchmark.observables import HEADLINE
 from cgal.dataset import Manifest, load_atoms, load_manifest, load_shards, physics_of, round_index
 from cgal.errors import BadParams, DatasetChanged
 from cgal.files import read_json, write_json
-from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
+from cgal.frames import CGTrajectory, alpha_carbons, native_beads, read_pdb_text
 from cgal.potential.architectures import initial_potential
 from cgal.potential.checkpoint import load_checkpoint, save_checkpoint
 from cgal.potential.potential import Potential
@@ -37,7 +36,7 @@ from flows.workspace import Summary, Workspace
 if TYPE_CHECKING:
     from cgal.selection import Acquisition, Committee, Finding
 
-__all__ = ["PRODUCTION", "STAGES", "run_stage", "train_committee"]
+__all__ = ["PRODUCTION", "STAGES", "run_stage"]
 
 
 def train(workspace: Workspace, progress: Progress) -> Summary:
@@ -128,7 +127,7 @@ def benchmark(workspace: Workspace, progress: Progress) -> Summary:
         CGTrajectory.load(workspace.round / "trajectory.h5"),
         _reference(workspace, manifest),
         params.benchmark,
-        native=_native(workspace),
+        native=native_beads(workspace.structure),
         training_positions=_training_positions(workspace),
         seed=derive_seed(params.seed, k, workspace.named("benchmark")),
         progress=progress,
@@ -174,11 +173,11 @@ def select(workspace: Workspace, progress: Progress) -> Summary:
 
     Several proteins share the picks of a round, and decide together whether it closes.
     """
-    from cgal.selection import acquire_jointly
+    from cgal.selection import acquire
 
     params, manifests = workspace.params, _manifests(workspace)
     members = cache(partial(_committee_members, workspace, progress))
-    found = acquire_jointly(
+    found = acquire(
         [_finding(part, manifest, members) for part, manifest in manifests.items()],
         params.campaign,
         round_index(next(iter(manifests.values()))),
@@ -204,7 +203,7 @@ def _finding(workspace: Workspace, manifest: Manifest, members: "Callable[[], Se
     pool = measure_pool(
         CGTrajectory.load(workspace.round / "trajectory.h5"),
         _training_positions(workspace),
-        _native(workspace),
+        native_beads(workspace.structure),
         params.selection,
         lambda: _calibrated(workspace, manifest, members()),
     )
@@ -238,11 +237,6 @@ def _all_selections(parts: Iterable[Workspace], found: "Sequence[Acquisition]") 
     }
 
 
-def train_committee(workspace: Workspace, manifest: Manifest, progress: Progress) -> "Committee":
-    """Train networks afresh on all shards, each from seeds of its own, and calibrate them on what all held out."""
-    return _calibrated(workspace, manifest, _committee_members(workspace, progress))
-
-
 def _committee_members(workspace: Workspace, progress: Progress) -> list[Potential]:
     """Potentials of the first protein, each with a network that was trained afresh on the shards of all."""
     params, training_set = workspace.params, _training_set(workspace)
@@ -252,7 +246,7 @@ def _committee_members(workspace: Workspace, progress: Progress) -> list[Potenti
     return [
         run_training(
             training_set.shards,
-            initial_potential(training_set.priors[first], first, params.network, seed),
+            initial_potential(training_set.priors[first], params.network, seed),
             training,
             seed=seed,
             scratch=workspace.scratch(f"committee-{member}"),
@@ -383,7 +377,7 @@ def _training_set(workspace: Workspace) -> TrainingSet:
     if prepared_K != params.temperature_K:
         raise BadParams(
             f"temperature_K is {params.temperature_K:g}, but the dataset was prepared at {prepared_K:g} K: "
-            "set it back, or let 'cgal run' prepare a new campaign"
+            "set it back, or make ('cgal seed') or import a seed of this temperature"
         )
     return training_set
 
@@ -395,8 +389,8 @@ def _initial(workspace: Workspace, training_set: TrainingSet, k: int) -> Potenti
     if params.training.warm_start:
         path = workspace.parts[0].data / "warm_start.pt"
         last, _ = load_checkpoint(path, sequence=first, architecture=params.network)
-        return Potential(prior, last.network, first)
-    return initial_potential(prior, first, params.network, derive_seed(params.seed, k, "initialise"))
+        return Potential(prior, last.network)
+    return initial_potential(prior, params.network, derive_seed(params.seed, k, "initialise"))
 
 
 def _training_positions(workspace: Workspace) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -407,15 +401,10 @@ def _starts(workspace: Workspace) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Frames that replicas are drawn from."""
     params = workspace.params.simulation
     if params.starts == "native":
-        return _native(workspace)[np.newaxis]
+        return native_beads(workspace.structure)[np.newaxis]
     if params.starts == "given":
-        return read_starts(workspace.data / params.starts_file, load_manifest(workspace.data).sequence)
+        return read_starts(workspace.data / params.starts_file, load_manifest(workspace.data).sequence, params)
     return _training_positions(workspace)
-
-
-def _native(workspace: Workspace) -> np.ndarray[Any, np.dtype[np.float32]]:
-    structure: mdtraj.Trajectory = read_pdb_text(workspace.structure)
-    return np.asarray(structure.xyz[0, alpha_carbons(structure.topology)], dtype=np.float32)
 
 
 def _device(workspace: Workspace) -> str:

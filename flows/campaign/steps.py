@@ -13,7 +13,7 @@ from prefect.context import TagsContext
 from prefect.tasks import exponential_backoff
 
 from cgal.dataset import append, prepare
-from cgal.errors import CgalError
+from cgal.errors import BadParams, CgalError, DatasetChanged
 from cgal.files import read_json
 from cgal.outcomes import RoundOutcome
 from cgal.projection.mapping import ForceMap
@@ -21,10 +21,11 @@ from flows.campaign.plain_md import add_plain_md
 from flows.campaign.records import round_record
 from flows.campaign.stages import run_stage
 from flows.serving.dispatch import run_in_pool, runs_in_pool
+from flows.serving.transport import hash_inputs
 from flows.terminal import console, describe, stage_bar
 from flows.tracking.process import log_round
 from flows.tracking.runs import TrackingUnavailable
-from flows.versioning import Repository
+from flows.versioning import Repository, RepositoryBusy
 from flows.workspace import Summary, Workspace
 
 __all__ = ["append_task", "continue_task", "prepare_task", "publish_task", "stage_task", "track_task", "worth_retrying"]
@@ -37,7 +38,7 @@ def worth_retrying(task: Any, run: Any, state: Any) -> bool:
     """A fault that the user must mend fails at once; anything else is tried again."""
     try:
         state.result()
-    except TrackingUnavailable:
+    except (TrackingUnavailable, RepositoryBusy):
         return True
     except CgalError:
         return False
@@ -87,18 +88,35 @@ def _run_stage(workspace: Workspace, stage: str, k: int) -> Summary:
     if repository.dvc.stage_is_current(workspace.named(stage, "@")):
         console.print(f"[dim]= {title:<16} unchanged, skipped[/dim]")
         return {"skipped": 1}
-    started = monotonic()
+    started, inputs = monotonic(), hash_inputs(workspace, stage)
     with stage_bar(title) as progress:
         if runs_in_pool(stage, workspace.params):
             summary = run_in_pool(stage, k, workspace, progress)
         else:
             summary = run_stage(stage, workspace, progress)
     seconds = monotonic() - started
-    repository.dvc.record_stage(workspace.named(stage, "@"))
+    _record(workspace, stage, title, inputs)
     workspace.add_timing(k, workspace.named(stage, "/"), seconds)
     console.print(f"[green]✓[/green] {title:<16} {seconds:6.1f} s  {describe(summary)}")
     _publish_artifacts(workspace, stage, title, summary | {"wall_s": round(seconds, 1)})
     return summary
+
+
+def _record(workspace: Workspace, stage: str, title: str, inputs: str) -> None:
+    """Let DVC record what a stage made, as soon as nobody else holds its lock.
+
+    Raises DatasetChanged when the stage's inputs have another hash than before it ran: DVC would record those for it.
+    """
+    while True:
+        if hash_inputs(Workspace(workspace.root, workspace.protein), stage) != inputs:
+            raise DatasetChanged(
+                f"{title}: params.yaml, or a file that it reads, was changed while it ran, so what it made is not "
+                "recorded; put that back and run again, and edit params.yaml only while no campaign runs"
+            )
+        try:
+            return Repository(workspace.root).dvc.record_stage(workspace.named(stage, "@"))
+        except RepositoryBusy as busy:
+            console.print(f"[yellow]![/yellow] {title} is done and not recorded yet: {busy}")
 
 
 def _publish_artifacts(workspace: Workspace, stage: str, title: str, summary: Summary) -> None:
@@ -145,11 +163,13 @@ def continue_task(workspace: Workspace) -> Callable[[Path], None]:
     return _as_task(run, "continue", 0, workspace)
 
 
-def publish_task(round_index: int, workspace: Workspace) -> Callable[[Path], str]:
+def publish_task(campaign: str, round_index: int, workspace: Workspace) -> Callable[[Path], str]:
     """Prefect task that records the round in DVC and git and gives its tag."""
 
     def run(root: Path) -> str:
-        published = Repository(root).publish(Workspace(root).params.campaign.name, round_index)
+        if (named := Workspace(root).params.campaign.name) != campaign:
+            raise BadParams(f"campaign.name is {named!r} now, and {campaign!r} is at work: set it back, then run again")
+        published = Repository(root).publish(campaign, round_index)
         for warning in published.warnings:
             console.print(f"[yellow]![/yellow] {warning}")
         Workspace(root).prune_scratch(keep=f"label-r{round_index:03d}")
@@ -158,12 +178,13 @@ def publish_task(round_index: int, workspace: Workspace) -> Callable[[Path], str
     return _as_task(run, "publish", round_index, workspace)
 
 
-def track_task(round_index: int, workspace: Workspace) -> Callable[[Path], None]:
+def track_task(campaign: str, round_index: int, workspace: Workspace) -> Callable[[Path], None]:
     """Prefect task that brings the published round to MLflow (again and again to the same run)."""
 
     def run(root: Path) -> None:
-        workspace = Workspace(root)
-        log_round(root, round_record(workspace, Repository(root), round_index))
+        repository = Repository(root)
+        published = repository.published_round(campaign, round_index)
+        log_round(root, round_record(Workspace(root), repository, published))
 
     return _as_task(run, "track", round_index, workspace)
 

@@ -139,7 +139,9 @@ def export(
     together: Annotated[
         bool, typer.Option("--together", help="All replicas in one file, and whose each frame is in run.csv.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that are there, of all replicas.")
+    ] = False,
 ) -> None:
     """Write the current round's trajectory in a format that other programs read, a file a replica."""
     root = open_project(root)

@@ -14,9 +14,11 @@ __all__ = ["checkout", "push", "rounds"]
 def rounds(
     root: Root = HERE,
     campaign: Annotated[str | None, typer.Option(help="Another campaign than that of params.yaml.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Machine-readable, with each round's tag and commit.")
+    ] = False,
 ) -> None:
-    """Show every published round: tag, commit, each W1 with its interval, frames, oracle steps, lost replicas.
+    """Show every published round: each W1 with its interval, frames, all-atom steps, lost replicas.
 
     Rounds that a DVC remote lacks are named, and tags that were moved.
     """

@@ -1,5 +1,6 @@
 """The command line: `cgal ...`. Heavy packages are imported inside the commands, so that `cgal --help` is instant."""
 
+import errno
 import sys
 
 import typer
@@ -8,6 +9,9 @@ from cgal.errors import CgalError
 from flows.cli import campaign, exchange, production, project, protein, serving, study
 
 __all__ = ["app", "main"]
+
+OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Whoever runs the command mends these: rights, and room on the disk."""
 
 app = typer.Typer(
     help="Active learning for coarse-grained machine-learned molecular dynamics.",
@@ -43,8 +47,11 @@ def main() -> None:
     try:
         app()
     except CgalError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        sys.exit(f"error: {error.filename or 'disk'}: {error.strerror}; see who may write there, and what room is left")
 
 
 if __name__ == "__main__":

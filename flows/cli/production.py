@@ -21,7 +21,8 @@ def production(
     protein: Annotated[
         str | None,
         typer.Option(
-            help="Which of the round's, or another of data/ that its network is carried to, with a prior of its own."
+            help="Protein to simulate: one of the round's, or another one in data/ (the round's network, with a prior "
+            "fitted to that protein's seed)."
         ),
     ] = None,
     prior_alone: Annotated[

@@ -74,4 +74,4 @@ def print_rounds(root: Path, campaign: str, *, but: Collection[str] = ()) -> Non
     others = made_by_others({entry["tag"]: entry["version"] for entry in rounds})
     for note in filter(None, (others, differing_halves(rounds))):
         console.print(f"[yellow]![/yellow] {note}")
-    console.print(next_lines(campaign, rounds))
+    console.print(next_lines(root, rounds))

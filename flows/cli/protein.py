@@ -9,6 +9,7 @@ from flows.cli.project import HERE, Root, open_project
 
 __all__ = ["doctor", "import_", "reference", "seed", "structure"]
 
+ONE = "One protein alone, in params.yaml or not; by default all of params.yaml."
 Replace = Annotated[bool, typer.Option("--replace", help="Replace data that campaigns were run on.")]
 
 
@@ -22,7 +23,10 @@ def import_(
     ] = "both",
     physics: Annotated[
         str | None,
-        typer.Option(help="Its force field and solvent, if not those of params.yaml; 'oracle', if they are."),
+        typer.Option(
+            help="Force field and solvent of the trajectory, such as 'CHARMM36m with TIP3P'; 'oracle' for those of "
+            "params.yaml."
+        ),
     ] = None,
     forces: Annotated[
         list[str],
@@ -33,7 +37,10 @@ def import_(
     ] = None,
     select: Annotated[
         Literal["auto", "protein", "all"],
-        typer.Option(help="Leave out water and ions; all but the protein; or nothing, and refuse the rest."),
+        typer.Option(
+            help="auto: leave out water and ions. protein: leave out all but the protein. all: leave out nothing. "
+            "Other molecules that remain are refused."
+        ),
     ] = "auto",
     frame_ps: Annotated[float | None, typer.Option(help="Time between frames, for formats without times.")] = None,
     seed_first_ps: Annotated[float | None, typer.Option(help="Start of the seed's window.")] = None,
@@ -44,11 +51,13 @@ def import_(
     seed_frames: Annotated[int, typer.Option(min=1, help="Seed frames at most, evenly spaced.")] = 10_000,
     mean_force: Annotated[bool, typer.Option(help="Let the oracle label the seed with mean forces.")] = False,
     replace: Replace = False,
-    protein: Annotated[str | None, typer.Option(help="Another protein than that of params.yaml.")] = None,
+    protein: Annotated[
+        str | None, typer.Option(help="Protein to set up, if not that of params.yaml, or one of several.")
+    ] = None,
 ) -> None:
     """Set up params.yaml's protein from an all-atom trajectory: reference, structure, seed and first shard.
 
-    A reference or a seed may come alone, from trajectories of their own. --protein names another protein.
+    A reference or a seed may come alone, from trajectories of their own.
     """
     root = open_project(root)
     from cgal.importing import Choice
@@ -66,7 +75,7 @@ def import_(
 
 
 def seed(
-    protein: Annotated[str | None, typer.Argument(help="Another protein than those of params.yaml.")] = None,
+    protein: Annotated[str | None, typer.Argument(help=ONE)] = None,
     root: Root = HERE,
     runs: Annotated[int, typer.Option(min=1, help="Runs, each with velocities of its own.")] = 10,
     length_ps: Annotated[float, typer.Option(min=0.1, help="Length of each.")] = 25.0,
@@ -94,7 +103,7 @@ def seed(
 
 
 def reference(
-    protein: Annotated[str | None, typer.Argument(help="Another protein than those of params.yaml.")] = None,
+    protein: Annotated[str | None, typer.Argument(help=ONE)] = None,
     root: Root = HERE,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; else execution.oracle_workers.")] = None,
     status: Annotated[bool, typer.Option("--status", help="Only show how far the sampling is.")] = False,
@@ -132,7 +141,7 @@ def reference(
 
 
 def doctor(
-    protein: Annotated[str | None, typer.Argument(help="Another protein than those of params.yaml.")] = None,
+    protein: Annotated[str | None, typer.Argument(help=ONE)] = None,
     root: Root = HERE,
     steps_per_s: Annotated[
         float | None,
@@ -170,11 +179,13 @@ def structure(
     sequence: Annotated[str | None, typer.Option(help="One-letter sequence: an extended chain is built.")] = None,
     pdb: Annotated[Path | None, typer.Option(help="A PDB file to complete.")] = None,
     pdb_id: Annotated[str | None, typer.Option(help="A PDB id to fetch (online).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Build an all-atom structure: hydrogens at params.yaml's pH, minimised and relaxed in its force field."""
     root = open_project(root)
     from flows.protein.structure import make_structure
     from flows.workspace import Workspace
 
-    make_structure(out, Workspace(root).params, sequence=sequence, pdb=pdb, pdb_id=pdb_id, note=print)
+    params = Workspace(root).params
+    make_structure(out, params, sequence=sequence, pdb=pdb, pdb_id=pdb_id, overwrite=overwrite, note=print)
     print(out)

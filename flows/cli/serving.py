@@ -11,8 +11,8 @@ __all__ = ["serve", "worker"]
 
 def serve(
     root: Root = HERE,
-    prefect_port: Annotated[int, typer.Option(min=1, max=65535)] = 4200,
-    mlflow_port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    prefect_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prefect's server.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of MLflow's server.")] = 5000,
     host: Annotated[str, typer.Option(help="Address to listen on; others than loopback want passwords.")] = "127.0.0.1",
 ) -> None:
     """Run Prefect and MLflow servers and a worker for each pool, until Ctrl-C; only this machine reaches them."""

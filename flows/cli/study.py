@@ -16,6 +16,7 @@ __all__ = ["burn_in", "compare"]
 
 
 def compare(
+    name: Annotated[str, typer.Option(help="Of the comparison; the same name goes on with it.")],
     root: Root = HERE,
     arms: Annotated[str | None, typer.Option(help="Arms of the design, separated by commas; else all of them.")] = None,
     budget: Annotated[
@@ -25,26 +26,33 @@ def compare(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Each arm runs with the seeds 1 to this; else the design's.")
     ] = None,
-    name: Annotated[str, typer.Option(help="Of the comparison; the same name goes on with it.")] = "arms",
     design: Annotated[
         Path | None, typer.Option(help="What each arm changes in params.yaml; else docs/results/NAME.yaml.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Campaigns at a time, one core each.")] = 2,
 ) -> None:
-    """Run arms side by side at equal oracle cost, and write what they found to docs/results/NAME.csv."""
+    """Run arms side by side at equal oracle cost, and write what they found to docs/results/NAME.csv.
+
+    All campaigns begin from the last commit. A design is a file such as:
+    arms: {base: {campaign: {rounds: 0}}, coverage: {}, random: {selection: {strategy: random}}}
+    """
     root = open_project(root)
     from flows.serving.startup import start_prefect
     from flows.terminal import console
+    from study.comparison import Comparison, to_run
+    from study.design import load_design
 
-    server = start_prefect()
-    with console.status("starting Prefect"):
-        from study.compare import Comparison, forecast, run_compare
-        from study.design import load_design
-
-        server.wait()
     comparison, plan = Comparison(root, name), load_design(design or root / "docs" / "results" / f"{name}.yaml")
     chosen = arms.split(",") if arms else list(plan.arms)
-    plans = plan.campaigns(chosen, seeds or plan.seeds, plan.steps(budget))
+    plans = to_run(comparison, plan, plan.campaigns(chosen, seeds or plan.seeds, plan.steps(budget)))
+    if not plans:
+        console.print(f"comparison {name}: all campaigns are in {comparison.records}")
+        return
+    server = start_prefect()
+    with console.status("starting Prefect"):
+        from study.compare import forecast, run_compare
+
+        server.wait()
     for line in forecast(root, name, plan, chosen, seeds or plan.seeds):
         console.print(line)
     failed = run_compare(comparison, plan, plans, workers)

@@ -136,8 +136,8 @@ def _campaign_cost(workspace: Workspace, atoms: int, beads: int) -> Cost:
     oracle, simulation, campaign = params.oracle, params.simulation, params.campaign
     picks = -(-campaign.rounds * params.selection.frames // (len(workspace.beside) + 1))  # an even share
     steps = picks * params.label_steps
-    if campaign.budget_steps:
-        steps = min(steps, campaign.budget_steps // (len(workspace.beside) + 1))
+    if campaign.limit_steps:
+        steps = min(steps, campaign.limit_steps // (len(workspace.beside) + 1))
     labels = picks * (oracle.average_steps // oracle.free_stride if oracle.mode == "free" else 1)
     simulated = (campaign.rounds + 1) * simulation.replicas * (simulation.steps // simulation.stride)
     kept = labels * 2 * BYTES_OF_VECTOR * (atoms + beads) + simulated * BYTES_OF_VECTOR * beads

@@ -215,7 +215,7 @@ def _require_same_protein(workspace: Workspace, purpose: Purpose, sequence: str)
     if purpose == "seed" and reference.is_file():
         held = CGTrajectory.load(reference).sequence
     if purpose == "reference" and structure.is_file():
-        held = sequence_of(read_pdb_text(structure.read_text()).topology)
+        held = sequence_of(read_pdb_text(structure.read_text(errors="replace")).topology)
     if held != sequence:
         raise BadStructure(
             f"{workspace.data}: holds {held}, the trajectory is of {sequence}; set protein: in params.yaml to another "

@@ -73,8 +73,8 @@ class Start:
 def init_project(folder: Path, start: Start, note: Note = unsaid) -> str:
     """Make a project in a new or empty folder, whole or not at all, and give the lines that a person would type next.
 
-    Raises BadParams when the folder holds anything or a value is wrong, VersioningError when git knows no author, and
-    BadFile or BadStructure as `cgal.all_atom.structures` when the structure cannot be made.
+    Raises BadParams when the folder holds anything or a value is wrong, VersioningError when git fails, and BadFile or
+    BadStructure as `cgal.all_atom.structures` when the structure cannot be made.
     """
     start.require_consistent()
     folder = folder.resolve()
@@ -92,7 +92,7 @@ def init_project(folder: Path, start: Start, note: Note = unsaid) -> str:
         elif start.has_source:
             _make_protein(root, start, note)
         git.run("add", "--all")
-        git.run("commit", "--quiet", "--message", f"A project of cgal {__version__}")
+        git.run("commit", "--quiet", "--message", f"A project of cgal {__version__}", **git.identity())
     return f"cd {folder}\n{lines}"
 
 
@@ -144,7 +144,7 @@ def _make_protein(root: Path, start: Start, note: Note) -> None:
 def _next_lines(start: Start) -> str:
     lines = []
     if not start.demo:
-        lines.append("edit params.yaml                 # temperature_K above all")
+        lines.append("edit params.yaml                 # temperature_K and force_field above all")
         if not start.has_source:
             lines.append(
                 f"cgal structure data/{start.name}/structure.pdb --sequence GYDPETGTWG   # or --pdb FILE, --pdb-id ID"

@@ -6,7 +6,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import numpy as np
 from prefect import flow, tags, task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
@@ -18,7 +17,7 @@ from cgal.benchmark.lag import used_lag_ps
 from cgal.benchmark.observables import in_records
 from cgal.errors import CampaignLocked, Refusals
 from cgal.files import settle_folder, sha256, write_json
-from cgal.frames import CGTrajectory, alpha_carbons, read_pdb_text
+from cgal.frames import CGTrajectory, native_beads
 from cgal.reference.analysis import Analysis, analyse, summarise
 from cgal.reference.figures import plot_floor, plot_reference
 from cgal.reference.floor import floors
@@ -119,7 +118,9 @@ def _weigh(workspace: Workspace, recipe: SwarmRecipe, losses: Sequence[Loss], pr
     params = workspace.params
     figures = workspace.root / "report" / "reference" / workspace.data.name
     with stage_bar("weigh") as progress:
-        found = analyse(load_swarm(recipe), _native(recipe), params.reference, seed=params.seed, progress=progress)
+        found = analyse(
+            load_swarm(recipe), native_beads(recipe.structure), params.reference, seed=params.seed, progress=progress
+        )
     plot_reference(found, params.reference, figures)
     truth = thin(found.swarm, params.reference.frames)
     with stage_bar("floor") as progress:
@@ -133,11 +134,6 @@ def _weigh(workspace: Workspace, recipe: SwarmRecipe, losses: Sequence[Loss], pr
         _record(workspace, truth, summary)
     console.print(f"figures: {figures}")
     return summary
-
-
-def _native(recipe: SwarmRecipe) -> Any:
-    structure = read_pdb_text(recipe.structure)
-    return np.asarray(structure.xyz[0, alpha_carbons(structure.topology)], dtype=np.float32)
 
 
 def _summary(

@@ -1,14 +1,12 @@
 """Where a reference's sampling lies, who is at it, and how far it has got; light, so that `--status` is quick."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
-from filelock import FileLock, Timeout
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from cgal.errors import CampaignLocked
 from cgal.reference.sampling import SwarmRecipe, status
+from flows.versioning.lock import held
 from flows.workspace import Workspace
 
 __all__ = ["recipe_of", "sampling_lock", "status_table"]
@@ -23,17 +21,10 @@ def recipe_of(workspace: Workspace) -> SwarmRecipe:
     )
 
 
-@contextmanager
-def sampling_lock(recipe: SwarmRecipe) -> Iterator[None]:
+def sampling_lock(recipe: SwarmRecipe) -> AbstractContextManager[None]:
     """Hold the sampling's folder; raises CampaignLocked when another process samples there."""
-    recipe.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(recipe.folder / "lock", timeout=0, thread_local=False):
-            yield
-    except Timeout:
-        raise CampaignLocked(
-            f"{recipe.folder}: another 'cgal reference' samples there; 'cgal reference --status' shows how far it is"
-        ) from None
+    taken = f"{recipe.folder}: another 'cgal reference' samples there; 'cgal reference --status' shows how far it is"
+    return held(recipe.folder / "lock", taken)
 
 
 def status_table(recipe: SwarmRecipe, protein: str) -> Table:

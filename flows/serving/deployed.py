@@ -19,13 +19,13 @@ from prefect.concurrency.sync import concurrency
 from prefect.states import Completed, Failed
 from pydantic import Field
 
+from cgal.all_atom.workers import die_with
 from cgal.errors import BadFile, CgalError
 from cgal.files import read_json
 from cgal.params import Name, check_params, merged, protein_names
 from cgal.progress import Progress
 from flows.serving.form import Acquisition, Overrides
 from flows.serving.pools import CAMPAIGN_TAG, GPU_LIMIT
-from flows.serving.startup import die_with
 from flows.settings import use_project_settings
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ that failed is not found again but followed by the next attempt.
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from itertools import count
 from time import monotonic, sleep
 from typing import Any
@@ -30,7 +31,7 @@ from prefect.states import Cancelling
 from cgal.errors import CgalError
 from cgal.params import Params
 from cgal.progress import Progress
-from flows.serving.orphans import project_tag
+from flows.serving.orphans import close_run, project_tag
 from flows.serving.transport import Output, hash_inputs, is_there, send_inputs, take_outputs
 from flows.workspace import Summary, Workspace
 
@@ -46,6 +47,9 @@ __all__ = [
 
 GPU_STAGES = ("train", "simulate")
 POLL_S = 1.0
+
+SILENT_S = 900.0
+"""A worker that has not reported for so long is taken for dead, with its machine: cut off, it ends itself before."""
 
 REFUSED = "Refused"
 """Name of the failed state of a stage whose fault the user must mend; no retry helps."""
@@ -129,20 +133,33 @@ def _is_of_no_use(client: SyncPrefectClient, run: FlowRun, workspace: Workspace,
 
 
 def _wait(client: SyncPrefectClient, run_id: UUID, progress: Progress) -> FlowRun:
-    """Wait until a run has ended; when there is no more time for it, cancel it."""
-    started = monotonic()
+    """Wait until a run has ended; close it when its worker is silent, cancel it when there is no more time for it."""
+    started = heard = monotonic()
+    last = None
     try:
         while True:
             run = client.read_flow_run(run_id)
             if run.state is not None and run.state.is_final():
                 return run
             worker = run.labels.get("prefect.worker.name", "no worker yet")
+            report = _last_report(client, worker)
+            if report != last:
+                last, heard = report, monotonic()
+            elif report and monotonic() - heard > SILENT_S:
+                close_run(client, run, f"its worker {worker} has not reported for {SILENT_S:.0f} s")
+                continue
             state = run.state.name if run.state else ""
             progress(0, 0, f"{state}, {worker}, {monotonic() - started:.0f} s")
             sleep(POLL_S)
     except TimeoutError:
         client.set_flow_run_state(run_id, Cancelling(message="the campaign waits no longer"))
         raise
+
+
+def _last_report(client: SyncPrefectClient, worker: Any) -> datetime | None:
+    """When a worker of the pool reported last by the server's clock, which is compared with no other."""
+    workers = client.read_workers_for_work_pool("cgal-gpu")
+    return next((each.last_heartbeat_time for each in workers if each.name == worker), None)
 
 
 def _result(client: SyncPrefectClient, run: FlowRun, workspace: Workspace, stage: str) -> Summary:

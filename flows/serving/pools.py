@@ -1,15 +1,18 @@
 """Work pools: what is set up for them in Prefect, and a worker that first closes what its last life left behind."""
 
+import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from uuid import UUID
+from time import monotonic, sleep
+from typing import Any
 
+import yaml
 from filelock import FileLock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -60,12 +63,15 @@ INTERRUPTED = (StateType.PENDING, StateType.RUNNING, StateType.CRASHED)
 
 WORKER_DEFAULTS = {"PREFECT_WORKER_QUERY_SECONDS": "2"}
 
+LAST_WORDS_S = 10.0
+"""A worker that was told to end has ended by then."""
+
 
 def provision(root: Path) -> None:
     """Create the pools, the concurrency limit (unless they are there) and the deployments of `prefect.yaml`.
 
-    Deployments are made again when `prefect.yaml` or the forms have changed; a schedule that was switched on in the
-    page stays on. Raises CgalError when Prefect refuses.
+    Deployments are made again when `prefect.yaml` or the forms have changed; schedules of those that are there stay as
+    they are. Raises CgalError when Prefect refuses.
     """
     lock = FileLock(root / ".cgal" / "prefect.lock")  # both workers of a machine may start at once
     with lock, get_client(sync_client=True) as client:
@@ -74,35 +80,34 @@ def provision(root: Path) -> None:
                 client.create_work_pool(WorkPoolCreate(name=pool, type="process", description=description))
         if GPU_LIMIT not in {limit.name for limit in client.read_global_concurrency_limits(limit=200)}:
             client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, 1)
-        deployed = client.read_deployments()
-        stamp, current = root / ".cgal" / "prefect" / "deployed", _deployed_version(root)
-        if not deployed or not stamp.is_file() or stamp.read_text() != current:
-            switched_on = {schedule.id for found in deployed for schedule in found.schedules if schedule.active}
-            _deploy(root)
-            _switch_on(client, switched_on)
-            write_text(stamp, current)
+        deployed = {each.name: each.version for each in client.read_deployments() if each.work_pool_name in POOLS}
+        described = _described(root)
+        if any(deployed.get(each["name"]) != each["version"] for each in described["deployments"]):
+            _deploy(root, described, deployed)
 
 
-def _switch_on(client: SyncPrefectClient, schedules: set[UUID]) -> None:
-    for deployment in client.read_deployments():
-        for schedule in deployment.schedules:
-            if schedule.id in schedules and not schedule.active:
-                client.update_deployment_schedule(deployment.id, schedule.id, active=True)
-
-
-def _deployed_version(root: Path) -> str:
+def _described(root: Path) -> dict[str, Any]:
+    """What `prefect.yaml` says; the version of its deployments is the hash of all that they are made from."""
     sources = [root / "prefect.yaml", *(Path(__file__).parent / name for name in ("deployed.py", "form.py"))]
     sources.append(Path(sys.modules["cgal"].__path__[0]) / "params.py")
     try:
-        return sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
-    except FileNotFoundError as error:
-        raise CgalError(f"{error.filename}: no such file; 'git checkout prefect.yaml' brings it back") from None
+        texts = [source.read_bytes() for source in sources]
+        described: dict[str, Any] = yaml.safe_load(texts[0])
+        for deployment in described["deployments"]:
+            deployment["version"] = sha256(b"".join(texts)).hexdigest()
+    except (FileNotFoundError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise CgalError(f"{sources[0]}: {error}; 'git checkout prefect.yaml' brings it back") from None
+    return described
 
 
-def _deploy(root: Path) -> None:
-    log = root / ".cgal" / "logs" / "deploy.log"
+def _deploy(root: Path, described: dict[str, Any], deployed: Collection[str]) -> None:
+    for deployment in described["deployments"]:
+        if deployment["name"] in deployed:
+            deployment.pop("schedules", None)  # those in Prefect stay, which a page may have changed
+    file, log = root / ".cgal" / "prefect" / "deployments.yaml", root / ".cgal" / "logs" / "deploy.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    write_text(file, yaml.safe_dump(described))
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
     with log.open("wb") as output:
         done = subprocess.run(command, cwd=root, stdout=output, stderr=output, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
@@ -122,8 +127,9 @@ def become_worker(root: Path, pool: str) -> None:
 
     Pools and deployments are made first where they are missing (`provision`). Runs of a worker end with it
     (`flows.serving.deployed`), so what still says "Running" under its name is dead. A campaign is started again and
-    goes on where it was; a stage is asked for again by its campaign.
+    goes on where it was; a stage is asked for again by its campaign. Raises CgalError when that worker is at work.
     """
+    hold_lock(root, pool)
     provision(root)
     take_over(pool)
     bin_folder = str(Path(sys.executable).parent)
@@ -135,6 +141,28 @@ def become_worker(root: Path, pool: str) -> None:
     options = ["--pool", pool, "--type", "process", "--name", worker_name(pool), "--install-policy", "never"]
     command = [sys.executable, "-m", "prefect", "worker", "start", *options]
     os.execve(sys.executable, command, WORKER_DEFAULTS | os.environ | environment)  # noqa: S606 - no shell is meant
+
+
+def hold_lock(root: Path, pool: str) -> None:
+    """Hold the lock of this machine's worker of a pool until this process ends, through `exec`; its runs do not.
+
+    Raises CgalError when another process has it.
+    """
+    path = root / ".cgal" / f"{worker_name(pool)}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    os.set_inheritable(descriptor, True)
+    deadline = monotonic() + LAST_WORDS_S
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if monotonic() > deadline:
+                raise CgalError(
+                    f"{worker_name(pool)}: a worker of this pool is at work for {root} on this machine already; one "
+                    "is enough ('cgal serve' starts it)"
+                ) from None
+            sleep(0.2)
 
 
 def take_over(pool: str) -> None:

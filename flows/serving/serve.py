@@ -140,17 +140,8 @@ class Supervisor:
 
 def prefect_command(host: str = LOOPBACK, port: int = 4200) -> list[str]:
     """Command line of a Prefect server (page and API); the environment names its database."""
-    return [
-        sys.executable,
-        "-m",
-        "flows.serving.prefect_server",
-        "server",
-        "start",
-        "--host",
-        host,
-        "--port",
-        str(port),
-    ]
+    module = "flows.serving.prefect_server"
+    return [sys.executable, "-m", module, "server", "start", "--host", host, "--port", str(port)]
 
 
 def worker_command(root: Path, pool: str) -> list[str]:

@@ -17,9 +17,10 @@ from threading import Thread
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from cgal.all_atom.workers import die_with
 from cgal.errors import CgalError
 
-__all__ = ["PrefectServer", "ServerUnavailable", "die_with", "load_campaign", "start_prefect"]
+__all__ = ["PrefectServer", "ServerUnavailable", "load_campaign", "start_prefect"]
 
 HOST = "127.0.0.1"
 POLL_S = 0.1
@@ -141,13 +142,6 @@ def _serve(listener: int, parent: int) -> None:
 
     with waiting_writers():
         uvicorn.run(create_app(ephemeral=True, final=True), fd=listener, log_level="error", lifespan="on")
-
-
-def die_with(parent: int) -> None:
-    """End this process within half a second of its parent's end, however that ends; for a thread of its own."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 if __name__ == "__main__":

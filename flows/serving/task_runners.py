@@ -23,11 +23,9 @@ from shutil import which
 from typing import Any
 from uuid import uuid4
 
-import yaml
-
 from cgal.all_atom.workers import FanOut, Job, Outcome, Work, attempt_task, run_in_processes
 from cgal.errors import BadFile, BadParams
-from cgal.files import write_text
+from cgal.files import read_yaml, write_text
 from flows.workspace import Workspace
 
 __all__ = ["ClusterUnreachable", "cluster_options", "fanning_out", "task_runner"]
@@ -102,10 +100,7 @@ def cluster_options(root: Path, name: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise BadFile(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path) or {}
     if not isinstance(content, dict) or set(content) - set(RUNNERS):
         raise BadFile(f"{path}: must be a mapping with the sections {', '.join(RUNNERS)}, or some of them")
     return content
@@ -138,9 +133,7 @@ def _mark(root: Path) -> Iterator[Path]:
         mark.unlink(missing_ok=True)
 
 
-def _spread(
-    runner: Any, mark: Path, work: Work[Any], tasks: Sequence[Any], *, workers: int, attempts: int = 2
-) -> Iterator[Outcome]:
+def _spread(runner: Any, mark: Path, work: Work[Any], tasks: Sequence[Any], *, workers: int) -> Iterator[Outcome]:
     """Do tasks as `run_in_processes` does, as tasks of a Prefect runner that is started."""
     if not tasks:
         return
@@ -158,7 +151,7 @@ def _spread(
     while left:
         job, future = _next(ended)
         outcome = _outcome(job, future)
-        if outcome.reason is not None and job.retry(outcome, attempts):
+        if outcome.reason is not None and job.retry(outcome):
             submit(job)
         else:
             left -= 1

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from threading import Thread
 
-from flows.serving.startup import die_with
+from cgal.all_atom.workers import die_with
 from flows.tracking import runs as tracking
 from flows.tracking.runs import RoundRecord, RunIds, TrackingUnavailable
 

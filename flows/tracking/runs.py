@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from urllib.request import urlopen
@@ -24,7 +25,7 @@ from filelock import FileLock
 
 from cgal.errors import CgalError
 from cgal.params import Params
-from flows.settings import without_passwords
+from flows.settings import NO_TELEMETRY, without_passwords
 from flows.tracking.views import HEADLINE, MODEL_TRAINING_VIEW, experiment_tags
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ __all__ = [
     "RunIds",
     "TrackingConflict",
     "TrackingUnavailable",
-    "compare_page",
     "experiment_name",
     "experiment_page",
     "flatten",
@@ -51,9 +51,7 @@ __all__ = [
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
-SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
+SETTINGS = NO_TELEMETRY | {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -127,12 +125,11 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class RunIds:
-    """Where a round lies in MLflow: ids of experiment, campaign run and round run, and the model's version."""
+    """Where a round lies in MLflow: ids of experiment, campaign run and round run."""
 
     experiment: str
     campaign: str
     round: str
-    model_version: str
 
 
 def experiment_name(proteins: Sequence[str]) -> str:
@@ -184,13 +181,6 @@ def experiment_page(address: str, protein: str) -> str:
     return f"{address}/#/experiments/{experiment}/runs?{MODEL_TRAINING_VIEW}"
 
 
-def compare_page(address: str, rounds: Sequence[RunIds]) -> str:
-    """Address of the page that shows rounds side by side, on the MLflow server at `address`."""
-    runs = quote(json.dumps([ids.round for ids in rounds]))
-    experiments = quote(json.dumps(sorted({ids.experiment for ids in rounds})))
-    return f"{address}/#/compare-runs?runs={runs}&experiments={experiments}&{MODEL_TRAINING_VIEW}"
-
-
 def flatten(content: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
     """Nested mapping to a flat one.
 
@@ -231,12 +221,12 @@ def log_round(root: Path, record: RoundRecord) -> RunIds:
         experiment = _find_or_create_experiment(client, root, record.protein)
         campaign = _find_or_create_campaign(client, experiment, record)
         run = _find_or_create_round(client, experiment, campaign.info.run_id, record)
-        _log_content(client, run, record)
-        version = _register_model(client, root, run.info.run_id, record)
+        _log_content(client, root, run, record)
+        _register_model(client, root, run.info.run_id, record)
         _log_to_campaign(client, campaign, run.info.run_id, record)
         if run.info.status != "FINISHED":
             client.set_terminated(run.info.run_id)
-        return RunIds(experiment, campaign.info.run_id, run.info.run_id, version)
+        return RunIds(experiment, campaign.info.run_id, run.info.run_id)
 
 
 def open_experiment(root: Path, protein: str) -> None:
@@ -395,17 +385,31 @@ def _note(record: RoundRecord) -> str:
     )
 
 
-def _log_content(client: "MlflowClient", run: "Run", record: RoundRecord) -> None:
+def _log_content(client: "MlflowClient", root: Path, run: "Run", record: RoundRecord) -> None:
     run_id = run.info.run_id
     # what an earlier attempt said stays: a second one may have taken another time, or other execution settings
-    _log_params(client, run_id, _missing(flatten(record.params), run.data.params))
+    _log_params(client, run_id, _missing(record.params, run.data.params))
     scalars = _missing(round_metrics(record), run.data.metrics)
     moment = run.info.start_time
     _log_metrics(client, run_id, [*_at_step(scalars, record.round_index, moment), *_curves(record, moment)])
-    for figure in record.figures:
-        client.log_artifact(run_id, str(figure), f"figures/{_figure_folder(record, figure)}")
-    client.log_dict(run_id, dict(record.metrics), "metrics.json")
+    _log_files(root, run, record)
     _log_dataset(client, run_id, record)
+
+
+def _log_files(root: Path, run: "Run", record: RoundRecord) -> None:
+    """Figures and `metrics.json`; of a run that an MLflow server opened, where that server keeps them."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    uri, kept = run.info.artifact_uri, run.info.artifact_uri.removeprefix("mlflow-artifacts:/")
+    if kept != uri and _is_embedded(root):
+        uri = (root.resolve() / ARTIFACTS / kept).as_uri()
+    store = get_artifact_repository(uri, tracking_uri=tracking_uri(root))
+    for figure in record.figures:
+        store.log_artifact(str(figure), f"figures/{_figure_folder(record, figure)}")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "metrics.json"
+        path.write_text(json.dumps(dict(record.metrics), indent=2))
+        store.log_artifact(str(path))
 
 
 def _figure_folder(record: RoundRecord, figure: Path) -> str:
@@ -471,8 +475,8 @@ def _log_dataset(client: "MlflowClient", run_id: str, record: RoundRecord) -> No
     client.log_inputs(run_id, inputs)
 
 
-def _register_model(client: "MlflowClient", root: Path, run_id: str, record: RoundRecord) -> str:
-    """Version of the registered model `<protein>` that points to the round's checkpoint; gives its number."""
+def _register_model(client: "MlflowClient", root: Path, run_id: str, record: RoundRecord) -> None:
+    """Make a version of the registered model `<protein>` that points to the round's checkpoint."""
     versions = client.search_model_versions(f"run_id = '{run_id}'")
     if not versions and not client.search_registered_models(f"name = '{record.protein}'"):
         client.create_registered_model(record.protein, description=f"Coarse-grained potentials of {record.protein}")
@@ -489,7 +493,6 @@ def _register_model(client: "MlflowClient", root: Path, run_id: str, record: Rou
         )
     )
     client.set_registered_model_alias(record.protein, f"{record.campaign}-{record.name}", str(version.version))
-    return str(version.version)
 
 
 def _model_uri(root: Path, record: RoundRecord) -> str:

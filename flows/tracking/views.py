@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-__all__ = ["HEADLINE", "MODEL_TRAINING_VIEW", "OBSERVABLES", "experiment_tags", "view_page"]
+__all__ = ["HEADLINE", "MODEL_TRAINING_VIEW", "experiment_tags", "view_page"]
 
 MODEL_TRAINING_VIEW = "workflowType=machine_learning"
 """Without it MLflow's pages open in their view for language models, which shows no runs.
@@ -11,7 +11,6 @@ MODEL_TRAINING_VIEW = "workflowType=machine_learning"
 In MLflow 3.17 the address alone decides; the tag `mlflow.experimentKind` does not.
 """
 
-OBSERVABLES = ("tica", "reaction_coordinate", "bond", "angle", "dihedral")
 HEADLINE = "w1/tica"
 """The metric that a comparison opens on: MLflow's page takes the one that was logged first."""
 
@@ -34,7 +33,7 @@ def view_page(experiment: str, view: str) -> str:
 def _description(protein: str, experiment: str) -> str:
     return (
         f"Active learning of coarse-grained potentials of {protein}: one run a campaign, in it one run a round.\n\n"
-        f"- [Table of rounds]({view_page(experiment, 'rounds')}): the five W1 distances to the reference (0 is best), "
+        f"- [Table of rounds]({view_page(experiment, 'rounds')}): the W1 distances to the reference (0 is best), "
         "the latest round, and why the last one was the last\n"
         f"- [Comparison]({view_page(experiment, 'comparison')}): the W1 over the rounds, a line a campaign\n\n"
         "A campaign's parameters are those that are not the defaults; a round has all of them. "
@@ -44,6 +43,8 @@ def _description(protein: str, experiment: str) -> str:
 
 def _metrics(protein: str) -> list[str]:
     """W1 of each observable; of several proteins (`a+b`) their mean, and that of TICA for each."""
+    from cgal.benchmark.observables import OBSERVABLES
+
     proteins = protein.split("+")
     own = [f"{HEADLINE}/{name}" for name in proteins if len(proteins) > 1]
     return [*(f"w1/{name}" for name in OBSERVABLES), *own]

@@ -9,8 +9,9 @@ A round is restored with stock tools, `git checkout <name>/round-003 -- data.dvc
 and replayed by `dvc repro` after that. No other package runs DVC or git.
 """
 
+from flows.versioning.dvc_session import RepositoryBusy
 from flows.versioning.lock import CampaignLock
 from flows.versioning.repository import Repository
 from flows.versioning.rounds import PublishedRound
 
-__all__ = ["CampaignLock", "PublishedRound", "Repository"]
+__all__ = ["CampaignLock", "PublishedRound", "Repository", "RepositoryBusy"]

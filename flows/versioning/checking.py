@@ -67,10 +67,15 @@ def _remotes(root: Path) -> list[str]:
 
 
 def _bring(cache: Cache, name: str, digests: Collection[str]) -> str:
+    """Fetch files from a remote into the cache, and say what is wrong with those that did not come."""
     try:
-        open_remote(cache.root, name).bring(cache, digests)
+        remote = open_remote(cache.root, name)
+        remote.bring(cache, digests)
+        held = set(digests) - remote.lacks(digests)
     except (RemoteUnreachable, VersioningError, OSError) as error:
         return f"not fetched ({error})"
+    if damaged := [remote.path(digest) for digest in held if not cache.is_sound(digest)]:
+        return f"damaged in DVC remote {name} (delete {', '.join(damaged)}: what is there is never sent again)"
     return f"not in DVC remote {name}"
 
 

@@ -10,7 +10,14 @@ import platformdirs
 
 from cgal.errors import VersioningError
 from flows.versioning.dvc_session import reason, with_dvc
-from flows.versioning.round_files import data_md5, data_pointer, data_pointers, has_newer_inputs, proteins_of
+from flows.versioning.round_files import (
+    SHARED_POINTER,
+    data_md5,
+    data_pointer,
+    data_pointers,
+    has_newer_inputs,
+    proteins_of,
+)
 
 __all__ = ["BUNDLED_REMOTE", "Dvc", "own_remotes"]
 
@@ -57,9 +64,9 @@ class Dvc:
             with_dvc(self.root, partial(_record_data, root=self.root, protein=name))
         return " ".join(data_md5((self.root / path).read_bytes()) for path in data_pointers(self.root, proteins))
 
-    def has_pointer(self, protein: str) -> bool:
-        """Whether a DVC file names the data of a protein."""
-        return (self.root / data_pointer(self.root, protein)).is_file()
+    def is_bundled(self, protein: str) -> bool:
+        """Whether the data of a protein travel with the repository."""
+        return data_pointer(self.root, protein) == SHARED_POINTER
 
     def pull_bundled(self, protein: str | None = None) -> None:
         """Fetch the seed that travels with the repository into `data/`, with no network.

@@ -13,7 +13,7 @@ from cgal.errors import VersioningError
 from flows.versioning.git import Git
 from flows.versioning.pipeline import fit_pipeline
 
-__all__ = ["dvc_tools", "reason", "with_dvc"]
+__all__ = ["RepositoryBusy", "dvc_tools", "reason", "with_dvc"]
 
 LOCK_WAIT_S = 120.0
 """DVC waits 3 s for its lock; someone's `dvc status` or `dvc push` may take longer."""
@@ -21,10 +21,14 @@ LOCK_WAIT_S = 120.0
 WRITTEN_BY_DVC = ("data.dvc", "dvc.lock", "data/*.dvc")
 
 
+class RepositoryBusy(VersioningError):
+    """Another process has kept DVC's lock for long; another attempt may succeed."""
+
+
 def with_dvc[T](root: Path, action: Callable[[Any], T]) -> T:
     """Do something with a new `dvc.repo.Repo` under DVC's lock: an old one remembers files as they were.
 
-    Raises VersioningError with DVC's reason, or when another process keeps DVC's lock for LOCK_WAIT_S.
+    Raises VersioningError with DVC's reason, RepositoryBusy when another process keeps DVC's lock for LOCK_WAIT_S.
     """
     dvc = dvc_tools()
     deadline = monotonic() + LOCK_WAIT_S
@@ -38,7 +42,7 @@ def with_dvc[T](root: Path, action: Callable[[Any], T]) -> T:
                     return action(repo)
         except dvc.locked as error:
             if monotonic() > deadline:
-                raise VersioningError(
+                raise RepositoryBusy(
                     f"{root}: another DVC process has held DVC's lock for {LOCK_WAIT_S:.0f} s; wait for it"
                 ) from error
         except dvc.damaged as error:

@@ -69,4 +69,7 @@ class Exchange:
             shutil.copyfile(held, temporary)
             if (found := md5(temporary)) != digest:
                 held.unlink()
-                raise VersioningError(f"{path} is not placed: what came as {digest} has the hash {found}; try again")
+                raise VersioningError(
+                    f"{path} is not placed: what came as {digest} has the hash {found}; try again, and if that says "
+                    f"the same delete {open_remote(self.root, self.remote).path(digest)}: the next run sends it anew"
+                )

@@ -60,9 +60,10 @@ class Git:
 
     def commit_tree(self, tree: str, parent: str, message: str) -> str:
         """Commit a tree, in the user's name when git knows it."""
-        return self.run("commit-tree", tree, "-p", parent, text=message, **self._identity()).strip()
+        return self.run("commit-tree", tree, "-p", parent, text=message, **self.identity()).strip()
 
-    def _identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, str]:
+        """Environment that names an author where git knows none, so that every machine can commit."""
         try:
             self.run("var", "GIT_AUTHOR_IDENT")
             self.run("var", "GIT_COMMITTER_IDENT")

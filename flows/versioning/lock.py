@@ -1,10 +1,11 @@
-"""One campaign per working copy: a lock that dies with its process."""
+"""Locks that die with their process: one campaign per working copy, one process in a folder."""
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from filelock import FileLock, Timeout
@@ -12,7 +13,19 @@ from filelock import FileLock, Timeout
 from cgal.errors import BadFile, CampaignLocked
 from cgal.files import read_json, write_json
 
-__all__ = ["CampaignLock"]
+__all__ = ["CampaignLock", "held"]
+
+
+@contextmanager
+def held(lock: Path, taken: str) -> Iterator[None]:
+    """Hold a lock file, whose folder is made if need be; raises CampaignLocked, saying `taken`, if another has it."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        acquired = FileLock(lock, timeout=0, thread_local=False).acquire()
+    except Timeout:
+        raise CampaignLocked(taken) from None
+    with acquired:
+        yield
 
 
 class CampaignLock:
@@ -37,9 +50,7 @@ class CampaignLock:
         write_json(self._note, holder)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._note.unlink(missing_ok=True)
         self._lock.release()
 
@@ -48,4 +59,8 @@ class CampaignLock:
             who = "campaign {campaign} (process {pid} on {host}, since {started}) runs".format(**read_json(self._note))
         except (BadFile, KeyError):
             who = "another campaign runs"
-        return f"{who} in this working copy; wait for it, or use a second copy: git worktree add ../second-copy"
+        return (
+            f"{who} in this working copy; wait for it, or run another one in a second copy: git worktree add --detach "
+            f"../second-copy && cd ../second-copy && dvc cache dir --local {self._note.parents[1]}/.dvc/cache && "
+            "cgal run --new NAME"
+        )

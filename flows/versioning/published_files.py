@@ -1,7 +1,7 @@
 """Files of a published round, read where DVC keeps them: the workspace stays as it is."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cgal.errors import VersioningError
@@ -11,7 +11,7 @@ from flows.versioning.objects import Cache, wrong_files
 from flows.versioning.repository import Repository
 from flows.versioning.rounds import round_files
 
-__all__ = ["MODEL", "bring_files", "find_model"]
+__all__ = ["MODEL", "bring_files", "bring_outputs", "find_model"]
 
 MODEL = "round/model.pt"
 
@@ -34,10 +34,23 @@ def bring_files(repository: Repository, tag: str, folder: Path, wanted: Callable
     """
     cache = Cache(repository.root)
     files = _sound_files(repository, cache, tag, lambda output: output == MODEL or output.split("/")[0] == "data")
-    needed = {path: digest for path, digest in files.items() if wanted(path)}
-    for path in wrong_files(folder, needed):
+    _place(cache, {path: digest for path, digest in files.items() if wanted(path)}, folder)
+
+
+def bring_outputs(repository: Repository, tag: str) -> None:
+    """Let `round/` hold what the stages of a round wrote; a file there with other bytes is replaced.
+
+    Raises as `bring_files`.
+    """
+    cache = Cache(repository.root)
+    files = _sound_files(repository, cache, tag, lambda output: output.split("/")[0] == "round")
+    _place(cache, files, repository.root)
+
+
+def _place(cache: Cache, files: Mapping[str, str], folder: Path) -> None:
+    for path in wrong_files(folder, files):
         with atomic_write(folder / path) as temporary:
-            shutil.copyfile(cache.path(needed[path]), temporary)
+            shutil.copyfile(cache.path(files[path]), temporary)
 
 
 def _sound_files(repository: Repository, cache: Cache, tag: str, wanted: Callable[[str], bool]) -> dict[str, str]:

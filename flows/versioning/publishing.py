@@ -9,8 +9,9 @@ from cgal import __version__
 from cgal.errors import VersioningError
 from flows.versioning.git import Git
 from flows.versioning.round_files import data_md5, data_pointers, model_md5, proteins_of
+from flows.versioning.rounds import campaign_and_index, round_tag
 
-__all__ = ["commit_round", "require_same", "require_writable", "store_round_files"]
+__all__ = ["commit_round", "require_publishable", "require_same", "require_writable", "store_round_files"]
 
 READABLE_FILES = ("metrics.json", "selection.json", "histograms.json", "training.csv", "timings.json")
 """Small results that a round's commit also holds as plain files, so that git alone can read them.
@@ -48,6 +49,20 @@ def require_writable(folder: Path) -> None:
         ) from error
 
 
+def require_publishable(git: Git, campaign: str) -> None:
+    """Raise VersioningError when a campaign can have no branch or tags: one is checked out, or a name is in the way."""
+    branch = _branch(campaign)
+    _require_not_checked_out(git, branch)
+    changes = f"update {branch} HEAD\ncreate refs/tags/{campaign}/round HEAD\n"
+    try:
+        git.run("update-ref", "--stdin", text=f"start\n{changes}prepare\nabort\n")
+    except VersioningError as error:
+        raise VersioningError(
+            f"no round of campaign {campaign} could be published ({error}): rename the branch or tag that is in the "
+            "way, or choose another campaign.name"
+        ) from None
+
+
 def require_same(git: Git, tag: str, blobs: Mapping[str, str]) -> None:
     """Raise VersioningError when a round that is published is not that of the workspace."""
     paths = (*data_pointers(git.root), "dvc.lock", "params.yaml")
@@ -63,19 +78,24 @@ def require_same(git: Git, tag: str, blobs: Mapping[str, str]) -> None:
 def commit_round(git: Git, campaign: str, tag: str, blobs: Mapping[str, str], message: str) -> None:
     """Commit these files on top of HEAD's tree to the campaign's branch, and tag the commit, in one transaction.
 
-    Raises VersioningError when a working copy has the branch checked out, or the repository has no commit.
+    A clone without this branch, but with the tag of the round before, begins its branch there. Raises VersioningError
+    when a working copy has the branch checked out, or the repository has no commit.
     """
-    branch = f"refs/heads/campaign/{campaign}"
+    branch, last = _branch(campaign), round_tag(campaign, campaign_and_index(tag)[1] - 1)
     _require_not_checked_out(git, branch)
-    head, tip = git.objects(["HEAD^{commit}", f"{branch}^{{commit}}"])
+    head, tip, before = git.objects(["HEAD^{commit}", f"{branch}^{{commit}}", f"refs/tags/{last}^{{commit}}"])
     if head is None:
         raise VersioningError("the repository has no commit yet; commit the code once, then publish")
     tree = git.write_tree(head, blobs)
     if tip and _is_unfinished(git, tip, tree, tag):
         commit = tip
     else:
-        commit = git.commit_tree(tree, tip or head, _with_trailers(git, message, tag, head))
+        commit = git.commit_tree(tree, tip or before or head, _with_trailers(git, message, tag, head))
     git.update_refs({branch: (commit, tip or NO_OBJECT), f"refs/tags/{tag}": (commit, NO_OBJECT)})
+
+
+def _branch(campaign: str) -> str:
+    return f"refs/heads/campaign/{campaign}"
 
 
 def _require_not_checked_out(git: Git, branch: str) -> None:

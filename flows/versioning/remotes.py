@@ -36,6 +36,10 @@ class Remote:
         answer = self._ask(lambda: dvc_tools().status(self.store, _infos(digests)))
         return {info.value for info in answer.missing}
 
+    def path(self, digest: str) -> str:
+        """Where it keeps, or would keep, the file of this hash."""
+        return str(self.store.fs.unstrip_protocol(self.store.oid_to_path(digest)))
+
     def send(self, cache: Cache, digests: Iterable[str]) -> int:
         """Send those of these files that it lacks and the cache has, a folder's list last; give their number."""
         return self._transfer(cache.odb, self.store, digests, cache)

@@ -9,8 +9,14 @@ from flows.versioning.checking import keep_recorded, recorded_outputs, require_s
 from flows.versioning.dvc_repo import Dvc
 from flows.versioning.git import Git
 from flows.versioning.objects import Cache, wrong_files
-from flows.versioning.publishing import commit_round, require_same, require_writable, store_round_files
-from flows.versioning.restoring import restore_round
+from flows.versioning.publishing import (
+    commit_round,
+    require_publishable,
+    require_same,
+    require_writable,
+    store_round_files,
+)
+from flows.versioning.restoring import keep_unsaved, restore_round
 from flows.versioning.rounds import (
     PublishedRound,
     commit_files,
@@ -146,6 +152,14 @@ class Repository:
         kept = Path(self.dvc.cache_folder()) / "files" / "md5"
         for folder in (f"{shared}/objects", f"{shared}/refs", kept, self.root / "data", self.root / "round"):
             require_writable(Path(folder))
+
+    def require_publishable(self, campaign: str) -> None:
+        """Raise VersioningError when no round of this campaign could be published, whatever was computed."""
+        require_publishable(self.git, campaign)
+
+    def keep_unsaved(self, path: str) -> Path | None:
+        """Copy a file that neither HEAD nor a round has as it is to `.cgal/saved/`; give the copy, None without one."""
+        return keep_unsaved(self.git, path)
 
     def checkout_round(self, tag: str) -> None:
         """Restore a published round: `git checkout TAG -- data.dvc dvc.lock params.yaml && dvc pull`.

@@ -13,7 +13,7 @@ from flows.versioning.objects import Cache, wrong_files
 from flows.versioning.round_files import RoundFiles, data_md5, data_pointer, proteins_of
 from flows.versioning.rounds import find_tags
 
-__all__ = ["restore_round"]
+__all__ = ["keep_unsaved", "restore_round"]
 
 
 def restore_round(git: Git, dvc: Dvc, tag: str, held: RoundFiles) -> None:
@@ -46,16 +46,29 @@ def _require_right(root: Path, files: Mapping[str, str]) -> None:
 
 
 def _require_saved(git: Git, tag: str, paths: Iterable[str]) -> None:
-    revisions = ["HEAD", *find_tags(git)]
     for path in paths:
-        if not (git.root / path).exists():
-            continue
-        known = git.objects([f"{revision}:{path}" for revision in revisions])
-        if git.hash_files([path])[path] not in known:
+        if (git.root / path).exists() and _unsaved_blob(git, path):
             raise VersioningError(
                 f"{path} holds changes that no published round has, and {tag} would overwrite them: finish the "
                 f"round with 'cgal run', or drop them with 'git checkout {tag} -- {path}'"
             )
+
+
+def _unsaved_blob(git: Git, path: str) -> str:
+    """Git's id of a file's content when neither HEAD nor a round has it under this path; "" when one does."""
+    blob = git.hash_files([path])[path]
+    return "" if blob in git.objects([f"{revision}:{path}" for revision in ("HEAD", *find_tags(git))]) else blob
+
+
+def keep_unsaved(git: Git, path: str) -> Path | None:
+    """Copy a file that neither HEAD nor a round has as it is to `.cgal/saved/`; give the copy, None without one."""
+    blob = _unsaved_blob(git, path)
+    if not blob:
+        return None
+    name = Path(path)
+    copy = git.root / ".cgal" / "saved" / f"{name.stem}-{blob[:8]}{name.suffix}"
+    write_bytes(copy, (git.root / path).read_bytes())
+    return copy
 
 
 def _save_data(git: Git, dvc: Dvc, held: RoundFiles) -> None:

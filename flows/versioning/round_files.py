@@ -8,8 +8,11 @@ from typing import Any
 import yaml
 
 from cgal.errors import VersioningError
+from flows.workspace import JOINT_STAGES as JOINT
 
 __all__ = [
+    "JOINT",
+    "SHARED_POINTER",
     "RoundFiles",
     "data_md5",
     "data_pointer",
@@ -20,9 +23,6 @@ __all__ = [
     "pointers_of",
     "proteins_of",
 ]
-
-JOINT = ("train", "select")
-"""Stages that run once for all proteins (`flows.workspace.JOINT_STAGES`)."""
 
 SHARED_POINTER = "data.dvc"
 """Names the bundled protein's data; in projects of version 0.1, all of `data/`."""

@@ -38,7 +38,7 @@ def trained(swarm: Swarm) -> Potential:
     prior = fit_prior(frames.positions, frames.sequence, BED.temperature_K, demo.prior)
     wishes = {"objective": "relative_entropy", "linear_rung": True, "validation_block_frames": 1000, "preflight": False}
     params = TrainingParams.model_validate(demo.training.model_dump() | wishes)
-    return train([frames], initial_potential(prior, frames.sequence, NETWORK, 1), params, seed=1).potential
+    return train([frames], initial_potential(prior, NETWORK, 1), params, seed=1).potential
 
 
 def equilibrium(potential: Potential, swarm: Swarm) -> CGTrajectory:

@@ -90,7 +90,7 @@ class Student(NamedTuple):
 
 def _network(lesson: _Lesson) -> Mapping[str, Potential]:
     prior, (seed, number) = lesson.prior(), (lesson.seed, lesson.number)
-    initial = initial_potential(prior, prior.sequence, NETWORK, derive_seed(seed, number, "network"))
+    initial = initial_potential(prior, NETWORK, derive_seed(seed, number, "network"))
     network = train(lesson.shards, initial, _training(lesson), seed=derive_seed(seed, number, "train")).potential
     return {"prior": without_network(prior), "network": network}
 

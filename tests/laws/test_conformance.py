@@ -27,7 +27,7 @@ def test_every_architecture_of_the_params_is_in_the_table():
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def single(request: pytest.FixtureRequest) -> Potential:
     """Prior plus a network with a readout far from zero, in float32 as it is used."""
-    made = initial_potential(real_prior(), SEQUENCE, PARAMS[request.param], 0)
+    made = initial_potential(real_prior(), PARAMS[request.param], 0)
     with torch.no_grad():
         made.network.readout[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
     return made
@@ -85,7 +85,7 @@ def test_energies_and_forces_are_finite_on_squeezed_and_stretched_chains(single,
 
 
 def test_a_fresh_network_is_silent_and_depends_on_its_seed_alone(single, positions):
-    fresh, again, other = (initial_potential(single.prior, SEQUENCE, single.network.params, seed) for seed in (1, 1, 2))
+    fresh, again, other = (initial_potential(single.prior, single.network.params, seed) for seed in (1, 1, 2))
     assert not fresh.network(positions.float(), fresh.types).any()
     weights = [torch.nn.utils.parameters_to_vector(one.network.parameters()) for one in (fresh, again, other)]
     assert torch.equal(weights[0], weights[1])

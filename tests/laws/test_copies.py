@@ -8,7 +8,6 @@ from cgal.all_atom.copies import CUTOFF_nm, Lattice, SPACING_nm, side_by_side
 from cgal.all_atom.force_field import build_system, forces_of, make_context, read_structure
 from cgal.errors import BadParams
 from cgal.params import ForceFieldParams
-from tests.conftest import REPOSITORY
 
 COPIES = 3
 
@@ -19,8 +18,8 @@ def context_of(system, platform):
 
 
 @pytest.mark.parametrize("name", ["ff96", "ff14SB"])
-def test_a_copy_feels_the_forces_of_one_alone(name):
-    topology, native = read_structure((REPOSITORY / "data" / "chignolin" / "structure.pdb").read_text())
+def test_a_copy_feels_the_forces_of_one_alone(name, bundled_data):
+    topology, native = read_structure((bundled_data / "structure.pdb").read_text())
     system = build_system(topology, ForceFieldParams(name=name))
     alone = context_of(system, "Reference")
     shaken = native + 0.002 * np.random.default_rng(0).normal(size=(COPIES, *native.shape))

@@ -36,7 +36,7 @@ def trained(params: SchNetParams, sequence: str = SEQUENCE, seed: int = 0) -> Po
         for name, parameter in network.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.3, generator=generator)
-    return Potential(prior, network, sequence)
+    return Potential(prior, network)
 
 
 def chain(sequence: str) -> np.ndarray:
@@ -188,7 +188,7 @@ def test_energy_is_invariant_and_forces_turn_along_under_rigid_motion(evaluator,
 
 @pytest.mark.parametrize("kind", EVALUATORS)
 def test_of_an_untrained_potential_it_is_the_prior(kind):
-    potential = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 0)
+    potential = initial_potential(real_prior(), SMALL_NETWORK, 0)
     positions = torch.from_numpy(shaken_beads(12))
     energies, forces = kind(potential).energy_and_forces(positions)
     exact = real_prior()

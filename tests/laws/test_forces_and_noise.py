@@ -48,7 +48,7 @@ def test_the_mean_force_is_that_of_the_smeared_density():
 def test_a_training_depends_on_its_seed_alone_and_is_kept(tmp_path):
     params = TrainingParams(objective="forces_and_noise", epochs=2, checkpoint_epochs=1, preflight=False)
     shards = [labelled(shaken_beads(100), real_prior())]
-    initial = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 3)
+    initial = initial_potential(real_prior(), SMALL_NETWORK, 3)
     first = train(shards, initial, params, seed=1, scratch=tmp_path)
     epochs = []
     kept = train(shards, initial, params, seed=1, scratch=tmp_path, progress=lambda *args: epochs.append(args[0]))

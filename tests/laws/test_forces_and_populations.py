@@ -19,7 +19,7 @@ PARAMS = TrainingParams(
 
 
 def fresh():
-    return initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 3)
+    return initial_potential(real_prior(), SMALL_NETWORK, 3)
 
 
 def weights_of(params: TrainingParams) -> torch.Tensor:

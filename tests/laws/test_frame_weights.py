@@ -97,7 +97,7 @@ def test_relative_entropy_neither_draws_nor_counts_a_frame_without_weight():
     weights = (np.arange(180) % 3 > 0).astype(float)
     weighted = replace(frames, weights=weights)
     others = replace(weighted, positions=np.where(weights[:, None, None] > 0, frames.positions, shaken_beads(180, 5)))
-    initial = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 3)
+    initial = initial_potential(real_prior(), SMALL_NETWORK, 3)
     one, same, plain = (train([each], initial, PARAMS, seed=1) for each in (weighted, others, frames))
     assert one.history == same.history
     assert one.history != plain.history

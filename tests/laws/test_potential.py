@@ -7,13 +7,13 @@ import torch
 from cgal.potential.architectures import initial_potential
 from cgal.potential.geometry import internal_coordinates
 from cgal.potential.potential import Potential
-from tests.beads import SEQUENCE, SMALL_NETWORK, real_beads, real_prior
+from tests.beads import SMALL_NETWORK, real_beads, real_prior
 
 
 @pytest.fixture(scope="module")
 def potential() -> Potential:
     """Prior plus a network with a readout far from zero."""
-    made = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 0)
+    made = initial_potential(real_prior(), SMALL_NETWORK, 0)
     with torch.no_grad():
         made.network.readout[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
     return made.double()
@@ -58,7 +58,7 @@ def test_network_does_not_tell_beads_of_one_type_apart(potential, positions):
 def test_potential_is_prior_plus_network_and_fresh_it_is_the_prior(potential, positions):
     prior = potential.prior.energy(positions)
     torch.testing.assert_close(potential.energy(positions) - prior, potential.network(positions, potential.types))
-    fresh = initial_potential(real_prior(), SEQUENCE, SMALL_NETWORK, 0).double()
+    fresh = initial_potential(real_prior(), SMALL_NETWORK, 0).double()
     assert torch.equal(fresh.energy(positions), fresh.prior.energy(positions))
     torch.testing.assert_close(fresh.forces(positions), fresh.prior.forces(positions))
 

@@ -36,7 +36,7 @@ SHARDS = [labelled(shaken_beads(60), PRIORS[SEQUENCE]), labelled(fragment_beads(
 
 def trained(shards: list[LabelledFrames], first: str, folder: Path) -> Path:
     """Train from the potential of `first`, and save it with the priors of all."""
-    initial = initial_potential(PRIORS[first], first, SMALL_NETWORK, 3)
+    initial = initial_potential(PRIORS[first], SMALL_NETWORK, 3)
     result = train(shards, initial, PARAMS, seed=11, priors=PRIORS)
     path = folder / "model.pt"
     save_checkpoint(path, result.potential, result.summary(), priors=PRIORS.values())
@@ -90,7 +90,7 @@ def test_the_network_does_not_depend_on_which_protein_comes_first(together: Path
 
 def test_one_protein_ends_with_the_bytes_that_it_had_without_others(tmp_path: Path) -> None:
     """Priors of proteins without frames change no weight, and a checkpoint of one protein says nothing of others."""
-    initial = initial_potential(PRIORS[SEQUENCE], SEQUENCE, SMALL_NETWORK, 3)
+    initial = initial_potential(PRIORS[SEQUENCE], SMALL_NETWORK, 3)
     alone = train(SHARDS[:1], initial, PARAMS, seed=11)
     beside = train(SHARDS[:1], initial, PARAMS, seed=11, priors=PRIORS)
     save_checkpoint(tmp_path / "alone.pt", alone.potential, alone.summary())
@@ -118,7 +118,7 @@ def test_the_network_learns_from_each(together: Path) -> None:
 def test_steps_follow_the_error_over_the_beads_of_all() -> None:
     """One batch of each: the mean of their gradients is that of the mean square that held-out frames are judged by."""
     params = PARAMS.model_copy(update={"batch_size": 60, "gradient_clip": 1e9, "learning_rate": 1e-12})
-    network = initial_potential(PRIORS[SEQUENCE], SEQUENCE, SMALL_NETWORK, 3).network
+    network = initial_potential(PRIORS[SEQUENCE], SMALL_NETWORK, 3).network
     training, held_out = prepare(SHARDS, PRIORS, params)
     run = Run(network, training, held_out, params, 11, map)
     total, gradients, expected = sum(frames.residuals.numel() for frames in training), [], 0.0
@@ -137,13 +137,13 @@ def test_each_protein_holds_out_its_own_blocks_whatever_others_there_are() -> No
     for mask, expected in zip(held_out_masks(SHARDS, PARAMS), alone, strict=True):
         np.testing.assert_array_equal(mask, expected)
     few = SHARDS[1].take(np.arange(5))
-    initial = initial_potential(PRIORS[SEQUENCE], SEQUENCE, SMALL_NETWORK, 3)
+    initial = initial_potential(PRIORS[SEQUENCE], SMALL_NETWORK, 3)
     with pytest.raises(EmptyTrajectory, match="5 labelled frames of YYDPETG leave 5 to train on and 0 to hold out"):
         train([SHARDS[0], few], initial, PARAMS, seed=1, priors=PRIORS)
 
 
 def test_what_cannot_share_a_network_is_refused(together: Path, tmp_path: Path) -> None:
-    initial = initial_potential(PRIORS[SEQUENCE], SEQUENCE, SMALL_NETWORK, 3)
+    initial = initial_potential(PRIORS[SEQUENCE], SMALL_NETWORK, 3)
     with pytest.raises(BadParams, match=r"trains on one protein, but YYDPETG came beside YYDPETGTWY"):
         train(SHARDS, initial, PARAMS.model_copy(update={"objective": "relative_entropy"}), seed=1, priors=PRIORS)
     with pytest.raises(BadCheckpoint, match=r"trained for YYDPETGTWY, YYDPETG, not for GYDPETGTWG.*Model\.transfer"):

@@ -61,7 +61,7 @@ def toy_committee(members=3, seeds=(1, 2, 3)):
     prior = fit_prior(frames, SEQUENCE, 350.0, PriorParams())
     potentials = []
     for member in range(members):
-        potential = initial_potential(prior, SEQUENCE, SchNetParams(features=8, blocks=1, radial_functions=8), 1)
+        potential = initial_potential(prior, SchNetParams(features=8, blocks=1, radial_functions=8), 1)
         generator = torch.Generator().manual_seed(seeds[member])
         for weights in potential.network.parameters():
             weights.data += 0.3 * torch.randn(weights.shape, generator=generator)
@@ -482,7 +482,7 @@ def trained_committee():
     shards = [beads.labelled(beads.shaken_beads(240, sigma_nm=0.01), prior, noise_kJ_per_mol_nm=10.0)]
     params = TrainingParams(epochs=20)
     members = [
-        train(shards, initial_potential(prior, beads.SEQUENCE, beads.SMALL_NETWORK, seed), params, seed=seed).potential
+        train(shards, initial_potential(prior, beads.SMALL_NETWORK, seed), params, seed=seed).potential
         for seed in (1, 2, 3)
     ]
     held_out = shards[0].take(held_out_masks(shards, params)[0])

@@ -158,7 +158,7 @@ def test_a_broken_replica_of_the_real_network_leaves_the_others_unchanged():
     sequence = sequence_of(atoms.topology)
     beads = atoms.positions[:, alpha_carbons(atoms.topology)]
     prior = fit_prior(beads, sequence, TEMPERATURE_K, PriorParams())
-    potential = initial_potential(prior, sequence, SchNetParams(features=16), seed=1)
+    potential = initial_potential(prior, SchNetParams(features=16), seed=1)
     torch.nn.init.normal_(potential.network.readout[-1].weight, std=0.1, generator=torch.Generator().manual_seed(1))
     run = SimulationParams(replicas=4, steps=20, stride=10)
     sound = simulate(potential, beads[:4], run, temperature_K=TEMPERATURE_K, seed=3)

@@ -1,6 +1,6 @@
 """Law of force maps on equilibrium frames: < F . grad q > = - k_B T < div grad q >, which a biased map breaks.
 
-One real run of chignolin at 450 K, 160 ps from a folded frame, with a look every 20 fs.
+One real run of chignolin at 450 K, 160 ps from a folded frame, with a look every 40 fs.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from study.beds import Swarm
 SMALL = AtomFrames.load(Path(__file__).parents[1] / "data" / "chignolin_small.h5")
 SWARMS = Path(__file__).parents[2] / "study" / "swarms"
 TEMPERATURE_K = 450.0
-LOOKS, STRIDE = 8000, 5
+LOOKS, STRIDE = 4000, 10
 
 
 @pytest.fixture(scope="module")

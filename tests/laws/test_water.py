@@ -165,13 +165,18 @@ def test_constraint_forces_of_the_whole_box_cancel(kind: str) -> None:
     assert np.abs(force_map(kind)(frames(start[None], forces[None]))).max() < 0.01
 
 
+@cache
+def settled() -> tuple[np.ndarray, int]:
+    return solvated(SMALL.positions[COMPACT[0]], SMALL.pdb, PARAMS, temperature_K=300.0, seed=1)
+
+
 @pytest.mark.slow
 def test_all_maps_have_one_mean_force_in_water() -> None:
     """Held C-alpha in settled water, where no map is biased, `slice` neither: its C-alpha has no rigid bond then.
 
     Means agree within what 20 blocks leave open, and local frames have the least noise.
     """
-    start, _ = solvated(SMALL.positions[COMPACT[0]], SMALL.pdb, PARAMS, temperature_K=300.0, seed=1)
+    start, _ = settled()
     system = build_system(TOPOLOGY, PARAMS, hold_alpha_carbons=True)
     run = AtomRun(system, PARAMS, temperature_K=300.0, timestep_ps=0.003, seed=1, atoms=ATOMS)
     run.place(start, constrain=True)
@@ -189,7 +194,7 @@ def test_all_maps_have_one_mean_force_in_water() -> None:
 
 @pytest.mark.slow
 def test_c_alpha_stay_while_water_settles_and_runs_show_the_protein_alone(tmp_path: Path) -> None:
-    start, spent = solvated(SMALL.positions[COMPACT[0]], SMALL.pdb, PARAMS, temperature_K=300.0, seed=1)
+    start, spent = settled()
     np.testing.assert_allclose(start[CARBONS], SMALL.positions[COMPACT[0], CARBONS], atol=1e-6)
     result = run_md(
         SMALL.pdb, SMALL.positions[COMPACT[:1]], steps=20, stride=10, force_field=PARAMS, temperature_K=300.0,

@@ -83,7 +83,8 @@ def backmapper_of(name: str) -> Backmapper:
         found: Backmapper = import_module(f"cgal.all_atom.backmapping.{name}").rebuild
     except ModuleNotFoundError as error:
         raise BadParams(
-            f"backmapping {name}: the package {error.name} is not installed; pip install 'cgal[{name}]' brings it"
+            f"backmapping {name}: the package {error.name} is not installed; 'make setup' in cgal's clone or "
+            f"pip install '/path/to/cgal[{name}]' brings it"
         ) from None
     return found
 
