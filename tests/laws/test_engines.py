@@ -220,7 +220,7 @@ print(masses.tobytes().hex())
 """
 
 
-@pytest.mark.parametrize(("code", "at_once"), [(COMPILE, 1), (COMPILE_SMALL, 2)])
+@pytest.mark.parametrize(("code", "at_once"), [(COMPILE, 1), (COMPILE_SMALL, 2)], ids=["large", "small"])
 def test_processes_may_compile_at_once_into_an_empty_cache(code, at_once, tmp_path):
     """They write the same kernel to the same folder and give the same numbers, and one more finds it there: the bytes
     of a first run are those of all later ones."""
