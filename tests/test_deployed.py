@@ -134,13 +134,13 @@ WITHOUT_A_WORKER = """
 import os, sys
 from datetime import timedelta
 from pathlib import Path
-from prefect import task
 from flows.settings import use_project_settings
 root = Path(sys.argv[1])
 os.chdir(root)
 use_project_settings(root)
 from flows.serving.startup import start_prefect
 start_prefect().wait()
+from prefect import task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.states import Completed, Crashed, Failed, Pending, Running

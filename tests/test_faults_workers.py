@@ -57,7 +57,7 @@ def answers(address: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_a_campaign_outlives_a_server_that_is_away_for_half_a_minute(
     make_project: Callable[..., Path], undisturbed: Path
 ) -> None:
