@@ -354,8 +354,8 @@ def _own(tested: Entries, by_campaigns: Entries) -> Iterator[str]:
             "**Two measurements of the same models.** All figures of this page, but those of this table's last column, "
             "are of simulations of 960 ps from common starts, half of them a stretched chain, as was decided before "
             "the first record. `cgal rounds` shows W1 of the campaign's own simulation, which is shorter and starts "
-            "at training frames. Where the two disagree, the short one has not left its starts, or the long one has "
-            "come to what the model gets wrong; neither is a figure to choose an arm by.",
+            "at training frames. Where the two disagree, the short one may not have left its starts; the cause has not "
+            "been examined, so that at such a budget neither alone is a figure to choose an arm by.",
         )
 
 

@@ -40,7 +40,7 @@ def kill_when(root: Path, there: Callable[[str], object], prefect: str = "") -> 
         process = start(root, output.fileno(), prefect)
     while not there(log.read_text()):
         assert process.poll() is None, f"ended before it was killed:\n{log.read_text()}"
-        time.sleep(0.01)
+        time.sleep(0.01)  # a moment later the next file would be there
     process.kill()  # the process alone: its embedded server and its oracle workers are orphans now
     assert process.wait() == -signal.SIGKILL
 

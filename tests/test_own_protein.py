@@ -6,6 +6,7 @@ On four residues instead of Trp-cage's twenty: a swarm of those goes to and fro 
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -73,3 +74,12 @@ def command(line: str, root: Path, *, fails: bool = False) -> str:
     )
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def test_data_that_travel_with_the_repository_are_nothing_to_make(tmp_path: Path) -> None:
+    """As in a fresh clone, whose first `cgal run` fetches them; a folder that is there is the user's own."""
+    for name in ("params.yaml", "data.dvc"):
+        shutil.copy(Path(__file__).parents[1] / "flows" / "protein" / "template" / name, tmp_path)
+    assert {piece.make for piece in look(Workspace(tmp_path))} == {"cgal run"}
+    Workspace(tmp_path).data.mkdir(parents=True)
+    assert [piece.make for piece in look(Workspace(tmp_path))][1] == "cgal seed chignolin"

@@ -161,7 +161,7 @@ def _read(wanted: Wanted, folder: Path, topology: Path, paths: Sequence[Path]) -
         except OSError as error:  # that of reading is told as such already
             full = unwritable(folder, error)
             say({"error": type(full).__name__, "reason": str(full), "of": "file"})
-        except Exception as error:
+        except Exception as error:  # each of mdtraj's readers fails in its own way
             say({"error": BadTrajectory.__name__, "reason": str(unreadable(path, first_line(error))), "of": "file"})
 
 

@@ -17,6 +17,7 @@ from cgal.reference.sampling import status
 from flows.campaign.opening import MADE_BY
 from flows.protein.reference_folder import recipe_of
 from flows.protein.seed import SeedRuns
+from flows.versioning.dvc_repo import Dvc
 from flows.workspace import Workspace
 
 __all__ = ["Cost", "Piece", "costs", "costs_table", "forecast", "look", "measure_speed", "pieces_table"]
@@ -45,7 +46,12 @@ class Cost:
 
 
 def look(workspace: Workspace) -> list[Piece]:
-    """Read what is in a protein's folder; raises BadFile when a file there is damaged."""
+    """Read what is in a protein's folder; raises BadFile when a file there is damaged.
+
+    Data that travel with the repository are fetched by the first `cgal run`.
+    """
+    if not workspace.data.is_dir() and Dvc(workspace.root).is_bundled(workspace.data.name):
+        return [Piece(name, "", "cgal run") for name in MADE_BY]
     return [_piece(workspace, name, command) for name, command in MADE_BY.items()]
 
 
