@@ -15,9 +15,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cgal.benchmark.observables import HEADLINE, MISSING, OBSERVABLES
+from cgal.figures import save_figure
 from cgal.files import write_json, write_text
 from study.design import Contrast, Design, load_design
-from study.figures import COLOURS, save_figure
+from study.figures import COLOURS
 from study.statistics import (
     BASE,
     Interval,

@@ -9,7 +9,7 @@ import mdtraj
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from cgal.frames import LabelledFrames, alpha_carbons, bead_topology, read_pdb_text, rmsd_nm, sequence_of
+from cgal.frames import LabelledFrames, bead_topology, native_beads, read_pdb_text, rmsd_nm, sequence_of
 from cgal.hdf5 import Hdf5Record, stored
 
 __all__ = [
@@ -49,12 +49,6 @@ class Swarm(Hdf5Record):
     def native(self) -> Float32[np.ndarray, "beads 3"]:
         """C-alpha of the structure [nm]."""
         return native_beads(self.structure)
-
-
-def native_beads(structure: str) -> Float32[np.ndarray, "beads 3"]:
-    """C-alpha positions of a PDB text [nm]."""
-    native = read_pdb_text(structure)
-    return np.asarray(native.xyz[0, alpha_carbons(native.topology)])
 
 
 def native_share(positions: Positions, structure: str) -> Float64[np.ndarray, " frames"]:

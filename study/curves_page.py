@@ -8,9 +8,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cgal.benchmark.observables import OBSERVABLES
+from cgal.figures import save_figure
 from cgal.files import write_text
 from study.curves_plan import MODELS, SEEDS, SIZES_ns
-from study.figures import COLOURS, save_figure
+from study.figures import COLOURS
 from study.statistics import Interval, mean_interval, scatter_interval
 from study.summary import FEWEST_SETS
 

@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from itertools import cycle
-from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cgal.files import atomic_write
 from study.burn_in import ANNEAL_STEPS, BURN_IN_STEPS, OWN
 from study.statistics import BASE, change, curve
 
-__all__ = ["plot_burn_in", "plot_changes", "plot_curves", "save_figure"]
+__all__ = ["plot_burn_in", "plot_changes", "plot_curves"]
 
 LARGEST_CHANGE = 200.0  # percent
 COLOURS = ("#222222", "#00798c", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#2e4057", "#b86f52")
@@ -76,9 +74,3 @@ def plot_burn_in(found: pd.DataFrame) -> Figure:
         axes.set_ylim(bottom=0)
     figure.axes[0].legend(title="start")
     return figure
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG atomically."""
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)

@@ -12,11 +12,12 @@ import pandas as pd
 
 from cgal.benchmark.observables import HEADLINE, MISSING, OBSERVABLES, in_records
 from cgal.errors import BadFile
+from cgal.figures import save_figure
 from cgal.files import write_json, write_text
 from study.arms_page import write_arms
 from study.burn_in import RECORDS as BURN_IN
 from study.curves_page import write_curves
-from study.figures import plot_burn_in, plot_changes, plot_curves, save_figure
+from study.figures import plot_burn_in, plot_changes, plot_curves
 from study.statistics import (
     BASE,
     Interval,

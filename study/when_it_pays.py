@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from cgal.benchmark.observables import HEADLINE, MISSING, OBSERVABLES
+from cgal.figures import save_figure
 from cgal.files import read_json, write_text
 from study.advice import ADVICE
-from study.figures import COLOURS, save_figure
+from study.figures import COLOURS
 from study.statistics import Interval, change, mean_interval, sample_size, smallest_effect_percent
 from study.summary import FEWEST_SETS, holm
 from study.teacher.oracle import ALIKE, BOUND

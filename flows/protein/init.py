@@ -2,17 +2,14 @@
 
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from string import Template
-from tempfile import mkdtemp
 
 from cgal import __version__
 from cgal.errors import BadParams
-from cgal.files import write_text
+from cgal.files import made_aside, write_text
 from cgal.progress import Note, unsaid
 from flows.campaign.opening import change_params
 from flows.versioning import Repository
@@ -80,7 +77,7 @@ def init_project(folder: Path, start: Start, note: Note = unsaid) -> str:
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadParams(f"{folder}: is not empty; name a new folder")
-    with _made_aside(folder) as root, as_file(files("flows.protein") / "template") as template:
+    with made_aside(folder) as root, as_file(files("flows.protein") / "template") as template:
         git = Git(root)
         git.run("init", "--quiet", "--initial-branch", "main")
         _copy_pipeline(template, root, start)
@@ -94,20 +91,6 @@ def init_project(folder: Path, start: Start, note: Note = unsaid) -> str:
         git.run("add", "--all")
         git.run("commit", "--quiet", "--message", f"A project of cgal {__version__}", **git.identity())
     return f"cd {folder}\n{lines}"
-
-
-@contextmanager
-def _made_aside(folder: Path) -> Iterator[Path]:
-    """Give a folder beside this one, which takes its place in the end, and is gone when anything fails."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    root = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield root
-        root.chmod(0o755)
-        root.replace(folder)
-    except BaseException:
-        shutil.rmtree(root, ignore_errors=True)
-        raise
 
 
 def _copy_pipeline(template: Path, root: Path, start: Start) -> None:
