@@ -22,6 +22,7 @@ from study.figures import COLOURS
 from study.statistics import (
     BASE,
     Interval,
+    RESOLVED_percent,
     mean_interval,
     read_records,
     sample_size,
@@ -31,7 +32,6 @@ from study.statistics import (
 from study.summary import (
     CONTINUED,
     FEWEST_SETS,
-    RESOLVED_percent,
     at_budget,
     contrast_logs,
     contrasts,

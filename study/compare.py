@@ -16,6 +16,7 @@ from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from cgal.benchmark.observables import HEADLINE
+from cgal.benchmark.wasserstein import MODES
 from cgal.errors import CgalError
 from cgal.files import made_aside, write_text
 from cgal.params import check_params, merged
@@ -31,7 +32,7 @@ from flows.workspace import Workspace
 from study.bed_data import bed_of, draw_seed, require_physics, write_bed
 from study.comparison import Comparison, campaigns_of, read_campaigns
 from study.design import CampaignPlan, Design
-from study.statistics import read_records, sample_size, seeds_needed
+from study.statistics import RESOLVED_percent, read_records, sample_size, seeds_needed
 from study.summary import contrast_logs
 
 __all__ = ["CampaignFailed", "compare", "forecast", "make_data", "records", "run_compare", "write_records"]
@@ -40,8 +41,6 @@ LOG_LINES = 5
 CONTROLS = ("continued_md", "random", "base")
 """What the other arms are set against in a forecast of power: the first of these that is among them."""
 
-RESOLVED_percent = -30.0
-MODES = ("exact", "paper")
 SHARED = ("round", "frames", "oracle_failed", "exploded_fraction", "wall_s", "tag", "reference_physics", "code")
 
 

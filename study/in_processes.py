@@ -1,14 +1,38 @@
 """Tasks of a study, each in a process of one thread, whose records are kept as they come."""
 
+import csv
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from io import StringIO
+from pathlib import Path
 
 from rich.progress import Progress, TimeElapsedColumn
 
-__all__ = ["measure_all"]
+from cgal.files import write_text
+
+__all__ = ["append_rows", "measure_all", "rows_of"]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, str | int | float]]) -> None:
+    """Add the rows of one task to a CSV file, all or none."""
+    added = StringIO(path.read_text() if path.is_file() else "")
+    new = not added.seek(0, os.SEEK_END)
+    writer = csv.DictWriter(added, list(rows[0]), lineterminator="\n")
+    if new:
+        writer.writeheader()
+    writer.writerows({key: f"{v:.5g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
+    write_text(path, added.getvalue())
 
 
 def measure_all[Task, Found](

@@ -13,7 +13,6 @@ first half is left out (`folded_model` is of all of it). Rows that are there are
 without it.
 """
 
-import csv
 import time
 from collections.abc import Iterator
 from functools import cache, partial
@@ -40,7 +39,7 @@ from cgal.training.forces_and_noise import smeared
 from cgal.training.train import fit_rung, train
 from study.beds import GROUND_TRUTHS, GroundTruth, SETTLE_ns, Swarm
 from study.curves_plan import MODELS, SEEDS, SIZES_ns
-from study.in_processes import measure_all
+from study.in_processes import append_rows, measure_all, rows_of
 
 __all__ = ["COLUMNS", "Task", "measure", "tasks"]
 
@@ -270,20 +269,7 @@ def stretched(beads: int) -> Float32[np.ndarray, "beads 3"]:
 
 def done(path: Path) -> set[Task]:
     """Tasks whose rows are there."""
-    if not path.is_file():
-        return set()
-    with path.open(newline="") as stream:
-        return {Task(row["system"], float(row["ns"]), row["model"], int(row["seed"])) for row in csv.DictReader(stream)}
-
-
-def append(path: Path, rows: list[Row]) -> None:
-    """Add the rows of one task."""
-    new = not path.is_file()
-    with path.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows({key: f"{v:.5g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
+    return {Task(row["system"], float(row["ns"]), row["model"], int(row["seed"])) for row in rows_of(path)}
 
 
 def main(
@@ -295,7 +281,7 @@ def main(
     """Measure all tasks whose rows are not there."""
     known = done(records)
     waiting = [task for task in tasks() if task not in known and (not model or task.model in model)]
-    measure_all(measure, waiting, partial(append, records), what="tasks", processes=processes, until_s=until)
+    measure_all(measure, waiting, partial(append_rows, records), what="tasks", processes=processes, until_s=until)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from study.figures import plot_burn_in, plot_changes, plot_curves
 from study.statistics import (
     BASE,
     Interval,
+    RESOLVED_percent,
     change,
     curve,
     detectable_percent,
@@ -45,7 +46,6 @@ CONTROLS = ("seed_prior", "random", "continued_md", PAPER_ARM)
 DEFAULT = "default"
 """The arm of the ablations that changes nothing."""
 
-RESOLVED = -30.0
 """Change of the headline W1 in percent that a comparison should be able to see."""
 
 TARGET_CHANGE, TARGET_CLEAR = -50.0, -33.0
@@ -217,7 +217,7 @@ def _controls(records: pd.DataFrame, arms: Sequence[str]) -> str:
     lines += [
         "",
         f"What these seeds could have shown: the smallest decrease of the {TITLE} W1 with 80 % power (two-sided paired "
-        f"t-test at 5 %, scatter as found). In brackets: the number of seeds that {RESOLVED:.0f} % takes.",
+        f"t-test at 5 %, scatter as found). In brackets: the number of seeds that {RESOLVED_percent:.0f} % takes.",
         "",
         f"| arm | {' | '.join(f'`{control}`' for control in controls)} |",
         f"|---|{'---|' * len(controls)}",
@@ -231,7 +231,9 @@ def _controls(records: pd.DataFrame, arms: Sequence[str]) -> str:
 def _power(records: pd.DataFrame, arm: str, to: str) -> str:
     seen = detectable_percent(records, arm, to, HEADLINE, "exact")
     return (
-        MISSING if math.isnan(seen) else f"{seen:.0f} ({seeds_needed(records, arm, to, HEADLINE, 'exact', RESOLVED)})"
+        MISSING
+        if math.isnan(seen)
+        else f"{seen:.0f} ({seeds_needed(records, arm, to, HEADLINE, 'exact', RESOLVED_percent)})"
     )
 
 

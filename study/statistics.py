@@ -17,6 +17,7 @@ from cgal.errors import BadFile
 __all__ = [
     "BASE",
     "Interval",
+    "RESOLVED_percent",
     "change",
     "curve",
     "detectable_percent",
@@ -35,6 +36,9 @@ __all__ = [
 
 BASE = "base"
 """The arm without acquisition, to which changes are relative."""
+
+RESOLVED_percent = -30.0
+"""The change that the studies were sized to show."""
 
 LEVEL = 0.95
 POWER = 0.8

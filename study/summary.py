@@ -14,12 +14,11 @@ from scipy import stats
 
 from cgal.benchmark.observables import HEADLINE
 from study.design import Contrast, Design
-from study.statistics import BASE, Interval, mean_interval, sample_size, smallest_effect_percent
+from study.statistics import BASE, Interval, RESOLVED_percent, mean_interval, sample_size, smallest_effect_percent
 
 __all__ = [
     "CONTINUED",
     "FEWEST_SETS",
-    "RESOLVED_percent",
     "at_budget",
     "contrast_logs",
     "contrasts",
@@ -37,7 +36,6 @@ LEARNING = ("mapping", "training", "network", "prior")
 """Sections of `params.yaml` that say what a model makes of its frames."""
 
 STEPS = ("label_steps", "failed_steps", "minimisation_steps", "steering_steps", "seed_steps")
-RESOLVED_percent = -30.0
 LARGEST_P = 1.0
 FEWEST_SETS = 3
 """That have an interval, a p value or a power worth showing: two have a scatter of one degree of freedom."""

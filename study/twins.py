@@ -11,7 +11,6 @@ chain, for as long as in `study.learning_curves` and whatever starts the campaig
 alike. Rows that are there are not made again; the command goes on after a kill.
 """
 
-import csv
 import time
 from functools import partial
 from itertools import product
@@ -38,7 +37,7 @@ from cgal.randomness import derive_seed
 from cgal.simulation.run import run_from, to_trajectory
 from cgal.training.frame_weights import weigh_shards
 from study.frame_weights import drawn
-from study.in_processes import measure_all
+from study.in_processes import append_rows, measure_all, rows_of
 from study.learning_curves import LENGTH_ps, benchmark_params, stretched
 from study.statistics import read_records
 
@@ -229,24 +228,6 @@ def rounds_of(root: Path, name: str) -> list[Round]:
     return [Round(root, *row) for row in found.itertuples(index=False)]
 
 
-def _done(path: Path) -> set[str]:
-    """Tags of the rounds whose rows are there."""
-    if not path.is_file():
-        return set()
-    with path.open(newline="") as stream:
-        return {row["tag"] for row in csv.DictReader(stream)}
-
-
-def _append(path: Path, rows: list[Row]) -> None:
-    """Add the rows of one round in one write."""
-    new = not path.is_file()
-    with path.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows({key: f"{v:.5g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
-
-
 def main(
     name: Annotated[str, typer.Argument(help="Of the comparison.")],
     root: Annotated[Path, typer.Option(help="The project's folder.")] = Path(),
@@ -255,9 +236,9 @@ def main(
 ) -> None:
     """Measure all rounds of complete campaigns whose rows are not there."""
     path = root.resolve() / "docs" / "results" / f"{name}_twins.csv"
-    known = _done(path)
+    known = {row["tag"] for row in rows_of(path)}
     waiting = [task for task in rounds_of(root.resolve(), name) if task.tag not in known]
-    measure_all(measure, waiting, partial(_append, path), what="rounds", processes=processes, until_s=until)
+    measure_all(measure, waiting, partial(append_rows, path), what="rounds", processes=processes, until_s=until)
 
 
 if __name__ == "__main__":

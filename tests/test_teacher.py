@@ -11,9 +11,10 @@ import torch
 from cgal.benchmark.observables import OBSERVABLES
 from cgal.params import load_params
 from cgal.potential.architectures import freeze
+from study.in_processes import append_rows
 from study.teacher.arms import ARMS, BUDGETS, Task, measure
 from study.teacher.oracle import ALIKE, BOUND, STRIDE, NOISE_kJ_per_mol_nm, STEP_ps, Teacher, load_teacher
-from study.teacher.records import NOISES, append, done
+from study.teacher.records import NOISES, done
 from study.teacher.students import STUDENTS
 from study.when_it_pays import contrasts, write_when_it_pays
 from tests.conftest import REPOSITORY
@@ -53,7 +54,7 @@ def test_campaigns_of_one_seed_spend_the_same_teacher_time_and_give_the_same_row
     tasks = [Task(arm, 7, 7, 1.0) for arm in ("seed", "continued", "parallel", "least_counts", BOUND, "coverage")]
     path = tmp_path / "records.csv"
     for task in tasks:
-        append(path, measure(task, teacher, short["network"], (0.1,)))
+        append_rows(path, measure(task, teacher, short["network"], (0.1,)))
     assert done(path) == set(tasks)
     records = pd.read_csv(path)
     assert len(records) == len(tasks) * 3 * 2 * len(OBSERVABLES)
@@ -61,7 +62,7 @@ def test_campaigns_of_one_seed_spend_the_same_teacher_time_and_give_the_same_row
     assert spent.between(0.99 * teacher.steps(0.1), teacher.steps(0.1)).all()
     assert (records["value"] > 0).all()
     again = tmp_path / "again.csv"
-    append(again, measure(tasks[-1], teacher, short["network"], (0.1,)))
+    append_rows(again, measure(tasks[-1], teacher, short["network"], (0.1,)))
     assert path.read_text().endswith(again.read_text().split("\n", 1)[1])
 
 

@@ -4,7 +4,6 @@ Rows that are there are not made again; `--pilot` runs the primary contrast alon
 sets of its own.
 """
 
-import csv
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from itertools import product
@@ -14,13 +13,12 @@ from typing import Annotated
 import torch
 import typer
 
-from cgal.files import write_text
-from study.in_processes import measure_all
-from study.teacher.arms import ARMS, BUDGETS, COLUMNS, Row, Task, measure
+from study.in_processes import append_rows, measure_all, rows_of
+from study.teacher.arms import ARMS, BUDGETS, Row, Task, measure
 from study.teacher.oracle import ALIKE, load_teacher
 from study.teacher.students import STUDENTS
 
-__all__ = ["append", "done", "main", "tasks"]
+__all__ = ["done", "main", "tasks"]
 
 RECORDS = {"network": "teacher", "linear": "teacher_linear"}
 """Files of docs/results by student, `_pilot` is added for the pilot."""
@@ -53,18 +51,7 @@ def run(task: Task, student: str, budgets: Sequence[float]) -> list[Row]:
 
 def done(path: Path) -> set[Task]:
     """Campaigns whose rows are there."""
-    if not path.is_file():
-        return set()
-    with path.open(newline="") as stream:
-        rows = csv.DictReader(stream)
-        return {Task(row["arm"], int(row["seed_set"]), int(row["seed"]), float(row["noise"])) for row in rows}
-
-
-def append(path: Path, rows: list[Row]) -> None:
-    """Add the rows of one campaign, all or none."""
-    lines = [] if path.is_file() else [",".join(COLUMNS)]
-    lines += [",".join(f"{v:.5g}" if isinstance(v, float) else str(v) for v in row.values()) for row in rows]
-    write_text(path, (path.read_text() if path.is_file() else "") + "\n".join(lines) + "\n")
+    return {Task(row["arm"], int(row["seed_set"]), int(row["seed"]), float(row["noise"])) for row in rows_of(path)}
 
 
 def main(
@@ -89,4 +76,4 @@ def main(
         if task not in known
     ]
     campaign = partial(run, student=student, budgets=PILOT_BUDGETS if pilot else BUDGETS)
-    measure_all(campaign, waiting, partial(append, path), what="campaigns", processes=processes, until_s=until)
+    measure_all(campaign, waiting, partial(append_rows, path), what="campaigns", processes=processes, until_s=until)
