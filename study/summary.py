@@ -25,6 +25,7 @@ __all__ = [
     "holm",
     "log_ratios",
     "summarise_budgets",
+    "to_common_starts",
 ]
 
 TOLERANCE = 0.1
@@ -122,6 +123,15 @@ def contrast_logs(twins: pd.DataFrame, design: Design, contrast: Contrast) -> li
     steps = design.budgets[contrast.budget]
     one, other = (at_budget(twins, arm, steps) for arm in (contrast.arm, contrast.control))
     return log_ratios(one, other, HEADLINE, "exact")
+
+
+def to_common_starts(records: pd.DataFrame, twins: pd.DataFrame, arm: str, steps: int) -> dict[str, Any]:
+    """Change [%] of the headline W1 (mode exact) of an arm's models, from their campaigns' own simulations to others.
+
+    `records` are of the former, from training frames, `twins` of longer ones from common starts.
+    """
+    logs = log_ratios(at_budget(twins, arm, steps), at_budget(records, arm, steps), HEADLINE, "exact")
+    return _json({"seed_sets": len(logs)} | _named("change", _percent(logs)))
 
 
 def summarise_budgets(twins: pd.DataFrame, design: Design) -> list[dict[str, Any]]:

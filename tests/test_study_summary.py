@@ -15,7 +15,7 @@ from cgal.errors import BadFile
 from study.arms_page import write_arms
 from study.design import Design
 from study.statistics import mean_interval
-from study.summary import at_budget, contrasts, holm, log_ratios, summarise_budgets
+from study.summary import at_budget, contrasts, holm, log_ratios, summarise_budgets, to_common_starts
 
 BUDGETS = {0.1: 100, 0.3: 300}
 DESIGN = Design.model_validate(
@@ -97,6 +97,15 @@ def test_seeds_of_one_set_count_once() -> None:
     rows = twins(of_a_set=0.3)
     one, other = at_budget(rows, "coverage", 300), at_budget(rows, "continued_md", 300)
     assert len(log_ratios(one, other, "tica", "exact")) == 4
+
+
+def test_a_model_that_holds_only_its_own_starts_is_further_from_the_truth_from_others() -> None:
+    """Own simulations with the same W1 but for continued dynamics, where it is half as large."""
+    from_common = twins(seeds=4)
+    own = from_common.query("kind == 'model'").copy()
+    own.loc[own["arm"] == "continued_md", "w1"] /= 2
+    assert to_common_starts(own, from_common, "coverage", 300)["change"] == pytest.approx(0.0, abs=1e-9)
+    assert to_common_starts(own, from_common, "continued_md", 300)["change"] == pytest.approx(100.0)
 
 
 def test_intervals_over_sets_hold_the_truth_at_their_level() -> None:
