@@ -131,14 +131,16 @@ def test_good_copies_come_from_the_workspace_before_it_is_overwritten(root: Path
     assert bytes_of_round(root) == expected
 
 
-def test_a_remote_with_damaged_bytes_is_not_believed(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["round/model.pt", "round/plots/benchmark"])
+def test_a_remote_with_damaged_bytes_is_not_believed(path: str, root: Path, tmp_path: Path) -> None:
+    """A file, and the list of a folder's files."""
     lab(root, tmp_path / "lab")
     Repository(root).send()
-    there, here = (object_of(root, TAGS[0], "round/model.pt", store) for store in (tmp_path / "lab", None))
+    there, here = (object_of(root, TAGS[0], path, store) for store in (tmp_path / "lab", None))
     damage(there)
     good = here.read_bytes()
     here.unlink()
-    said = rf"round/model\.pt of demo/round-000: .*damaged in DVC remote lab \(delete .*{there}: .* never sent again"
+    said = rf"{path} of demo/round-000: .*damaged in DVC remote lab \(delete .*{there}: .* never sent again"
     with pytest.raises(VersioningError, match=said):
         Repository(root).checkout_round(TAGS[0])
     there.unlink()

@@ -3,6 +3,7 @@
 DVC's lock is not held meanwhile: files of a cache only come, under names that say their bytes.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
 from contextlib import suppress
@@ -46,7 +47,18 @@ class Remote:
 
     def bring(self, cache: Cache, digests: Iterable[str], *, verify: bool = True) -> int:
         """Fetch those of these files that the cache lacks and the remote has, checked or not; give their number."""
-        return self._transfer(self.store, cache.odb, digests, cache, verify=verify)
+        sound = set(digests)
+        if lists := {digest for digest in sound if digest.endswith(".dir")}:
+            sound -= self._ask(lambda: {digest for digest in lists if self._is_damaged(digest)})
+        return self._transfer(self.store, cache.odb, sound, cache, verify=verify)
+
+    def _is_damaged(self, digest: str) -> bool:
+        """Whether it has other bytes than those of this hash; of the list of a folder's files, which DVC just loads."""
+        try:
+            content = self.store.fs.cat_file(self.store.oid_to_path(digest))
+        except FileNotFoundError:
+            return False
+        return hashlib.md5(content, usedforsecurity=False).hexdigest() != digest.removesuffix(".dir")
 
     def _transfer(self, source: Any, target: Any, digests: Iterable[str], cache: Cache, **options: bool) -> int:
         infos = _infos(digests)
