@@ -14,7 +14,7 @@ from time import monotonic
 import pytest
 import yaml
 
-from cgal.errors import BadFile, VersioningError
+from cgal.errors import BadFile, BadParams, VersioningError
 from flows.campaign.active_learning import active_learning
 from flows.campaign.opening import campaign_state, continue_campaign, fetch_data
 from flows.versioning import Repository, remotes
@@ -372,6 +372,17 @@ def test_a_campaign_without_its_data_goes_on_from_its_last_round(root: Path) -> 
     with pytest.raises(BadFile, match=r"other/seed\.h5: no such file"):  # the toy has none
         fetch_data(Workspace(root), repository)
     assert contents(root / "data") == expected
+
+
+def test_data_that_were_replaced_do_not_give_way_to_a_campaign_without_a_word(root: Path) -> None:
+    """As after `cgal import --replace`."""
+    (root / "data" / "toy" / "manifest.json").unlink()
+    write(root / "data" / "toy" / "structure.pdb", "another molecule")
+    before, repository = contents(root), Repository(root)
+    said = r"data/toy/structure\.pdb: not what campaign demo began with; .*--new NAME.*cgal checkout demo/round-001'"
+    with pytest.raises(BadParams, match=said):
+        continue_campaign(Workspace(root), repository, campaign_state(Workspace(root), repository))
+    assert contents(root) == before
 
 
 # ---------------------------------------------------------------------------------- early

@@ -14,6 +14,8 @@ from cgal.params import check_params, merged
 from flows.campaign.records import made_by_others
 from flows.terminal import console
 from flows.versioning import Repository
+from flows.versioning.objects import wrong_files
+from flows.versioning.published_files import hashes_of
 from flows.workspace import Workspace
 
 __all__ = [
@@ -122,7 +124,8 @@ def new_campaign(workspace: Workspace, repository: Repository, name: str) -> Wor
 def continue_campaign(workspace: Workspace, repository: Repository, state: CampaignState) -> None:
     """Bring the workspace to where the campaign stands: its last published round, or the seed before the first.
 
-    Raises BadParams when the dataset belongs to another campaign and this one has no published round to go back to.
+    Raises BadParams when the dataset belongs to another campaign and this one has no published round to go back to, or
+    when the protein's data were replaced after its rounds.
     """
     _go_to_last_round(workspace, repository, state)
     if note := made_by_others({entry.tag: entry.version for entry in repository.published(state.name)}):
@@ -144,11 +147,26 @@ def _go_to_last_round(workspace: Workspace, repository: Repository, state: Campa
                     f"start it with 'cgal run --new {state.name}', or set campaign.name back"
                 )
         return
+    tag = f"{state.name}/round-{state.last_published:03d}"
+    for part in workspace.parts:
+        if part.data.name not in manifests:
+            _require_own_data(part, repository, tag)
     if not prepared or any(
         manifest.campaign != state.name or round_index(manifest) < state.last_published
         for manifest in manifests.values()
     ):
-        repository.checkout_round(f"{state.name}/round-{state.last_published:03d}")
+        repository.checkout_round(tag)
+
+
+def _require_own_data(workspace: Workspace, repository: Repository, tag: str) -> None:
+    """Raise BadParams when a dataset without rounds is not the one that a round began with."""
+    own = {f"data/{workspace.data.name}/{name}" for name in ("structure.pdb", "seed.h5")}
+    hashes = {path: digest for path, digest in hashes_of(repository, tag, "data").items() if path in own}
+    if replaced := wrong_files(workspace.root, hashes):
+        raise BadParams(
+            f"{', '.join(replaced)}: not what campaign {tag.split('/')[0]} began with; 'cgal run --new NAME' begins a "
+            f"campaign on it, 'cgal checkout {tag}' brings back that campaign's data (these stay in DVC's cache)"
+        )
 
 
 def change_params(path: Path, changes: Mapping[str, Any], text: str | None = None) -> None:

@@ -11,7 +11,7 @@ from flows.versioning.objects import Cache, wrong_files
 from flows.versioning.repository import Repository
 from flows.versioning.rounds import round_files
 
-__all__ = ["MODEL", "bring_files", "bring_outputs", "find_model"]
+__all__ = ["MODEL", "bring_files", "bring_outputs", "find_model", "hashes_of"]
 
 MODEL = "round/model.pt"
 
@@ -42,9 +42,15 @@ def bring_outputs(repository: Repository, tag: str) -> None:
 
     Raises as `bring_files`.
     """
-    cache = Cache(repository.root)
-    files = _sound_files(repository, cache, tag, lambda output: output.split("/")[0] == "round")
-    _place(cache, files, repository.root)
+    _place(Cache(repository.root), hashes_of(repository, tag, "round"), repository.root)
+
+
+def hashes_of(repository: Repository, tag: str, folder: str) -> dict[str, str]:
+    """DVC hashes of the files that a round has in `data` or `round`, by path in the project.
+
+    Raises VersioningError as `find_model`.
+    """
+    return _sound_files(repository, Cache(repository.root), tag, lambda output: output.split("/")[0] == folder)
 
 
 def _place(cache: Cache, files: Mapping[str, str], folder: Path) -> None:
