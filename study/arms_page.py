@@ -363,9 +363,9 @@ def _own(records: pd.DataFrame, twins: pd.DataFrame, tested: Entries, design: De
         ["arm", "budget", "TICA W1 from common starts, relative to the campaign's own simulation, %"],
         ([f"`{arm}`", f"{budget:g}", _change(e, "change")] for arm, budget, e in changes if _known(e)),
         "**Whose models depend on the simulation** is seen when each model is compared with itself (not planned, "
-        "intervals not corrected). Near zero, its own simulation is as good a measure as the longer one from common "
-        "starts. Far above zero, the model is nearer to the truth only while it stays near the frames that it "
-        "learned from, and its own simulation flatters it.",
+        "intervals not corrected). Near zero, both simulations say the same of it. Far above zero, its campaign's own "
+        "simulation flatters it. That one is shorter, and starts at training frames, which are spread out where an arm "
+        "acquires; these records do not tell which of these makes the difference.",
     )
 
 

@@ -26,13 +26,12 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, str | int | float]]) -> None:
     """Add the rows of one task to a CSV file, all or none."""
-    added = StringIO(path.read_text() if path.is_file() else "")
-    new = not added.seek(0, os.SEEK_END)
+    before, added = path.read_text() if path.is_file() else "", StringIO()
     writer = csv.DictWriter(added, list(rows[0]), lineterminator="\n")
-    if new:
+    if not before:
         writer.writeheader()
     writer.writerows({key: f"{v:.5g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
-    write_text(path, added.getvalue())
+    write_text(path, before + added.getvalue())
 
 
 def measure_all[Task, Found](

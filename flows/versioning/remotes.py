@@ -53,7 +53,7 @@ class Remote:
         return self._transfer(self.store, cache.odb, sound, cache, verify=verify)
 
     def _is_damaged(self, digest: str) -> bool:
-        """Whether it has other bytes than those of this hash; of the list of a folder's files, which DVC just loads."""
+        """Whether the remote has other bytes under the hash of a folder's list, which DVC loads unchecked."""
         try:
             content = self.store.fs.cat_file(self.store.oid_to_path(digest))
         except FileNotFoundError:
