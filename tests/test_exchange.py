@@ -378,11 +378,11 @@ def test_data_that_were_replaced_do_not_give_way_to_a_campaign_without_a_word(ro
     """As after `cgal import --replace`."""
     (root / "data" / "toy" / "manifest.json").unlink()
     write(root / "data" / "toy" / "structure.pdb", "another molecule")
-    before, repository = contents(root), Repository(root)
+    before, repository = user_state(root), Repository(root)
     said = r"data/toy/structure\.pdb: not what campaign demo began with; .*--new NAME.*cgal checkout demo/round-001'"
     with pytest.raises(BadParams, match=said):
         continue_campaign(Workspace(root), repository, campaign_state(Workspace(root), repository))
-    assert contents(root) == before
+    assert user_state(root) == before
 
 
 # ---------------------------------------------------------------------------------- early
