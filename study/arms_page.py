@@ -87,7 +87,7 @@ def write_arms(folder: Path, page: Path) -> None:
             *_own(records, twins, tested, design),
             *_elsewhere(entries),
             *_tables(entries, design.budgets),
-            f"![W1 against the budget](results/{name}.png)",
+            f"![W1 of each arm at each budget](results/{name}.png)",
         ]
         summary["budgets"] += entries
         summary["contrasts"] += [{"system": design.system} | each for each in tested]
@@ -421,37 +421,25 @@ def _known(entry: Mapping[str, Any]) -> bool:
 
 
 def _draw(entries: Entries) -> Figure:
-    """W1 of the models against the budget, an arm a line; beside it that of the prior alone and of the raw frames.
+    """W1 of models, of their priors alone and of the raw frames: an arm a row, a budget a panel.
 
-    Arms are drawn a little beside each other; open markers are of too few seed sets for an interval.
+    Bars are intervals; open markers are of too few seed sets for one.
     """
     kinds = {"w1": "model", "w1_prior": "prior alone", "w1_raw": "raw frames"}
-    figure = Figure(figsize=(4.2 * len(kinds), 4.6), layout="constrained")
     found = [each for each in entries if each["metric"] == HEADLINE and each["mode"] == "exact"]
-    arms = list(dict.fromkeys(each["arm"] for each in found))
-    for panel, (name, title) in zip(figure.subplots(1, len(kinds), sharey=True), kinds.items(), strict=True):
-        for number, arm in enumerate(arms):
-            colour, marker = COLOURS[number % len(COLOURS)], "os"[number // len(COLOURS)]
-            line = [e for e in found if e["arm"] == arm]
-            label = f"{arm} ({max(e['seed_sets'] for e in line)})"
-            if arm == BASE:
-                panel.axhline(line[0][name], color=colour, linestyle="--", linewidth=1, label=label)
-                continue
-            at = [e["budget"] * 1.03 ** (number - len(arms) / 2) for e in line]
-            panel.plot(at, [e[name] for e in line], color=colour, linewidth=1)
-            for x, e in zip(at, line, strict=True):
+    arms, budgets = (list(dict.fromkeys(each[name] for each in found)) for name in ("arm", "budget"))
+    figure = Figure(figsize=(3.1 * len(budgets) + 1.6, 0.42 * len(arms) + 1.4), layout="constrained")
+    for panel, budget in zip(figure.subplots(1, len(budgets), sharex=True, sharey=True), budgets, strict=True):
+        for e in (e for e in found if e["budget"] == budget):
+            for place, (colour, marker, name) in enumerate(zip(COLOURS, "osD", kinds, strict=False)):
                 errors = [[e[name] - e[f"{name}_low"]], [e[f"{name}_high"] - e[name]]] if _known(e) else None
                 panel.errorbar(
-                    x, e[name], errors, color=colour, marker=marker, markersize=4, capsize=2,
-                    markerfacecolor=colour if _known(e) else "white", label=label, linestyle="",
+                    e[name], arms.index(e["arm"]) + 0.24 * (place - 1), xerr=errors, color=colour, marker=marker,
+                    markersize=4, markerfacecolor=colour if _known(e) else "white", linestyle="", label=kinds[name],
                 )  # fmt: skip
-        floor = found[0]["floor"] if found else math.nan
-        panel.axhline(floor, color="0.6", linestyle=":", label="floor (even against odd trajectories)")
-        panel.set(title=title, xscale="log", ylim=(0, None), xlabel="all-atom steps over the slowest process")
-    figure.axes[0].set_ylabel(f"{TITLE} W1, exact")
+        panel.axvline(found[0]["floor"], color="0.6", linestyle=":", label="floor (even against odd trajectories)")
+        panel.set(title=f"{budget:g} of the slowest process", xlabel=f"{TITLE} W1, exact")
+    figure.axes[0].set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5), xlim=(0, None))
     handles = {label: handle for handle, label in zip(*figure.axes[0].get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False,
-        title="arm (seed sets; open markers: fewer than three)",
-    )  # fmt: skip
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
     return figure

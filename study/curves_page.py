@@ -21,8 +21,23 @@ PRIOR, RAW = "prior", "raw"
 TODAY = "learning_curves"
 SIZE_ns = 16.0
 TARGET_RATIO, TARGET_FLOORS, TARGET_SCATTER = 0.6, 1.5, 0.15
-RUNGS = {"relative_entropy_on_linear": "linear_populations", "force_matching_on_linear": "linear"}
-"""The rung that a network is on top of."""
+BY_FORCES = ("linear", "force_matching", "force_matching_on_linear", "forces_and_noise")
+"""Models that see forces alone; the others see populations, too."""
+
+PAIRS = (
+    ("relative_entropy_on_linear", "linear_populations"),
+    ("relative_entropy_on_linear_committee", "relative_entropy_on_linear"),
+    ("forces_and_populations_on_linear", "relative_entropy_on_linear"),
+    ("relative_entropy", "relative_entropy_on_linear"),
+    ("relative_entropy", "linear_populations"),
+    ("relative_entropy", "force_matching"),
+    ("force_matching_on_linear", "linear"),
+    ("force_matching", "force_matching_on_linear"),
+    ("force_matching", "linear"),
+    ("forces_and_noise", "force_matching"),
+    ("forces_and_noise", "linear"),
+)
+"""A model, and the one that it is compared with: its rung, or what differs from it in one thing."""
 
 PREFACE = """# Learning curves: what a model learns from plain dynamics
 
@@ -116,7 +131,7 @@ def write_curves(folder: Path) -> None:
                 f"![learning curves]({name}.png)",
                 *_tables(records),
                 _verdict(records, _shares(folder)),
-                *_worth(records),
+                *_pairs(records),
             ]
     write_text(folder / "learning-curves.md", "\n\n".join(parts) + "\n")
 
@@ -265,30 +280,31 @@ def _reached(to_prior: Interval, length_ns: float) -> str:
     return "not shown to be worse" if to_prior.low <= 1.0 <= to_prior.high else _yes(to_prior.value <= 1.0)
 
 
-def _worth(records: pd.DataFrame) -> Iterator[str]:
-    """Say what a network adds to the rung that it is on top of."""
+def _pairs(records: pd.DataFrame) -> Iterator[str]:
+    """Compare models that learned from the same frames."""
     lines = []
-    for system, rows in records.query("metric == 'tica' and mode == 'exact'").groupby("system", sort=False):
-        for (model, length), found in rows.groupby(["model", "length_ns"]):
-            rung = RUNGS.get(str(model))
+    rows = records.query("metric == 'tica' and mode == 'exact'")
+    for model, base in PAIRS:
+        for (system, length), found in rows.query("model == @model").groupby(["system", "length_ns"]):
             ns = float(found["ns"].iloc[0])
-            if rung is None or np.isnan(ratio(records, str(system), ns, str(model), rung).value):
-                continue
-            seeds = set(found["seed"]) & set(rows.query("model == @rung and ns == @ns")["seed"])
-            cells = [
-                _interval(ratio(records, str(system), ns, str(model), rung, name), len(seeds)) for name in OBSERVABLES
-            ]
-            lines.append(f"| {system} | `{model}` | {_size(float(length))} | {len(seeds)} | {' | '.join(cells)} |")
+            bases = rows.query("model == @base and system == @system and ns == @ns")
+            seeds = len(set(found["seed"]) & set(bases["seed"]))
+            if seeds:
+                cells = [_interval(ratio(records, str(system), ns, model, base, name), seeds) for name in OBSERVABLES]
+                lines.append(
+                    f"| `{model}` | `{base}` | {system} | {_size(float(length))} | {seeds} | {' | '.join(cells)} |"
+                )
     if lines:
         headings = " | ".join(observable.heading.split(" [")[0] for observable in OBSERVABLES.values())
         yield "\n".join(
             [
-                "### What the network adds to its rung",
+                "### Model compared with model",
                 "",
-                "W1 over that of the rung alone, for the same frames and seed; geometric means with 95 % intervals.",
+                "W1 of a model over that of another, which learned from the same frames by the same seed; geometric "
+                "means with 95 % intervals. Above 1 the first is further from the truth.",
                 "",
-                f"| system | model | ns | seeds | {headings} |",
-                f"|---|---|---|---|{'---|' * len(OBSERVABLES)}",
+                f"| model | over | system | ns | seeds | {headings} |",
+                f"|---|---|---|---|---|{'---|' * len(OBSERVABLES)}",
                 *lines,
             ]
         )
@@ -308,30 +324,42 @@ def _shares(folder: Path) -> dict[str, Interval]:
 
 
 def _draw(records: pd.DataFrame) -> Figure:
+    """TICA W1 above and folded share below against size; a column for each system and for what models learn by."""
     rows = records.query("metric == 'tica' and mode == 'exact'")
     largest_ns = rows["ns"].max()
     rows = rows.assign(at=rows["length_ns"].replace(np.inf, 2.0 * largest_ns))
-    systems, models = list(rows["system"].unique()), list(rows["model"].unique())
-    figure = Figure(figsize=(5.2 * len(systems), 6.4), layout="constrained")
-    panels = figure.subplots(2, len(systems), squeeze=False, sharex="col")
-    for column, system in enumerate(systems):
+    models = list(rows["model"].unique())
+    families = {
+        "by forces": [model for model in models if model in BY_FORCES],
+        "by populations": [model for model in models if model not in (*BY_FORCES, PRIOR, RAW)],
+    }
+    columns = [(system, family) for system in rows["system"].unique() for family in families if families[family]]
+    figure = Figure(figsize=(3.6 * len(columns), 6.8), layout="constrained")
+    panels = figure.subplots(2, len(columns), squeeze=False, sharex=True)
+    styles = {model: (COLOURS[k % len(COLOURS)], "os"[k // len(COLOURS)]) for k, model in enumerate(models)}
+    for column, (system, family) in enumerate(columns):
         here = rows[rows["system"] == system]
         truths = (("value", here["floor"].iloc[0]), ("folded", here["folded_reference"].iloc[0]))
         for panel, (what, truth) in zip(panels[:, column], truths, strict=True):
-            for number, model in enumerate(models):
-                colour, marker = COLOURS[number % len(COLOURS)], "os"[number // len(COLOURS)]
+            for model in (*(each for each in models if each in (RAW, PRIOR)), *families[family]):
                 curve = here[here["model"] == model].groupby("at")[what].agg(["mean", "sem"])
+                colour, marker = styles[model]
                 panel.errorbar(
-                    curve.index, curve["mean"], curve["sem"], color=colour, label=model, marker=marker, capsize=2
-                )
+                    curve.index, curve["mean"], curve["sem"], color=colour, label=model, marker=marker, markersize=4,
+                    capsize=2, linestyle="--" if model in (RAW, PRIOR) else "-",
+                )  # fmt: skip
             panel.axhline(truth, color="0.6", linestyle=":", label="floor of W1, share of the truth")
-            panel.set(xscale="log", ylim=(0, None))
+            means = here.groupby(["model", "at"])[what].agg(["mean", "sem"])
+            panel.set(xscale="log", ylim=(0, 1.05 * max(truth, means.sum(axis="columns").max())))
         sizes = sorted(here["at"].unique())
-        panels[0, column].set_title(system)
+        panels[0, column].set_title(f"{system}, {family}")
         panels[1, column].set_xlabel("plain dynamics learned from [ns]")
         panels[1, column].set_xticks(sizes, [_size(at if at <= largest_ns else np.inf) for at in sizes], minor=False)
         panels[1, column].minorticks_off()
     panels[0, 0].set_ylabel("TICA W1, exact (mean, standard error)")
     panels[1, 0].set_ylabel("folded share")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    handles = {
+        label: handle for panel in panels[0] for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(columns), frameon=False)
     return figure
