@@ -104,15 +104,17 @@ def stage(
     root = open_project(root)
     from flows.campaign.stages import STAGES, run_stage
     from flows.terminal import console, describe, stage_bar
+    from flows.versioning import CampaignLock
     from flows.workspace import Workspace
 
     if name not in STAGES:
         raise typer.BadParameter(f"no stage {name!r}; the stages are {', '.join(STAGES)}")
     workspace = Workspace(root)
-    for part in (workspace.of(protein),) if protein else workspace.for_stage(name):
-        with stage_bar(part.named(name)) as progress:
-            summary = run_stage(name, part, progress)
-        console.print(f"{part.named(name)}: {describe(summary)}")
+    with CampaignLock(root, f"cgal stage {name}"):
+        for part in (workspace.of(protein),) if protein else workspace.for_stage(name):
+            with stage_bar(part.named(name)) as progress:
+                summary = run_stage(name, part, progress)
+            console.print(f"{part.named(name)}: {describe(summary)}")
 
 
 def report(root: Root = HERE) -> None:
