@@ -16,7 +16,7 @@ from playwright.sync_api import Locator
 from playwright.sync_api import TimeoutError as PageTimeout
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import FlowRun
-from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.schedules import IntervalSchedule
 
 from flows.serving.health import worker_name
 from flows.tracking.runs import experiment_page
@@ -78,8 +78,8 @@ def test_what_comes_from_the_form_is_no_command(served: Served) -> None:
 
 
 def test_a_schedule_fires_and_each_stage_runs_on_its_pool(served: Served) -> None:
-    """The committed weekly schedule, switched on and set to the next minute; a closing round alone."""
-    moment = datetime.now(UTC) + timedelta(seconds=105)  # 45 s at least: the minute is cut off below
+    """The committed weekly schedule, switched on and set to forty seconds from now; a closing round alone."""
+    moment = datetime.now(UTC) + timedelta(seconds=40)
     with served.client() as client:
         deployment = client.read_deployment_by_name("active-learning/active-learning")
         (schedule,) = deployment.schedules
@@ -89,7 +89,7 @@ def test_a_schedule_fires_and_each_stage_runs_on_its_pool(served: Served) -> Non
             deployment.id,
             schedule.id,
             active=True,
-            schedule=CronSchedule(cron=f"{moment.minute} {moment.hour} * * *", timezone="UTC"),
+            schedule=IntervalSchedule(interval=timedelta(weeks=1), anchor_date=moment),
         )
         fired = []
 
