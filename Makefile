@@ -19,7 +19,7 @@ demo: setup ## one real chignolin campaign: 2 acquisition rounds and a closing o
 	cgal run $(if $(NEW),--new $(NEW))
 
 test: check ## everything a change must pass
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 pytest --numprocesses 3 --durations 40 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 pytest --numprocesses 2 --durations 40 --dist loadfile --no-loadscope-reorder
 
 check: setup docs ## format, lint, types, import direction, documentation
 	ruff format --check .

@@ -69,11 +69,14 @@ def log_ratios(
     rows: pd.DataFrame, to: pd.DataFrame, metric: str, mode: str, kind: str = "model", of: str = "model"
 ) -> list[float]:
     """Logarithm of W1 of one kind over that of another, paired by seed set and seed, its mean in each set."""
-    mine = rows.query("kind == @of and metric == @metric and mode == @mode").set_index(PAIR)["w1"]
-    theirs = to.query("kind == @kind and metric == @metric and mode == @mode").set_index(PAIR)["w1"]
-    logs = np.log((mine / theirs).dropna())
+    logs = np.log((_w1(rows, of, metric, mode) / _w1(to, kind, metric, mode)).dropna())
     found: list[float] = logs.groupby("seed_set").mean().tolist()
     return found
+
+
+def _w1(rows: pd.DataFrame, kind: str, metric: str, mode: str) -> pd.Series:
+    chosen = (rows["kind"] == kind) & (rows["metric"] == metric) & (rows["mode"] == mode)
+    return rows.loc[chosen, [*PAIR, "w1"]].set_index(PAIR)["w1"]
 
 
 def _percent(logs: Sequence[float]) -> Interval:
