@@ -105,7 +105,7 @@ def _pilot(twins: pd.DataFrame, design: Design, primary: Contrast) -> Iterator[s
     change = Interval(*(100 * math.expm1(value) for value in mean_interval(logs)))
     low, high = scatter_interval(logs)
     yield (
-        f"**The pilot**, {len(logs)} seeds on seed sets of their own, decided how many seed sets there are. The log "
+        f"**The pilot**, {len(logs)} seeds on seed sets of their own, is to say how many seed sets it takes. The log "
         f"ratio of `{primary.arm}` to `{primary.control}` at {primary.budget:g} of the slowest process scatters by "
         f"{statistics.stdev(logs):.2f} (95 % interval {low:.2f} to {high:.2f}). If the true scatter is that, a change "
         f"by {RESOLVED_percent:.0f} % takes {sample_size(logs, RESOLVED_percent) or 'over a thousand'} seed sets for "
